@@ -1,0 +1,37 @@
+"""Fixtures that several test files share."""
+
+import os
+import shutil
+
+import pytest
+
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory):
+    """An MLflow database with all tables and no experiment but Default: 7 s, so once per session."""
+    import mlflow
+
+    file = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file.as_posix()}").get_experiment("0")
+    return file
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch, migrated_database):
+    """A fresh MLflow store in the current directory, `tmp_path`; fails if the test leaves a run active."""
+    import mlflow
+
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    mlflow.set_tracking_uri(None)
+    shutil.copy(migrated_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    active = mlflow.active_run()
+    mlflow.end_run()
+    mlflow.set_tracking_uri(None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    assert active is None, f"the test left run {active.info.run_id} active"

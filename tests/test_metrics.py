@@ -1,0 +1,89 @@
+"""The metrics against fractions, identities and scikit-learn."""
+
+from fractions import Fraction
+
+import keras
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, jaccard_score
+
+import metrics
+
+TABLE = [  # A, B, Dice, IoU
+    ([1, 1, 0, 0], [1, 0, 0, 0], Fraction(2, 3), Fraction(1, 2)),
+    ([1, 1, 0, 0], [1, 1, 0, 0], Fraction(1), Fraction(1)),
+    ([1, 1, 0, 0], [0, 0, 1, 1], Fraction(0), Fraction(0)),
+    ([1, 1, 1, 1], [1, 1, 0, 0], Fraction(2, 3), Fraction(1, 2)),
+    ([0, 0, 0, 0], [0, 0, 0, 0], Fraction(1), Fraction(1)),
+    ([0, 0, 0, 0], [1, 0, 0, 0], Fraction(0), Fraction(0)),
+    ([1, 1, 0, 0], [0.5, 0.5, 0, 0], Fraction(2, 3), Fraction(1, 2)),
+]
+
+
+def random_masks(num=5, side=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple((rng.random((num, side, side, 1)) < 0.4).astype("float32") for _ in range(2))
+
+
+@pytest.mark.parametrize(("true", "pred", "dice", "iou"), TABLE)
+def test_scores_are_the_fractions_of_their_definition(true, pred, dice, iou):
+    true, pred = (np.array(y, "float32").reshape(1, 2, 2, 1) for y in (true, pred))
+    assert float(metrics.dice_coeff(true, pred)) == pytest.approx(float(dice), abs=2e-6)
+    assert float(metrics.iou_metric(true, pred)) == pytest.approx(float(iou), abs=2e-6)
+    assert float(metrics.dice_loss(true, pred)) == pytest.approx(1 - float(dice), abs=2e-6)
+
+
+def test_scores_of_masks_are_those_of_scikit_learn():
+    true, pred = random_masks()
+    assert float(metrics.dice_coeff(true, pred)) == pytest.approx(f1_score(true.ravel(), pred.ravel()), abs=1e-6)
+    assert float(metrics.iou_metric(true, pred)) == pytest.approx(jaccard_score(true.ravel(), pred.ravel()), abs=1e-6)
+
+
+def test_dice_is_2j_over_1_plus_j():
+    true, pred = random_masks(seed=1)
+    dice, iou = (np.array(f(true, pred, axis=(1, 2, 3))) for f in (metrics.dice_coeff, metrics.iou_metric))
+    np.testing.assert_allclose(dice, 2 * iou / (1 + iou), rtol=1e-5)
+    np.testing.assert_allclose(dice, 1 - np.array(keras.losses.dice(true, pred, axis=(1, 2, 3))), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["DiceCoefficient", "IoU"])
+@pytest.mark.parametrize("average", ["global", "image"])
+def test_a_metric_does_not_depend_on_the_batches(name, average):
+    true, pred = random_masks()
+    function = {"DiceCoefficient": metrics.dice_coeff, "IoU": metrics.iou_metric}[name]
+    expected = np.mean(function(true, pred, axis=None if average == "global" else (1, 2, 3)))
+    for batch in (1, 2, 5):  # 2 leaves a short last batch
+        metric = getattr(metrics, name)(threshold=0.5, average=average)
+        for start in range(0, len(true), batch):
+            metric.update_state(true[start : start + batch], pred[start : start + batch])
+        assert float(metric.result()) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [255, float("nan")])
+def test_masks_other_than_0_and_1_are_refused(scale):
+    true, pred = random_masks()
+    with pytest.raises(ValueError, match="y_true must be exactly 0 or 1"):
+        metrics.dice_coeff(true * scale, pred)
+
+
+def test_unequal_shapes_are_refused_not_broadcast():
+    true, pred = random_masks()
+    for call in (metrics.dice_coeff, metrics.iou_metric, metrics.DiceLoss(), metrics.IoU().update_state):
+        with pytest.raises(ValueError, match="same shape"):
+            call(true[..., 0], pred)
+
+
+def test_the_loss_is_one_value_per_image():
+    true, pred = random_masks()
+    loss = np.array(metrics.DiceLoss(smooth=1e-6, reduction="none")(true, pred))
+    np.testing.assert_allclose(loss, 1 - np.array(metrics.dice_coeff(true, pred, axis=(1, 2, 3))), atol=1e-6)
+
+
+def test_a_compiled_model_loads_again(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 1, activation="sigmoid")])
+    model.compile(loss=metrics.DiceLoss(), metrics=[metrics.DiceCoefficient(), metrics.IoU(threshold=0.5)])
+    true, pred = random_masks()
+    scores = model.evaluate(pred, true, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.evaluate(pred, true, verbose=0), scores, rtol=1e-6)

@@ -1,0 +1,691 @@
+"""Train a U-Net from scratch to find circles on noise, score it on unseen images, and track the run in MLflow.
+
+    python unet_segmentation.py
+
+A few minutes on 2 cores. Everything goes to outputs/unet (model.keras, scores.json, per_image.csv,
+history.json, curves.png, predictions.png) and into the MLflow experiment 2D_UNet_Segmentation.
+`--recipe report` trains as a
+textbook would: Dice loss pooled over the batch, Adam at 1e-3, 256 fixed images.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import data_synth
+import tracking
+
+# Keras takes 10 s to import, Matplotlib 1 s: the functions that need them import them, so that --help answers at once.
+
+BLUE, ORANGE = "#0072B2", "#E69F00"  # told apart by every reader (Okabe and Ito 2008)
+EXPERIMENT = "2D_UNet_Segmentation"
+TRAIN, VALIDATION, TEST = 0, 1, 2  # streams of the seed: sets that share no image
+PREDICT_BATCH = 16  # images at a time where nothing is trained
+
+# What `--recipe` sets; each of these is a flag of its own too. The comments say what each ingredient is for.
+RECIPES = {
+    "lab": {
+        "train_images": 128,
+        "fixed_images": False,  # new images every epoch: the network cannot learn them by heart
+        "batch_size": 4,  # many small steps: on this task they teach more than few precise ones
+        "optimizer": "muon",  # see muon.py: as good as Adam after a third of the images
+        "learning_rate": 3e-3,
+        "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017): ends settled
+        "loss": "dice+bce",  # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out
+    },
+    "report": {
+        "train_images": 256,
+        "fixed_images": True,
+        "batch_size": 8,
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "loss": "pooled-dice",
+    },
+}
+
+
+def conv_block(x, filters: int, name: str | None = None):
+    """(3x3 convolution -> ReLU) * 2, same padding: (N, H, W, C) -> (N, H, W, filters)."""
+    from keras import layers
+
+    for i in (1, 2):
+        x = layers.Conv2D(
+            filters,
+            3,
+            padding="same",
+            activation="relu",
+            kernel_initializer="he_normal",  # keeps the variance through ReLU layers (He et al. 2015)
+            name=name and f"{name}_conv{i}",
+        )(x)
+    return x
+
+
+def build_unet(input_shape: tuple = (128, 128, 1), filters: int = 32, depth: int = 3, skips: bool = True):
+    """Build a U-Net (Ronneberger et al. 2015) with padded convolutions: the mask is as large as the image.
+
+    Encoder blocks of filters, 2 filters, 4 filters, ... with 2x2 max pooling after each; a bottleneck of
+    2^depth filters; a decoder of stride-2 transposed convolutions, each concatenated with the encoder block
+    of its size; a 1x1 convolution with sigmoid. With the defaults 32, 64, 128, 256 and 1,925,025 parameters.
+
+    Args:
+        input_shape: (height, width, channels); height and width divisible by 2^depth.
+        filters: channels of the first block, at least 1.
+        depth: number of poolings, at least 1.
+        skips: False leaves the concatenations out, to see what they are for.
+
+    Returns:
+        An uncompiled `keras.Model`: images (N, H, W, C) -> probabilities (N, H, W, 1), float32.
+
+    Raises:
+        ValueError: for sides that are not divisible, or counts below 1.
+    """
+    import keras
+    from keras import layers
+
+    check_network(input_shape[:2], filters, depth)
+    inputs = x = keras.Input(input_shape, name="image")
+    encoder = []
+    for level in range(depth):
+        x = conv_block(x, filters * 2**level, name=f"encoder{level + 1}")
+        encoder.append(x)
+        x = layers.MaxPooling2D(2, name=f"pool{level + 1}")(x)
+    x = conv_block(x, filters * 2**depth, name="bottleneck")
+    for level in reversed(range(depth)):
+        x = layers.Conv2DTranspose(filters * 2**level, 2, strides=2, padding="same", name=f"up{level + 1}")(x)
+        if skips:
+            x = layers.Concatenate(name=f"skip{level + 1}")([x, encoder[level]])
+        x = conv_block(x, filters * 2**level, name=f"decoder{level + 1}")
+    # float32 whatever the precision of the rest: bfloat16 has no number between 0.996 and 1.
+    mask = layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name="mask")(x)
+    return keras.Model(inputs, mask, name="unet")
+
+
+def check_network(sides, filters: int, depth: int) -> None:
+    """Raise ValueError for a network that `build_unet` cannot build."""
+    if filters < 1 or depth < 1:
+        raise ValueError(f"filters and depth must be at least 1; got filters={filters}, depth={depth}.")
+    factor = 2**depth
+    if any(side is not None and (side < factor or side % factor) for side in sides):
+        near = tuple(max(factor, round(side / factor) * factor) for side in sides)
+        raise ValueError(
+            f"the sides must be divisible by 2^depth = {factor}, because each of {depth} poolings halves them; "
+            f"got {tuple(sides)}. Take {near}, or another depth."
+        )
+
+
+def check_arrays(images, masks) -> None:
+    """Raise ValueError unless images (N, H, W, C) are finite and in [0, 1], and masks (N, H, W, 1) exactly 0 or 1."""
+    images, masks = np.asarray(images), np.asarray(masks)
+    if images.ndim != 4 or masks.ndim != 4:
+        raise ValueError(
+            f"images and masks must have rank 4, (N, H, W, channels); got {images.shape} and {masks.shape}. "
+            "Add a missing channel axis with images[..., None]."
+        )
+    if images.shape[:3] != masks.shape[:3] or masks.shape[3] != 1:
+        raise ValueError(
+            f"images {images.shape} and masks {masks.shape} do not belong together: "
+            "masks must be (N, H, W, 1) with the N, H, W of the images."
+        )
+    if not np.isfinite(images).all() or images.min() < 0 or images.max() > 1:
+        raise ValueError(
+            f"images must be finite and in [0, 1]; got values from {images.min():g} to {images.max():g}. "
+            "Divide 8-bit images by 255, and replace NaN."
+        )
+    other = masks[(masks != 0) & (masks != 1)]
+    if other.size:
+        raise ValueError(
+            f"masks must be exactly 0 or 1; got {other.flat[0]:g} among others. Divide a mask of 0 and 255 by 255."
+        )
+
+
+def make_data(args: argparse.Namespace, num_images: int, *stream: int):
+    """Images and masks of one stream of the seed: (N, size, size, 1) each."""
+    return data_synth.make_circles(
+        num_images,
+        args.size,
+        seed=(args.seed, *stream),
+        num_circles=args.circles,
+        radius=args.radius,
+        contrast=args.contrast,
+        noise=args.noise,
+    )
+
+
+def training_batches(args: argparse.Namespace):
+    """Yield (images, masks) without end, epoch after epoch; only what is needed is ever in memory."""
+    if args.fixed_images:
+        images, masks = make_data(args, args.train_images, TRAIN)
+    for epoch in itertools.count():
+        order = np.random.default_rng((args.seed, epoch)).permutation(args.train_images)
+        for batch, start in enumerate(range(0, args.train_images, args.batch_size)):
+            chosen = order[start : start + args.batch_size]  # the last batch may be shorter
+            if args.fixed_images:
+                yield images[chosen], masks[chosen]
+            else:
+                yield make_data(args, len(chosen), TRAIN, epoch, batch)
+
+
+def choose_loss(name: str):
+    """The loss of a name: one value per image, except for the report's, which pools the batch."""
+    import keras
+
+    import metrics
+
+    dice, bce = metrics.DiceLoss(), keras.losses.BinaryCrossentropy()
+    per_image = (1, 2, 3)
+
+    def dice_and_bce(masks, probs):
+        return metrics.dice_loss(masks, probs, dice.smooth, per_image) + keras.ops.mean(
+            keras.losses.binary_crossentropy(masks, probs), axis=(1, 2)
+        )
+
+    return {"dice": dice, "bce": bce, "dice+bce": dice_and_bce, "pooled-dice": metrics.dice_loss}[name]
+
+
+def choose_optimizer(args: argparse.Namespace):
+    """The optimizer with its learning rate, constant or a cosine with warm-up over the whole training."""
+    import keras
+
+    from muon import Muon
+
+    rate = args.learning_rate
+    steps = args.epochs * math.ceil(args.train_images / args.batch_size)
+    if args.schedule == "cosine":
+        warmup = max(1, steps // 10)
+        rate = keras.optimizers.schedules.CosineDecay(
+            rate / warmup, max(1, steps - warmup), warmup_target=rate, warmup_steps=warmup
+        )
+    return Muon(rate) if args.optimizer == "muon" else keras.optimizers.Adam(rate)
+
+
+def choose_precision(wanted: str) -> str:
+    """float32 or mixed_bfloat16; "auto" takes bfloat16 where the hardware computes it, not where it emulates it."""
+    import keras
+
+    if wanted != "auto":
+        return wanted
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        found = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
+    elif backend == "jax":
+        import jax
+
+        if jax.default_backend() == "tpu":
+            return "mixed_bfloat16"
+        found = [getattr(device, "compute_capability", "0") for device in jax.devices() if device.platform == "gpu"]
+        found = [tuple(int(part) for part in str(capability).split(".")) for capability in found]
+    else:
+        import torch
+
+        found = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    if found:
+        native = min(found) >= (8, 0)  # NVIDIA's Ampere and later
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+        native = "avx512_bf16" in flags or "amx_bf16" in flags
+    return "mixed_bfloat16" if native else "float32"
+
+
+def train(model, args: argparse.Namespace, validation: tuple, on_epoch_end=None):
+    """Compile and fit; the weights of the epoch with the best `val_image_dice` remain. Return the history, a dict."""
+    import keras
+
+    import metrics
+
+    hard = {"threshold": 0.5, "average": "image"}
+    model.compile(
+        optimizer=choose_optimizer(args),
+        loss=choose_loss(args.loss),
+        metrics=[
+            metrics.DiceCoefficient(),  # soft and pooled, as in the report
+            metrics.IoU(),
+            metrics.DiceCoefficient(**hard, name="image_dice"),  # hard and per image, as the field reports
+            metrics.IoU(**hard, name="image_iou"),
+        ],
+    )
+    best = keras.callbacks.EarlyStopping(  # never stops: patience is the whole training
+        "val_image_dice", mode="max", patience=args.epochs, restore_best_weights=True
+    )
+    log = keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
+    batches, validation = feed(lambda: training_batches(args), validation)
+    history = model.fit(
+        batches,
+        epochs=args.epochs,
+        steps_per_epoch=math.ceil(args.train_images / args.batch_size),
+        validation_data=validation,
+        validation_batch_size=PREDICT_BATCH,
+        callbacks=[best, log],
+        shuffle=False,  # the batches come as they should
+        verbose=1 if sys.stdout.isatty() else 2,  # a progress bar in a pipe is a mess of backspaces
+    )
+    return {"epoch": [epoch + 1 for epoch in history.epoch], **history.history}
+
+
+def feed(batches, validation: tuple):
+    """What `fit` reads: on TensorFlow two tf.data pipelines without autotuning, else the arguments as they are.
+
+    The thread that autotunes a pipeline sleeps for ever longer spells, and `fit` waits for it after the last step:
+    seen to take 7 s on top of 13 s.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return batches(), validation
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    images, masks = (tf.TensorSpec((None, *array.shape[1:]), tf.float32) for array in validation)
+    training = tf.data.Dataset.from_generator(batches, output_signature=(images, masks)).prefetch(2)
+    validation = tf.data.Dataset.from_tensor_slices(validation).batch(PREDICT_BATCH)
+    return training.with_options(options), validation.with_options(options)
+
+
+def predict(model, images) -> np.ndarray:
+    """Probabilities for images (N, H, W, C), in batches: (N, H, W, 1), float32."""
+    starts = range(0, len(images), PREDICT_BATCH)
+    return np.concatenate([model.predict_on_batch(images[start : start + PREDICT_BATCH]) for start in starts])
+
+
+def score(masks, probs) -> tuple[dict, list[dict]]:
+    """Score probabilities (or hard masks) against masks, both (N, H, W, 1).
+
+    Returns:
+        The scores of the set: soft and pooled `dice_coeff` and `iou_metric`; hard (>= 0.5) means over the images
+        `image_dice` and `image_iou`; soft means `soft_image_dice` and `soft_image_iou`; for the four per-image
+        scores the 5th percentile (`_p5`) and the minimum (`_min`) too.
+        A row per image: `image`, `foreground` (share of the true mask) and its four scores.
+    """
+    import keras
+
+    import metrics
+
+    check_arrays(probs, masks)
+    hard = (probs >= 0.5).astype("float32")
+    both = {"dice": metrics.dice_coeff, "iou": metrics.iou_metric}
+    of_images = {
+        f"{kind}image_{name}": keras.ops.convert_to_numpy(function(masks, pred, axis=(1, 2, 3)))
+        for kind, pred in (("", hard), ("soft_", probs))
+        for name, function in both.items()
+    }
+    scores = {"dice_coeff": float(both["dice"](masks, probs)), "iou_metric": float(both["iou"](masks, probs))}
+    for name, values in of_images.items():
+        scores[name] = float(values.mean())
+        scores[f"{name}_p5"] = float(np.percentile(values, 5))
+        scores[f"{name}_min"] = float(values.min())
+    rows = [
+        {"image": i, "foreground": float(masks[i].mean()), **{name: float(v[i]) for name, v in of_images.items()}}
+        for i in range(len(masks))
+    ]
+    return scores, rows
+
+
+def baselines(validation: tuple, test: tuple) -> dict[str, dict]:
+    """Scores on the test set of what needs no network: all background, and the best global threshold.
+
+    The threshold, in grey values, is the one of 0.00, 0.01, ..., 1.00 with the best mean Dice on the validation set.
+    """
+    from metrics import dice_coeff
+
+    def mean_dice(threshold):
+        hard = (validation[0] >= threshold).astype("float32")
+        return float(np.mean(dice_coeff(validation[1], hard, axis=(1, 2, 3))))
+
+    best = max(np.arange(101) / 100, key=mean_dice)
+    images, masks = test
+    return {
+        "all background": score(masks, np.zeros_like(masks))[0],
+        "best global threshold": {"threshold": best, **score(masks, (images >= best).astype("float32"))[0]},
+    }
+
+
+def describe_failure(history: dict, masks, probs) -> str | None:
+    """One sentence if the training ended in nothing useful, else None."""
+    advice = "Try --loss dice+bce, a lower --learning-rate, or another --seed; --recipe lab does not do this."
+    if not all(math.isfinite(loss) for loss in history["loss"]):
+        return f"The loss became NaN or infinite: the network is broken and its scores mean nothing. {advice}"
+    share, true = float((probs >= 0.5).mean()), float(masks.mean())
+    if share < 0.01 * true:
+        return f"The training collapsed: the predicted masks are all background (all black). {advice}"
+    if true < 1 and share == 1:
+        return f"The training collapsed: every predicted mask is all foreground (all white). {advice}"
+    return None
+
+
+def plot_curves(history: dict, path: Path) -> None:
+    """Loss, Dice and IoU by epoch, training and validation, with the selected epoch marked."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    epochs = history["epoch"]
+    best = int(np.nanargmax(history["val_image_dice"]))
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    panels = {"Loss": ["loss"], "Dice": ["dice_coeff", "image_dice"], "IoU": ["iou_metric", "image_iou"]}
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for name, style in zip(names, ("-", ":"), strict=False):
+            kind = {"loss": "", "dice_coeff": ", soft, pooled", "iou_metric": ", soft, pooled"}.get(
+                name, ", hard, per image"
+            )
+            for prefix, label, color in (("", "training", ORANGE), ("val_", "validation", BLUE)):
+                values = np.asarray(history[prefix + name], float)
+                if title != "Loss":
+                    values = np.clip(values, 0.01, 0.9995)  # the ends of a logit scale lie at infinity
+                axes.plot(epochs, values, style, color=color, marker=".", label=label + kind)
+        axes.axvline(epochs[best], color="0.5", linewidth=0.8, zorder=0)
+        axes.annotate(
+            f"best epoch {epochs[best]}",
+            (epochs[best], 0.03),
+            xycoords=("data", "axes fraction"),
+            xytext=(-3, 0),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            fontsize=8,
+            color="0.35",
+        )
+        if title == "Loss":
+            axes.set_yscale("log")
+        else:  # so that 0.99 and 0.995 are apart
+            axes.set_yscale("logit")
+            low = min(0.5, *(v for n in names for v in history["val_" + n][-1:]))
+            axes.set_ylim(max(0.01, low), 0.9995)
+            axes.yaxis.set_major_locator(FixedLocator([0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998]))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set(title=title, xlabel="epoch", ylabel={"Loss": "loss (log scale)"}.get(title, f"{title} (logit scale)"))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_predictions(images, masks, probs, dice, path: Path) -> None:
+    """Rows of image, truth, probability and errors: three typical images and the three worst, each with its Dice."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    order = np.argsort(dice)  # from the worst to the best
+    middle = [order[round(q * (len(order) - 1))] for q in (0.75, 0.5, 0.25)]
+    rows = [("typical", i) for i in dict.fromkeys(middle)] + [("worst", i) for i in order[:3]]
+    colors = {"true negative": "black", "true positive": "0.8", "false positive": ORANGE, "false negative": BLUE}
+    figure = Figure(figsize=(8.6, 2.12 * len(rows) + 0.7), layout="constrained")
+    grid = figure.subplots(len(rows), 4, squeeze=False)
+    for line, (kind, i) in zip(grid, rows, strict=True):
+        true, hard = masks[i, ..., 0] == 1, probs[i, ..., 0] >= 0.5
+        line[0].imshow(images[i], cmap="gray", vmin=0, vmax=1)
+        line[1].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
+        shade = line[2].imshow(probs[i], cmap="viridis", vmin=0, vmax=1)
+        line[3].imshow(
+            np.select([true & hard, hard, true], [1, 2, 3], 0),
+            cmap=ListedColormap(list(colors.values())),
+            vmin=0,
+            vmax=3,
+            interpolation="nearest",
+        )
+        line[0].set_ylabel(f"{kind}: image {i}\nDice {dice[i]:.4f}")
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    height, width = images.shape[1:3]
+    for axes, title in zip(
+        grid[0], (f"image, {width} x {height} px", "true mask", "probability", "errors at 0.5"), strict=True
+    ):
+        axes.set_title(title, fontsize=10)
+    figure.colorbar(shade, ax=grid[:, 2], location="bottom", shrink=0.9, pad=0.01, label="probability of circle")
+    figure.legend(
+        handles=[Patch(facecolor=c, edgecolor="0.5", label=n) for n, c in colors.items()],
+        loc="outside lower right",
+        ncols=2,
+        fontsize=8,
+        frameon=False,
+    )
+    figure.savefig(path, dpi=130)
+
+
+def format_table(rows: dict[str, dict]) -> str:
+    """A plain table of test scores, one row per name, for the console."""
+    columns = {
+        "image_dice": "Dice",
+        "image_dice_p5": "5th pct",
+        "image_dice_min": "min",
+        "image_iou": "IoU",
+        "image_iou_p5": "5th pct",
+        "image_iou_min": "min",
+        "dice_coeff": "soft Dice",
+        "iou_metric": "soft IoU",
+    }
+    lines = [f"{'':22}{'hard at 0.5, per image':^60}{'pooled':^22}"]
+    lines.append(f"{'':22}" + "".join(f"{title:>10}" for title in columns.values()))
+    lines += [f"{name:22}" + "".join(f"{scores[key]:10.4f}" for key in columns) for name, scores in rows.items()]
+    return "\n".join(lines)
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """Read and check the command line; a bad one ends in one sentence and exit code 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        usage="%(prog)s [options]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--recipe",
+        choices=RECIPES,
+        default="lab",
+        help="sets the training flags: the lab's, or the textbook's of the report",
+    )
+    data = parser.add_argument_group("data").add_argument
+    data("--train-images", type=int, metavar="N", help="training images per epoch")
+    data(
+        "--fixed-images",
+        action=argparse.BooleanOptionalAction,
+        help="the same training images every epoch, instead of new ones",
+    )
+    data("--val-images", type=int, default=64, metavar="N", help="validation images")
+    data("--test-images", type=int, default=512, metavar="N", help="test images, seen by nothing but the final scores")
+    data("--size", type=int, default=128, metavar="PIXELS", help="side of the images, divisible by 8")
+    data(
+        "--circles",
+        type=int,
+        nargs=2,
+        default=(1, 1),
+        metavar=("MIN", "MAX"),
+        help="circles per image; 0 to allow empty masks",
+    )
+    data(
+        "--radius",
+        type=float,
+        nargs=2,
+        default=(8, 25),
+        metavar=("MIN", "MAX"),
+        help="radius in pixels, 1 to (size - 1) / 2",
+    )
+    data(
+        "--contrast",
+        type=float,
+        default=0.5,
+        metavar="C",
+        help="circle above background in grey values, above 0, up to 0.75",
+    )
+    data(
+        "--noise",
+        type=float,
+        default=0.25,
+        metavar="S",
+        help="standard deviation of the noise in grey values, 0 or more",
+    )
+    fit = parser.add_argument_group("training").add_argument
+    fit("--epochs", type=int, default=15, metavar="N", help="passes over the training images")
+    fit("--batch-size", type=int, metavar="N", help="images per step")
+    fit("--optimizer", choices=("muon", "adam"), help="see muon.py")
+    fit("--learning-rate", type=float, metavar="R", help="peak step size, above 0")
+    fit("--schedule", choices=("cosine", "constant"), help="course of the learning rate")
+    fit(
+        "--loss",
+        choices=("dice", "bce", "dice+bce", "pooled-dice"),
+        help="what is minimised; pooled-dice is the report's",
+    )
+    fit("--filters", type=int, default=32, metavar="N", help="channels of the first block; 32 is the report's network")
+    fit("--skips", action=argparse.BooleanOptionalAction, default=True, help="the skip connections")
+    fit(
+        "--precision",
+        choices=("auto", "float32", "mixed_bfloat16"),
+        default="auto",
+        help="auto: bfloat16 where the hardware has it",
+    )
+    fit("--seed", type=int, default=0, metavar="N", help="of the weights and the data, 0 or more")
+    fit("--deterministic", action="store_true", help="ask TensorFlow for bit-for-bit repeatable operations")
+    out = parser.add_argument_group("output").add_argument
+    out("--out-dir", type=Path, default=Path("outputs/unet"), metavar="DIR", help="where all files go")
+    out("--run-name", metavar="NAME", help="of the MLflow run; MLflow makes one up if none is given")
+    recipe = parser.parse_known_args(argv)[0].recipe
+    parser.set_defaults(**RECIPES[recipe])
+    args = parser.parse_args(argv)
+    try:
+        check_args(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raise ValueError for settings that cannot work, before anything slow begins."""
+    for name in ("train_images", "val_images", "test_images", "epochs", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(args, name)}.")
+    if not (math.isfinite(args.learning_rate) and args.learning_rate > 0):
+        raise ValueError(f"--learning-rate must be a finite number above 0, such as 0.002; got {args.learning_rate}.")
+    check_network((args.size, args.size), args.filters, depth=3)
+    make_data(args, 1, TEST)
+    try:
+        args.out_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.out_dir).close()
+    except OSError as error:
+        raise ValueError(
+            f"--out-dir {args.out_dir} cannot be written ({error.strerror}): name another folder."
+        ) from None
+
+
+def write_results(folder: Path, network, history, results, rows, test, probs) -> None:
+    """Write every file of the run into `folder`."""
+    network.save(folder / "model.keras")
+    (folder / "history.json").write_text(json.dumps(history, indent=1))
+    (folder / "scores.json").write_text(json.dumps(results, indent=1))
+    with open(folder / "per_image.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    plot_curves(history, folder / "curves.png")
+    plot_predictions(*test, probs, np.array([row["image_dice"] for row in rows]), folder / "predictions.png")
+
+
+def main(argv=None) -> dict:
+    """Train, score, plot and track one network; return its scores on the test set."""
+    args = parse_args(argv)
+    try:
+        tracking.open_store(EXPERIMENT)  # before Keras is imported: an unusable store is told in seconds
+        return run_lab(args)
+    except tracking.TrackingError as error:
+        print(f"unet_segmentation.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run_lab(args: argparse.Namespace) -> dict:
+    """What `main` does once the settings are known to be good."""
+    # TensorFlow's own memory pool: with the system's, every step maps and clears its memory anew (20% slower).
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
+    import keras
+
+    if args.deterministic:
+        make_deterministic()
+    precision = choose_precision(args.precision)
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(args.seed)
+    model = build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
+    validation, test = make_data(args, args.val_images, VALIDATION), make_data(args, args.test_images, TEST)
+    provenance = tracking.provenance()
+    settings = {**vars(args), "out_dir": str(args.out_dir)}
+    print(f"U-Net with {model.count_params():,} parameters, {precision}, on {provenance['device']}")
+
+    description = f"U-Net on synthetic circles, recipe `{args.recipe}`, seed {args.seed}."
+    with tracking.tracked_run(EXPERIMENT, run_name=args.run_name, params=settings, description=description) as run:
+        run.params({"parameters": model.count_params(), "precision_used": precision})
+        sets = {"training": next(training_batches(args)), "validation": validation, "test": test}
+        for name, (images, masks) in sets.items():
+            run.dataset(images, masks, name=f"circles, {name}", context=name, source="data_synth.make_circles")
+        started = time.perf_counter()
+        history = train(model, args, validation, lambda epoch, logs: run.metrics(logs, step=epoch + 1))
+        seconds = time.perf_counter() - started
+
+        probs = predict(model, test[0])
+        scores, rows = score(test[1], probs)
+        failure = describe_failure(history, test[1], probs)
+        results = {
+            "test": scores,
+            "baselines": baselines(validation, test),
+            "last_epoch": {name: values[-1] for name, values in history.items()},
+            "selected_epoch": history["epoch"][int(np.argmax(history["val_image_dice"]))],
+            "failure": failure,
+            "parameters": model.count_params(),
+            "training_seconds": seconds,
+            "settings": settings,
+            "provenance": {**provenance, "precision": precision},
+        }
+        # Without optimizer and loss the saved network needs nothing of ours: it loads in any Keras 3 program.
+        network = keras.Model(model.inputs, model.outputs, name=model.name)
+        # Written aside and then moved: an interruption leaves no half-written file, nor a mixture of two runs.
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out_dir) as aside:
+            write_results(Path(aside), network, history, results, rows, test, probs)
+            written = [args.out_dir / path.name for path in sorted(Path(aside).iterdir())]
+            for path in written:
+                os.replace(Path(aside) / path.name, path)
+        for path in written:
+            if path.suffix != ".keras":
+                run.artifact(path)
+        run.metrics({f"test_{name}": value for name, value in scores.items()} | {"training_seconds": seconds})
+        run.tags({"collapsed": "yes" if failure else "no"})
+        run.model(network, example=test[0][:1])
+
+    print(f"\nTest set, {args.test_images} images:")
+    print(format_table({**results["baselines"], f"U-Net, epoch {results['selected_epoch']}": scores}))
+    print(
+        f"\nTrained in {seconds:.0f} s. Files: {args.out_dir}. "
+        f"MLflow run: {run.run_id}, to see it: {tracking.how_to_view()}"
+    )
+    if failure:
+        print(f"\nWARNING: {failure}", file=sys.stderr)
+    return scores
+
+
+def make_deterministic() -> None:
+    """Ask the backend for operations that give the same bits every time."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    else:
+        print(f"--deterministic is TensorFlow's; the backend is {keras.backend.backend()}: seeds alone are set.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted: no file was changed.", file=sys.stderr)
+        sys.exit(130)

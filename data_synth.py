@@ -1,7 +1,7 @@
 """Synthetic images with exact masks: circles (2D) and spheres (3D) on Gaussian noise.
 
     from data_synth import make_circles
-    images, masks = make_circles(256, size=128, seed=0)    # 0.06 s on 2 cores, (256, 128, 128, 1) each
+    images, masks = make_circles(256, size=128, seed=0)    # 0.07 s on 2 cores, (256, 128, 128, 1) each
 
 With the defaults, one circle at contrast / noise = 2, no global threshold can find the circle
 (mean Dice about 0.51); whoever knows that it is a circle and fits one reaches about 0.9986.

@@ -24,7 +24,7 @@ import numpy as np
 import data_synth
 import tracking
 
-# Keras takes 10 s to import, Matplotlib 1 s: the functions that need them import them, so that --help answers at once.
+# Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 
 BLUE, ORANGE = "#0072B2", "#E69F00"  # told apart by every reader (Okabe and Ito 2008)
 EXPERIMENT = "2D_UNet_Segmentation"
@@ -37,7 +37,7 @@ RECIPES = {
         "train_images": 128,
         "fixed_images": False,  # new images every epoch: the network cannot learn them by heart
         "batch_size": 4,  # many small steps: on this task they teach more than few precise ones
-        "optimizer": "muon",  # see muon.py: as good as Adam after a third of the images
+        "optimizer": "muon",  # see muon.py: as good as Adam after less than half of the images
         "learning_rate": 3e-3,
         "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017): ends settled
         "loss": "dice+bce",  # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out

@@ -1,0 +1,29 @@
+"""The optimizer against NumPy's singular value decomposition."""
+
+import keras
+import numpy as np
+import pytest
+
+from muon import Muon, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
+def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_values(shape):
+    rng = np.random.default_rng(0)
+    rank = min(shape)
+    u, v = (np.linalg.qr(rng.standard_normal((n, rank)))[0] for n in shape)
+    matrix = (u * np.geomspace(1, 0.05, rank)) @ v.T
+    core = u.T @ np.array(orthogonalize(keras.ops.convert_to_tensor(matrix, "float32"))) @ v
+    assert np.diag(core).min() >= 0.68 and np.diag(core).max() <= 1.21
+    np.testing.assert_allclose(core, np.diag(np.diag(core)), atol=1e-3)
+
+
+def test_the_first_step_is_the_orthogonalized_gradient_for_kernels_and_adams_for_biases():
+    rng = np.random.default_rng(1)
+    kernel, bias = keras.Variable(np.zeros((3, 3, 2, 4))), keras.Variable(np.zeros(4))
+    gradient = rng.standard_normal((3, 3, 2, 4)).astype("float32")
+    Muon(0.1).apply([keras.ops.convert_to_tensor(gradient), keras.ops.ones(4)], [kernel, bias])
+    direction = np.array(orthogonalize(keras.ops.convert_to_tensor(gradient.reshape(18, 4))))
+    expected = -0.1 * 0.2 * np.sqrt(18) * direction.reshape(3, 3, 2, 4)
+    np.testing.assert_allclose(kernel.numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(bias.numpy(), -0.1, rtol=1e-4)

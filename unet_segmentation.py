@@ -369,7 +369,7 @@ def describe_failure(history: dict, masks, probs) -> str | None:
 def plot_curves(history: dict, path: Path) -> None:
     """Loss, Dice and IoU by epoch, training and validation, with the selected epoch marked."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     epochs = history["epoch"]
     best = int(np.nanargmax(history["val_image_dice"]))
@@ -388,40 +388,61 @@ def plot_curves(history: dict, path: Path) -> None:
         axes.axvline(epochs[best], color="0.5", linewidth=0.8, zorder=0)
         axes.annotate(
             f"best epoch {epochs[best]}",
-            (epochs[best], 0.03),
+            (epochs[best], 0.97 if title == "Loss" else 0.03),  # where no curve passes
             xycoords=("data", "axes fraction"),
             xytext=(-3, 0),
             textcoords="offset points",
             rotation=90,
             ha="right",
+            va="top" if title == "Loss" else "bottom",
             fontsize=8,
             color="0.35",
         )
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
         if title == "Loss":
-            axes.set_yscale("log")
+            losses = np.asarray(history["loss"] + history["val_loss"], float)
+            if losses.min() > 0 and losses.max() > 10 * losses.min():  # else a log scale has hardly a tick
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_minor_locator(NullLocator())
+                axes.yaxis.set_major_formatter(plain)
         else:  # so that 0.99 and 0.995 are apart
             axes.set_yscale("logit")
             low = min(0.5, *(v for n in names for v in history["val_" + n][-1:]))
             axes.set_ylim(max(0.01, low), 0.9995)
             axes.yaxis.set_major_locator(FixedLocator([0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998]))
             axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set(title=title, xlabel="epoch", ylabel={"Loss": "loss (log scale)"}.get(title, f"{title} (logit scale)"))
+            axes.yaxis.set_major_formatter(plain)
+        axes.set(title=title, xlabel="epoch", ylabel=f"{title} ({axes.get_yscale()} scale)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
 
+def around(mask, margin: int = 4) -> tuple[slice, ...]:
+    """The square window around the true pixels of `mask` (H, W), with a margin; the whole image if there are none."""
+    found = np.argwhere(mask)
+    if not len(found):
+        return slice(None), slice(None)
+    low, high = found.min(axis=0), found.max(axis=0) + 1
+    side = min((high - low).max() + 2 * margin, min(mask.shape))
+    start = np.clip((low + high - side) // 2, 0, np.array(mask.shape) - side)
+    return tuple(slice(first, first + side) for first in start)
+
+
 def plot_predictions(images, masks, probs, dice, path: Path) -> None:
-    """Rows of image, truth, probability and errors: three typical images and the three worst, each with its Dice."""
+    """Rows of image, truth, probability and errors: two typical images and the two worst, each with its Dice.
+
+    The errors are shown enlarged, around the object and whatever was taken for one.
+    """
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     order = np.argsort(dice)  # from the worst to the best
-    middle = [order[round(q * (len(order) - 1))] for q in (0.75, 0.5, 0.25)]
-    rows = [("typical", i) for i in dict.fromkeys(middle)] + [("worst", i) for i in order[:3]]
+    middle = [order[round(q * (len(order) - 1))] for q in (0.65, 0.35)]
+    rows = [("typical", i) for i in dict.fromkeys(middle)] + [("worst", i) for i in order[:2]]
     colors = {"true negative": "black", "true positive": "0.8", "false positive": ORANGE, "false negative": BLUE}
     figure = Figure(figsize=(8.6, 2.12 * len(rows) + 0.7), layout="constrained")
     grid = figure.subplots(len(rows), 4, squeeze=False)
@@ -430,8 +451,9 @@ def plot_predictions(images, masks, probs, dice, path: Path) -> None:
         line[0].imshow(images[i], cmap="gray", vmin=0, vmax=1)
         line[1].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
         shade = line[2].imshow(probs[i], cmap="viridis", vmin=0, vmax=1)
+        zoom = around(true | hard)
         line[3].imshow(
-            np.select([true & hard, hard, true], [1, 2, 3], 0),
+            np.select([true & hard, hard, true], [1, 2, 3], 0)[zoom],
             cmap=ListedColormap(list(colors.values())),
             vmin=0,
             vmax=3,
@@ -442,7 +464,7 @@ def plot_predictions(images, masks, probs, dice, path: Path) -> None:
         axes.set(xticks=[], yticks=[])
     height, width = images.shape[1:3]
     for axes, title in zip(
-        grid[0], (f"image, {width} x {height} px", "true mask", "probability", "errors at 0.5"), strict=True
+        grid[0], (f"image, {width} x {height} px", "true mask", "probability", "errors at 0.5, enlarged"), strict=True
     ):
         axes.set_title(title, fontsize=10)
     figure.colorbar(shade, ax=grid[:, 2], location="bottom", shrink=0.9, pad=0.01, label="probability of circle")
@@ -608,6 +630,7 @@ def run_lab(args: argparse.Namespace) -> dict:
     """What `main` does once the settings are known to be good."""
     # TensorFlow's own memory pool: with the system's, every step maps and clears its memory anew (20% slower).
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its notes on drivers that are not there; exceptions stay
     import keras
 
     if args.deterministic:

@@ -64,6 +64,7 @@ def record(result: dict) -> None:
     """Add one result to the file, or replace the one of its row and seed."""
     results = [r for r in load() if (r["row"], r["seed"]) != (result["row"], result["seed"])] + [result]
     results.sort(key=lambda r: (list(ROWS).index(r["row"]), r["seed"]))
+    RESULTS.parent.mkdir(exist_ok=True)
     aside = RESULTS.with_suffix(".partial")
     aside.write_text(json.dumps(results, indent=1) + "\n")
     os.replace(aside, RESULTS)

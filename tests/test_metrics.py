@@ -1,6 +1,11 @@
 """The metrics against fractions, identities and scikit-learn."""
 
+import json
+import os
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -87,3 +92,52 @@ def test_a_compiled_model_loads_again(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(again.evaluate(pred, true, verbose=0), scores, rtol=1e-6)
+
+
+def test_the_loss_has_a_gradient_on_an_empty_mask():
+    import tensorflow as tf
+
+    true, pred = tf.zeros((1, 8, 8, 1)), tf.Variable(tf.fill((1, 8, 8, 1), 0.25))
+    with tf.GradientTape() as tape:
+        loss = metrics.DiceLoss()(true, pred)
+    area = 64 * 0.25  # d/dB of 1 - smooth / (|B| + smooth), with smooth = 1
+    np.testing.assert_allclose(tape.gradient(loss, pred), np.full((1, 8, 8, 1), 1 / (area + 1) ** 2), rtol=1e-5)
+
+
+def test_evaluate_is_exact_with_a_short_last_batch():
+    true, _ = random_masks(num=5)
+    probs = np.random.default_rng(2).random(true.shape, "float32")
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Activation("linear")])
+    model.compile(loss=metrics.DiceLoss(), metrics=[metrics.DiceCoefficient(), metrics.IoU(average="image")])
+    scores = model.evaluate(probs, true, batch_size=2, verbose=0, return_dict=True)
+    assert scores["dice_coeff"] == pytest.approx(float(metrics.dice_coeff(true, probs)), abs=1e-6)
+    per_image = metrics.iou_metric(true, probs, axis=(1, 2, 3))
+    assert scores["iou_metric"] == pytest.approx(float(np.mean(per_image)), abs=1e-6)
+
+
+ON_A_BACKEND = """
+import numpy as np, metrics
+rng = np.random.default_rng(0)
+true, pred = (rng.random((5, 8, 8, 1)) < 0.4).astype("float32"), rng.random((5, 8, 8, 1), "float32")
+metric = metrics.DiceCoefficient(threshold=0.5, average="image")
+metric.update_state(true, pred)
+values = [metrics.dice_coeff(true, pred), metrics.iou_metric(true, pred), metrics.DiceLoss()(true, pred)]
+print([float(value) for value in [*values, metric.result()]])
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_every_backend_gives_the_same_numbers(backend):
+    pytest.importorskip(backend)
+    ours, theirs = (
+        subprocess.run(
+            [sys.executable, "-c", ON_A_BACKEND],
+            cwd=Path(metrics.__file__).parent,
+            env={**os.environ, "KERAS_BACKEND": name},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()[-1]
+        for name in ("tensorflow", backend)
+    )
+    np.testing.assert_allclose(json.loads(ours), json.loads(theirs), rtol=1e-6)

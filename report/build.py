@@ -1,0 +1,131 @@
+"""Build the lab report: run what is not recorded yet, draw the figures, typeset both editions.
+
+    python report/build.py                  # all of it; seconds where everything is recorded
+    python report/build.py --only e2        # run one experiment (again from its missing cells), and nothing else
+    python report/build.py --list           # what there is, what is recorded, what it took
+
+Every cell of an experiment goes to report/results.json as soon as it is done, so an interrupted build goes on where it
+stopped. To run a cell again, delete it from that file. No number is typed into the text: Typst reads results.json, and a
+missing key or a reference to nothing stops the build.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import experiments
+import figures
+import tracking
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESULTS = HERE / "results.json"
+EDITIONS = ("en", "fr")
+
+
+def load() -> dict:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cells": {}}
+
+
+def save(results: dict) -> None:
+    """Write results.json aside and move it: an interruption leaves the old file or the new one."""
+    aside = RESULTS.with_suffix(".partial")
+    aside.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    os.replace(aside, RESULTS)
+
+
+def missing_cells(results: dict, names) -> list[tuple[str, str]]:
+    """(experiment, cell) of what is not recorded."""
+    return [
+        (name, cell)
+        for name in names
+        for cell in experiments.EXPERIMENTS[name][1]()
+        if f"{name}/{cell}" not in results["cells"]
+    ]
+
+
+def run_missing(names) -> None:
+    """Run the cells that are not recorded, each recorded at once with its circumstances."""
+    missing = missing_cells(load(), names)
+    for position, (name, cell) in enumerate(missing):
+        left = sum(experiments.EXPERIMENTS[rest][3] for rest, _ in missing[position:])
+        print(f"[{position + 1}/{len(missing)}] {name}: {cell}; about {left / 60:.0f} minutes left", flush=True)
+        function, arguments = experiments.EXPERIMENTS[name][1]()[cell]
+        started = time.perf_counter()
+        found = function(*arguments)
+        found |= {"wall_seconds": time.perf_counter() - started, "provenance": tracking.provenance()}
+        results = load()
+        results["cells"][f"{name}/{cell}"] = found
+        save(results)
+
+
+def summarize(names) -> dict:
+    """Bring the summaries of results.json up to date; return all of it."""
+    results = load()
+    for name in names:
+        cells = {key.split("/", 1)[1]: cell for key, cell in results["cells"].items() if key.startswith(f"{name}/")}
+        results[name] = experiments.EXPERIMENTS[name][2](cells)
+    found = results["cells"].values()
+    results["build"] = {
+        "cells": len(found),
+        "minutes": sum(cell["wall_seconds"] for cell in found) / 60,
+        "provenance": next(iter(found))["provenance"],
+    }
+    save(results)
+    return results
+
+
+def typeset(edition: str, target: Path, root: Path = ROOT) -> None:
+    """Typeset one edition with Typst and its own fonts only, so that every machine makes the same pages."""
+    import typst
+
+    typst.compile(
+        str(root / "report" / f"report.{edition}.typ"),
+        output=str(target),
+        root=str(root),
+        ignore_system_fonts=True,
+        timestamp=0,
+    )
+
+
+def print_list() -> None:
+    results = load()
+    for name, (title, cells, _, _) in experiments.EXPERIMENTS.items():
+        done = [results["cells"][f"{name}/{cell}"] for cell in cells() if f"{name}/{cell}" in results["cells"]]
+        seconds = sum(cell["wall_seconds"] for cell in done)
+        print(f"{name}  {title:26} {len(done):3} of {len(cells()):3} cells recorded, {seconds:6.0f} s")
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", metavar="NAME", choices=experiments.EXPERIMENTS, help="run this experiment alone")
+    parser.add_argument("--list", action="store_true", help="list the experiments and run nothing")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    if args.list:
+        print_list()
+        return
+    names = [args.only] if args.only else list(experiments.EXPERIMENTS)
+    os.chdir(ROOT)  # where the scripts and their MLflow store are at home
+    run_missing(names)
+    results = summarize(names)
+    if args.only:
+        return
+    for edition in EDITIONS:
+        figures.draw_all(results, edition, HERE / "figures" / edition)
+        typeset(edition, HERE / f"report.{edition}.pdf")
+        print(HERE / f"report.{edition}.pdf")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted: what is done is recorded, the next build goes on from there.", file=sys.stderr)
+        sys.exit(130)

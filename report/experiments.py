@@ -1,0 +1,751 @@
+"""The report's experiments, as plain functions: cells that compute, and one summary per experiment.
+
+    python report/build.py --only e2    # is how they are run
+
+A cell is one training, or one computation, with one seed: it is what `build.py` records and never repeats. A summary
+turns the recorded cells of its experiment into the numbers that the report cites. E1, E7 and E9 have few cells of their
+own or none: they read what `benchmarks/` has recorded.
+"""
+
+import base64
+import hashlib
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+import zlib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")  # as unet_segmentation.py does, and why is said there
+
+import numpy as np  # noqa: E402
+
+import data_synth  # noqa: E402
+import tracking  # noqa: E402
+import unet_segmentation as lab  # noqa: E402
+
+EXPERIMENT = "Lab_Report"
+SEEDS = (0, 1, 2)
+# Small images, so that a laptop does it all within the hour; float32, so that every machine computes the same.
+SMALL = "--size 64 --precision float32 --val-images 32 --test-images 200 --out-dir outputs/report"
+
+
+def trained(name: str, seed: int, flags: str):
+    """Train one U-Net as `unet_segmentation.py FLAGS --seed SEED` would, tracked.
+
+    Returns the test masks and probabilities (N, H, W, 1), the history, the test scores and the seconds of training.
+    """
+    import keras
+
+    args = lab.parse_args([*SMALL.split(), *flags.split(), "--seed", str(seed)])
+    keras.config.set_dtype_policy(args.precision)
+    keras.utils.set_random_seed(args.seed)
+    model = lab.build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
+    validation, test = lab.make_data(args, args.val_images, lab.VALIDATION), lab.make_data(
+        args, args.test_images, lab.TEST
+    )
+    with tracking.tracked_run(EXPERIMENT, run_name=f"{name}, seed {seed}", params=vars(args)) as run:
+        started = time.perf_counter()
+        history = lab.train(model, args, validation, lambda epoch, logs: run.metrics(logs, step=epoch + 1))
+        seconds = time.perf_counter() - started
+        probs = lab.predict(model, test[0])
+        scores, _ = lab.score(test[1], probs)
+        run.metrics({f"test_{key}": value for key, value in scores.items()})
+    return test[1], probs, history, scores, seconds, model
+
+
+def in_own_process(function, *arguments):
+    """The result of a module-level function, called in a fresh Python process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def over_seeds(values) -> dict:
+    """Mean, standard deviation and range of one number over the seeds."""
+    values = [float(value) for value in values]
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "sd": spread, "min": min(values), "max": max(values), "values": values}
+
+
+def summarize(runs: list[dict]) -> dict:
+    """`over_seeds` of every number that the runs share; numbers that are None in one run are left out of it."""
+    names = [name for name, value in runs[0].items() if isinstance(value, (int, float)) and name != "wall_seconds"]
+    kept = {name: [run[name] for run in runs if run[name] is not None] for name in names}
+    return {name: over_seeds(values) for name, values in kept.items() if values}
+
+
+def benchmark(name: str):
+    """What `benchmarks/results/NAME.json` holds."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path.relative_to(ROOT)} is missing: it is recorded by a script in benchmarks/.")
+    return json.loads(path.read_text())
+
+
+# E1: reproduction
+
+
+def e1_cells():
+    return {"predictions": (predictions, ()), "network": (network, ())}
+
+
+def network() -> dict:
+    """Side and channels of each block of the default U-Net, and its parameters."""
+    model = lab.build_unet()
+    blocks = [layer for layer in model.layers if layer.name.endswith("conv2")]
+    rows = [
+        {"name": layer.name.removesuffix("_conv2"), "side": layer.output.shape[1], "channels": layer.output.shape[-1]}
+        for layer in blocks
+    ]
+    return {"blocks": rows, "parameters": model.count_params()}
+
+
+def predictions() -> dict:
+    """Two typical and the two worst test images of the lab's recipe at seed 0: index, Dice, probabilities."""
+    folder = ROOT / "outputs" / "report" / "lab"
+    if not (folder / "model.keras").exists():
+        lab.main(["--seed", "0", "--out-dir", str(folder), "--run-name", "E1, lab recipe, seed 0"])
+    import keras
+
+    import metrics
+
+    args = lab.parse_args(["--seed", "0", "--out-dir", str(folder)])
+    images, masks = lab.make_data(args, args.test_images, lab.TEST)
+    probs = lab.predict(keras.models.load_model(folder / "model.keras"), images)
+    dice = np.asarray(metrics.dice_coeff(masks, (probs >= 0.5).astype("float32"), axis=(1, 2, 3)))
+    order = np.argsort(dice)
+    chosen = [("typical", int(order[round(q * (len(order) - 1))])) for q in (0.65, 0.35)]
+    chosen += [("worst", int(i)) for i in order[:2]]
+    shown = [{"kind": k, "image": i, "dice": float(dice[i]), "probs": pack(probs[i, ..., 0])} for k, i in chosen]
+    return {"num_images": len(images), "shown": shown}
+
+
+def pack(probs) -> str:
+    """Probabilities (H, W) as text, in steps of 1/255."""
+    return base64.b85encode(zlib.compress(np.round(probs * 255).astype(np.uint8).tobytes(), 9)).decode()
+
+
+def unpack(text: str, side: int = 128) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(side, side) / 255
+
+
+def e1(runs: dict) -> dict:
+    scores = benchmark("scores")
+    rows = {}
+    for row in dict.fromkeys(run["row"] for run in scores):
+        of_row = [run for run in scores if run["row"] == row]
+        rows[row] = {
+            "seeds": len(of_row),
+            "val_soft_dice": over_seeds(run["last_epoch"]["val_dice_coeff"] for run in of_row),
+            "val_soft_iou": over_seeds(run["last_epoch"]["val_iou_metric"] for run in of_row),
+            "test_dice": over_seeds(run["test"]["image_dice"] for run in of_row),
+            "test_iou": over_seeds(run["test"]["image_iou"] for run in of_row),
+            "test_p5": over_seeds(run["test"]["image_dice_p5"] for run in of_row),
+            "worst": min(run["test"]["image_dice_min"] for run in of_row),
+            "collapsed": sum(run["failure"] is not None for run in of_row),
+            "seconds": over_seeds(run["training_seconds"] for run in of_row),
+            "curves": [run["val_dice_coeff"] for run in of_row],
+        }
+    baselines = {
+        key: summarize([run["baselines"][name] for run in scores if run["row"] == "lab"])
+        for key, name in (("background", "all background"), ("threshold", "best global threshold"))
+    }
+    provenance = scores[0]["provenance"]
+    original = {"dice": 0.9937, "iou": 0.9875}  # what the report of 22 January 2026 states
+    original["dice_of_iou"] = 2 * original["iou"] / (1 + original["iou"])
+    return {
+        "rows": rows,
+        "baselines": baselines,
+        "original": original,
+        "provenance": provenance,
+        "network": runs["network"]["blocks"],
+        "parameters": runs["network"]["parameters"],
+        "num_images": runs["predictions"]["num_images"],
+        "shown": runs["predictions"]["shown"],
+    }
+
+
+# E2: skip connections
+
+TASKS = {
+    "large": "--radius 4 12",
+    "small": "--radius 2 4 --circles 3 6",
+}
+
+
+def e2_cells():
+    return {
+        f"{task}/{kind}/seed {seed}": (skips, (task, kind, seed))
+        for task in TASKS
+        for kind in ("with", "without")
+        for seed in SEEDS
+    }
+
+
+def skips(task: str, kind: str, seed: int) -> dict:
+    flags = f"{TASKS[task]} --filters 8 {'--skips' if kind == 'with' else '--no-skips'}"
+    masks, probs, _, scores, seconds, model = trained(f"E2, {task}, {kind} skips", seed, flags)
+    distances = [surface_distances(t[..., 0] == 1, p[..., 0] >= 0.5) for t, p in zip(masks, probs, strict=True)]
+    found = [pair for pair in distances if pair is not None]
+    return {
+        "dice": scores["image_dice"],
+        "surface": float(np.mean([both[0] for both in found])),
+        "hausdorff95": float(np.mean([both[1] for both in found])),
+        "undefined": len(distances) - len(found),
+        "parameters": model.count_params(),
+        "seconds": seconds,
+    }
+
+
+def surface_distances(true: np.ndarray, pred: np.ndarray) -> tuple[float, float] | None:
+    """Mean surface distance and 95% Hausdorff distance of two boolean masks (H, W), in pixels.
+
+    The surface S of a mask is its pixels with one of the four neighbours outside it, or outside the image. With
+    d(x, S) the Euclidean distance of pixel centres to the nearest pixel of S:
+
+        mean surface distance = (sum over x in S1 of d(x, S2) + sum over x in S2 of d(x, S1)) / (|S1| + |S2|)
+        95% Hausdorff distance = max(95th percentile of d(x, S2) on S1, 95th percentile of d(x, S1) on S2)
+
+    Two masks shifted against each other by one pixel along an axis are less than 1 apart. None if a mask is empty.
+    """
+    from scipy import ndimage
+
+    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (true, pred)]
+    if not all(surface.any() for surface in surfaces):
+        return None
+    to_true, to_pred = (ndimage.distance_transform_edt(~surface) for surface in surfaces)
+    ways = to_pred[surfaces[0]], to_true[surfaces[1]]
+    return float(np.concatenate(ways).mean()), float(max(np.percentile(way, 95) for way in ways))
+
+
+def e2(runs: dict) -> dict:
+    return {
+        task: {
+            kind: summarize([runs[f"{task}/{kind}/seed {seed}"] for seed in SEEDS]) for kind in ("with", "without")
+        }
+        for task in TASKS
+    }
+
+
+# E3: class imbalance
+
+SHARES = {"10": 0.1, "1": 0.01, "0.1": 0.001}  # of the pixels, in percent: keys without a point for the report
+LOSSES = ("bce", "pooled-dice", "dice", "dice+bce")
+
+
+def e3_cells():
+    return {
+        f"{share}%/{loss}/seed {seed}": (imbalance, (share, loss, seed))
+        for share in SHARES
+        for loss in LOSSES
+        for seed in SEEDS
+    }
+
+
+def imbalance(share: str, loss: str, seed: int) -> dict:
+    radius = math.sqrt(SHARES[share] * 64 * 64 / math.pi)
+    flags = (
+        f"--radius {radius} {radius} --noise 0.1 --filters 8 --epochs 10 --loss {loss} "
+        "--optimizer adam --learning-rate 1e-3 --schedule constant"
+    )
+    masks, probs, history, scores, seconds, _ = trained(f"E3, {share}%, {loss}", seed, flags)
+    return {
+        "dice": scores["image_dice"],
+        "accuracy": float(((probs >= 0.5) == masks).mean()),
+        "background_accuracy": float(1 - masks.mean()),
+        "foreground": float(masks.mean()),
+        "collapsed": int(lab.describe_failure(history, masks, probs) is not None),
+        **calibration(masks, probs),
+        "seconds": seconds,
+    }
+
+
+def calibration(masks, probs, num_bins: int = 15) -> dict:
+    """How far probabilities can be believed, over all pixels.
+
+    brier: mean of (p - y)^2. ece: expected calibration error, the mean over pixels of |mean p - share of y = 1| of the
+    pixel's bin, in `num_bins` bins of equal width (Guo et al. 2017, here of the foreground's probability).
+    confident: of the pixels that are wrong at 0.5, the share given a probability below 0.01 or above 0.99; None
+    where no pixel is wrong.
+    """
+    p, y = probs.ravel().astype(float), masks.ravel().astype(float)
+    bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
+    gaps = np.abs(np.bincount(bins, p - y, num_bins))
+    wrong = (p >= 0.5) != (y == 1)
+    sure = (p < 0.01) | (p > 0.99)
+    return {
+        "brier": float(np.mean((p - y) ** 2)),
+        "ece": float(gaps.sum() / len(p)),
+        "confident": float(sure[wrong].mean()) if wrong.any() else None,
+    }
+
+
+def e3(runs: dict) -> dict:
+    summary = {}
+    for share in SHARES:
+        of_share = {loss: [runs[f"{share}%/{loss}/seed {seed}"] for seed in SEEDS] for loss in LOSSES}
+        summary[share.replace(".", "_")] = {
+            **{loss.replace("+", "_").replace("-", "_"): summarize(found) for loss, found in of_share.items()},
+            "background_accuracy": of_share["bce"][0]["background_accuracy"],
+            "foreground": of_share["bce"][0]["foreground"],
+        }
+    shares = list(summary.values())
+    collapsed = {
+        loss.replace("+", "_").replace("-", "_"): sum(
+            sum(share[loss.replace("+", "_").replace("-", "_")]["collapsed"]["values"]) for share in shares
+        )
+        for loss in LOSSES
+    }
+    return {**summary, "collapsed": collapsed, "runs_per_loss": len(SEEDS) * len(SHARES)}
+
+
+# E4: IoU against Dice
+
+RADII = (2, 3, 4, 6, 8, 10, 15, 20, 25, 30)
+
+
+def e4_cells():
+    return {"overlap": (overlap, ())}
+
+
+def overlap() -> dict:
+    """Everything about Dice and IoU that needs no training, computed by `metrics` on masks."""
+    from scipy import ndimage
+
+    import metrics
+
+    def both(true, pred):
+        true, pred = (np.asarray(mask, np.float32) for mask in (true, pred))
+        axis = tuple(range(1, true.ndim))
+        return [np.asarray(score(true, pred, axis=axis), float) for score in (metrics.dice_coeff, metrics.iou_metric)]
+
+    rng = np.random.default_rng(0)
+    random_masks = (rng.random((2, 10_000, 64)) < rng.random((2, 10_000, 1))).astype(np.float32)
+    dice, iou = both(*random_masks)
+    radii = []
+    for radius in RADII:
+        _, masks = data_synth.make_circles(64, 80, seed=0, radius=(radius, radius), noise=0)
+        disc = masks[..., 0] == 1
+        cross = ndimage.generate_binary_structure(2, 1)[None]
+        outside = ndimage.binary_dilation(disc, cross) & ~disc
+        one_more = disc.copy()
+        for image, ring in zip(one_more, outside, strict=True):
+            image[tuple(np.argwhere(ring)[0])] = True
+        # A margin, so that a shifted disc does not leave the image.
+        wide = np.pad(disc, ((0, 0), (1, 1), (1, 1)))
+        errors = {
+            "shift": (wide, np.roll(wide, 1, axis=1)),
+            "grown": (wide, ndimage.binary_dilation(wide, cross)),
+            "shrunk": (wide, ndimage.binary_erosion(wide, cross)),
+            "one_pixel": (disc, one_more),
+        }
+        row = {"radius": radius, "pixels": float(disc.sum(axis=(1, 2)).mean())}
+        for name, pair in errors.items():
+            d, j = (float(values.mean()) for values in both(*pair))
+            row[name] = {"dice": d, "iou": j, "dice_lost": 1 - d, "iou_lost": 1 - j, "ratio": (1 - d) / (1 - j)}
+        radii.append(row)
+
+    def with_iou(shares):
+        """Masks (N, 100) and predictions inside them whose IoU are `shares`."""
+        return np.ones((len(shares), 100)), np.array([np.arange(100) < round(100 * share) for share in shares])
+
+    models = {"a": (0.5, 0.5), "b": (0.10, 0.92)}
+    reversal = {}
+    for name, shares in models.items():
+        d, j = both(*with_iou(shares))
+        reversal[name] = {"dice": d.tolist(), "iou": j.tolist(), "mean_dice": d.mean(), "mean_iou": j.mean()}
+    true, pred = np.zeros((2, 10, 4096))
+    true[:9, :1000], pred[:9, 10:1010], true[9, :30] = 1, 1, 1  # nine large objects, well found; a small one, missed
+    per_image, pooled = both(true, pred)[0].mean(), both(true[None], pred[None])[0].mean()
+    best = math.sqrt(2) - 1
+    return {
+        "pairs": len(dice),
+        "identity_error": float(np.abs(dice - 2 * iou / (1 + iou)).max()),
+        "same_ranking": bool((np.diff(dice[np.argsort(iou, kind="stable")]) >= -1e-6).all()),
+        "largest_gap": {"iou": best, "gap": 2 * best / (1 + best) - best},
+        "radii": {str(row["radius"]): row for row in radii},
+        "reversal": reversal,
+        "aggregation": {"large": both(true, pred)[0][0], "per_image": per_image, "pooled": pooled, "small_pixels": 30},
+    }
+
+
+def e4(runs: dict) -> dict:
+    return {key: value for key, value in runs["overlap"].items() if key not in ("provenance", "wall_seconds")}
+
+
+# E5: what the number means
+
+
+def e5_cells():
+    cells = {f"scores/seed {seed}": (conventions, (seed,)) for seed in SEEDS}
+    return {**cells, "empty masks": (empty_masks, ())}
+
+
+def conventions(seed: int) -> dict:
+    """The same predictions under twelve names of one score: soft or hard, three means, two constants."""
+    import metrics
+
+    flags = "--radius 2 10 --circles 0 2 --filters 8 --epochs 6"
+    masks, probs, *_ = trained("E5, empty masks and small circles", seed, flags)
+    batches = np.array_split(np.arange(len(masks)), range(16, len(masks), 16))  # 16, ..., and a short last one
+    found = {}
+    for kind, pred in (("soft", probs), ("hard", (probs >= 0.5).astype(np.float32))):
+        for smooth in (1e-6, 1.0):
+            means = {
+                "batch": np.mean([metrics.dice_coeff(masks[b], pred[b], smooth) for b in batches]),
+                "image": np.mean(metrics.dice_coeff(masks, pred, smooth, axis=(1, 2, 3))),
+                "pooled": metrics.dice_coeff(masks, pred, smooth),
+            }
+            found |= {f"{kind}_{name}_{'tiny' if smooth < 1 else 'one'}": float(v) for name, v in means.items()}
+    found["empty"] = float((masks.sum(axis=(1, 2, 3)) == 0).mean())
+    found["range"] = max(v for k, v in found.items() if k != "empty") - min(v for k, v in found.items() if k != "empty")
+    return found
+
+
+CASES = {  # true mask, prediction: 16 pixels each
+    "both_empty": (np.zeros(16), np.zeros(16)),
+    "false_alarm": (np.zeros(16), np.eye(1, 16)[0]),
+    "miss": (np.eye(1, 16)[0], np.zeros(16)),
+}
+
+
+def empty_masks() -> dict:
+    """What implementations say of empty masks: name, package, version, and the three scores (None: not a number)."""
+    found = []
+    for name, package, function in implementations():
+        try:
+            version = getattr(importlib.import_module(package), "__version__", "")
+        except ImportError:
+            continue  # MONAI and TorchMetrics are no requirements of the lab
+        row = {"name": name, "package": package, "version": version}
+        for case, (true, pred) in CASES.items():
+            value = float(function(true.astype(np.float32), pred.astype(np.float32)))
+            row[case] = None if math.isnan(value) else value
+        found.append(row)
+    return {"rows": found}
+
+
+def implementations():
+    """(name, package, function of a true and a predicted mask (16,)): each returns a score, 1 the best."""
+    import warnings
+
+    import keras
+
+    import metrics
+
+    warnings.filterwarnings("ignore")  # some of them warn of the very case
+
+    def image(mask):
+        return mask.reshape(1, 4, 4, 1)
+
+    def updated(metric, true, pred):
+        metric.update_state(image(true), image(pred))
+        return metric.result()
+
+    def sklearn(name, **options):
+        return lambda t, p: getattr(importlib.import_module("sklearn.metrics"), name)(t, p, **options)
+
+    def monai(**options):
+        def score(true, pred):
+            torch, monai_metrics = importlib.import_module("torch"), importlib.import_module("monai.metrics")
+            true, pred = (torch.tensor(mask).reshape(1, 1, 4, 4) for mask in (true, pred))
+            return monai_metrics.compute_dice(pred, true, **options)
+
+        return score
+
+    def torchmetrics(module, name, shape, **options):
+        def score(true, pred):
+            torch, found = importlib.import_module("torch"), importlib.import_module(module)
+            true, pred = (torch.tensor(mask).int().reshape(shape) for mask in (true, pred))
+            return getattr(found, name)(**options)(pred, true)
+
+        return score
+
+    def scipy(true, pred):
+        return 1 - importlib.import_module("scipy.spatial.distance").dice(true == 1, pred == 1)
+
+    return [
+        ("dice_coeff, smooth = 1e-6", "metrics", lambda t, p: metrics.dice_coeff(t, p)),
+        ("dice_coeff, smooth = 1", "metrics", lambda t, p: metrics.dice_coeff(t, p, smooth=1)),
+        ("1 - losses.dice", "keras", lambda t, p: 1 - keras.losses.dice(image(t), image(p))),
+        ("metrics.BinaryIoU()", "keras", lambda t, p: updated(keras.metrics.BinaryIoU(), t, p)),
+        (
+            "metrics.BinaryIoU(target_class_ids=[1])",
+            "keras",
+            lambda t, p: updated(keras.metrics.BinaryIoU(target_class_ids=[1]), t, p),
+        ),
+        ("f1_score", "sklearn", sklearn("f1_score")),
+        ("f1_score(zero_division=1)", "sklearn", sklearn("f1_score", zero_division=1)),
+        ("1 - spatial.distance.dice", "scipy", scipy),
+        ("compute_dice", "monai", monai()),
+        ("compute_dice(ignore_empty=False)", "monai", monai(ignore_empty=False)),
+        ("BinaryF1Score()", "torchmetrics", torchmetrics("torchmetrics.classification", "BinaryF1Score", -1)),
+        (
+            "DiceScore(num_classes=1)",
+            "torchmetrics",
+            torchmetrics("torchmetrics.segmentation", "DiceScore", (1, 1, 4, 4), num_classes=1, input_format="one-hot"),
+        ),
+    ]
+
+
+def e5(runs: dict) -> dict:
+    rows = runs["empty masks"]["rows"]
+    return {
+        "scores": summarize([runs[f"scores/seed {seed}"] for seed in SEEDS]),
+        "empty": rows,
+        "answers": {case: len({row[case] if row[case] is None else round(row[case], 3) for row in rows}) for case in CASES},
+        "implementations": len(rows),
+    }
+
+
+# E6: slices against volumes
+
+VOLUME, VOLUME_NOISE = 24, {"low": 0.25, "high": 0.75}
+TRAIN_VOLUMES, VOLUME_EPOCHS, FILTERS_3D = 64, 10, 8
+
+
+def e6_cells():
+    return {
+        f"noise {level}/seed {seed}": (slices_and_volumes, (level, seed)) for level in VOLUME_NOISE for seed in SEEDS
+    }
+
+
+def slices_and_volumes(level: str, seed: int) -> dict:
+    """The 3D network, the 2D one with as many parameters, and that one again with the 3D network's time."""
+    volumes = volume_training(3, FILTERS_3D, VOLUME_EPOCHS, level, seed)
+    filters = min(range(1, 40), key=lambda f: abs(volume_net(2, f).count_params() - volumes["parameters"]))
+    slices = volume_training(2, filters, VOLUME_EPOCHS, level, seed)
+    epochs = max(1, round(VOLUME_EPOCHS * volumes["seconds"] / slices["seconds"]))
+    longer = volume_training(2, filters, epochs, level, seed)
+    return {"volumes": volumes, "slices": slices, "longer": longer}
+
+
+def volume_net(ndim: int, filters: int):
+    """A U-Net of one level for slices (ndim=2) or volumes (ndim=3), of any number of filters."""
+    from keras import Input, Model, layers
+
+    convolution, pooling, larger = (
+        getattr(layers, f"{name}{ndim}D") for name in ("Conv", "MaxPooling", "UpSampling")
+    )
+
+    def block(x, filters):
+        for _ in range(2):
+            x = convolution(filters, 3, padding="same", activation="relu", kernel_initializer="he_normal")(x)
+        return x
+
+    inputs = Input((VOLUME,) * ndim + (1,))
+    first = block(inputs, filters)
+    x = larger(2)(block(pooling(2)(first), 2 * filters))
+    x = block(layers.Concatenate()([x, first]), filters)
+    return Model(inputs, convolution(1, 1, activation="sigmoid")(x))
+
+
+def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int) -> dict:
+    """Train one network on spheres, whole or slice by slice; score it per volume."""
+    import keras
+
+    import metrics
+
+    args = lab.parse_args(
+        f"--train-images {TRAIN_VOLUMES} --epochs {epochs} --seed {seed} --out-dir outputs/report".split()
+    )
+    noise = VOLUME_NOISE[level]
+
+    def spheres(num, *stream):
+        return data_synth.make_spheres(num, VOLUME, seed=(seed, *stream), radius=(3, 8), noise=noise)
+
+    def flat(volumes):
+        """What the network sees: the volumes, or their slices, (N, D, H, W, 1) -> (N * D, H, W, 1)."""
+        return volumes if ndim == 3 else volumes.reshape(-1, VOLUME, VOLUME, 1)
+
+    keras.config.set_dtype_policy("float32")
+    keras.utils.set_random_seed(seed)
+    model = volume_net(ndim, filters)
+    dice, bce = metrics.DiceLoss(), keras.losses.BinaryCrossentropy()
+    model.compile(lab.choose_optimizer(args), lambda masks, probs: dice(masks, probs) + bce(masks, probs))
+    maps = sum(math.prod(layer.output.shape[1:]) for layer in model.layers) * 4 / 2**20  # float32
+    times = []
+    with tracking.tracked_run(EXPERIMENT, run_name=f"E6, {ndim}D, noise {level}, seed {seed}", params=vars(args)) as run:
+        for epoch in range(epochs):
+            images, masks = spheres(TRAIN_VOLUMES, lab.TRAIN, epoch)
+            started = time.perf_counter()
+            losses = [
+                model.train_on_batch(flat(images[i : i + args.batch_size]), flat(masks[i : i + args.batch_size]))
+                for i in range(0, TRAIN_VOLUMES, args.batch_size)
+            ]
+            times.append(time.perf_counter() - started)
+            run.metrics({"loss": float(np.mean(losses))}, step=epoch + 1)
+        images, masks = spheres(64, lab.TEST)
+        probs = np.concatenate([model.predict_on_batch(flat(volume[None])) for volume in images]).reshape(masks.shape)
+        hard = (probs >= 0.5).astype(np.float32)
+        scores = np.asarray(metrics.dice_coeff(masks, hard, axis=(1, 2, 3, 4)))
+        run.metrics({"test_volume_dice": float(scores.mean())})
+    return {
+        "dice": float(scores.mean()),
+        "dice_min": float(scores.min()),
+        "seconds": statistics.median(times) * epochs,  # the first epoch also builds the graph
+        # What a forward pass keeps for the backward one: of the least that the network can be given, and of a volume.
+        "sample_mib": maps,
+        "volume_mib": maps if ndim == 3 else maps * VOLUME,
+        "parameters": model.count_params(),
+        "filters": filters,
+        "epochs": epochs,
+    }
+
+
+def e6(runs: dict) -> dict:
+    return {
+        level: {
+            kind: summarize([runs[f"noise {level}/seed {seed}"][kind] for seed in SEEDS])
+            for kind in ("volumes", "slices", "longer")
+        }
+        | {"noise": noise}
+        for level, noise in VOLUME_NOISE.items()
+    } | {"size": VOLUME, "train_volumes": TRAIN_VOLUMES, "epochs": VOLUME_EPOCHS}
+
+
+# E7: memory of the Conv3D lab
+
+
+VARIANTS = {  # of build_conv3d's arguments
+    "base": {},
+    "kernel5": {"kernel_size": 5},
+    "kernel7": {"kernel_size": 7},
+    "filters16": {"filters": 16},
+    "filters4": {"filters": 4},
+    "patch": {"input_shape": (16, 16, 16, 1)},
+    "large": {"input_shape": (64, 64, 64, 1)},
+    "early": {"downsampling": "early"},
+}
+
+
+def e7_cells():
+    return {"costs": (costs, ())}
+
+
+def costs() -> dict:
+    """What each of the compromises does to a training step with one volume: counted and predicted, not measured."""
+    import conv3d_analysis
+
+    found = {}
+    for name, options in VARIANTS.items():
+        model = conv3d_analysis.build_conv3d(**options)
+        rows = conv3d_analysis.layer_costs(model)
+        found[name] = {
+            "parameters": sum(row["parameters"] for row in rows),
+            "giga_multiply_adds": sum(row["multiply_adds"] for row in rows) / 1e9,
+            "activations_mib": sum(row["activation_bytes"] for row in rows) / 2**20,
+            "predicted_mib": conv3d_analysis.training_memory(model)["total"],
+        }
+    weights = {f"k{k}": k**3 * 32 * 32 + 32 for k in (3, 5, 7)}
+    feature_maps = {f"side{side}": side**3 * 32 * 4 / 2**20 for side in (64, 128)}
+    return {"variants": found, "weights": weights, "feature_maps_mib": feature_maps}
+
+
+def e7(runs: dict) -> dict:
+    return {**runs["costs"], "study": benchmark("conv3d_study")}
+
+
+# E8: reproducibility
+
+
+def e8_cells():
+    return {"repeats": (repeats, ()), "architecture": (architecture, ())}
+
+
+def repeats() -> dict:
+    """Short trainings in fresh processes: the same seed twice, with and without deterministic operations."""
+    runs = {
+        f"{kind}_{turn}": in_own_process(fingerprints, kind == "deterministic")
+        for kind in ("deterministic", "default")
+        for turn in ("first", "second")
+    }
+    same = {
+        kind: [a["weights"] == b["weights"] for a, b in zip(runs[f"{kind}_first"], runs[f"{kind}_second"], strict=True)]
+        for kind in ("deterministic", "default")
+    }
+    return {
+        **runs,
+        "same_bits": {kind: sum(values) for kind, values in same.items()},
+        "largest_difference": {
+            kind: max(
+                abs(a["dice"] - b["dice"])
+                for a, b in zip(runs[f"{kind}_first"], runs[f"{kind}_second"], strict=True)
+            )
+            for kind in ("deterministic", "default")
+        },
+        "different_seeds_differ": len({run["weights"] for run in runs["deterministic_first"]}) == len(SEEDS),
+        "dice": over_seeds(run["dice"] for run in runs["deterministic_first"]),
+        "seeds": len(SEEDS),
+    }
+
+
+def fingerprints(deterministic: bool) -> list[dict]:
+    """Dice and the SHA-256 of the trained weights, for each seed."""
+    if deterministic:
+        lab.make_deterministic()
+    found = []
+    for seed in SEEDS:
+        name = f"E8, {'deterministic' if deterministic else 'default'}"
+        *_, scores, _, model = trained(name, seed, "--radius 4 12 --filters 8 --epochs 3 --train-images 64")
+        weights = b"".join(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights())
+        found.append({"dice": scores["image_dice"], "weights": hashlib.sha256(weights).hexdigest()})
+    return found
+
+
+def architecture() -> dict:
+    """The Conv3D network rebuilt from the JSON of its tracked run."""
+    import keras
+    import mlflow
+
+    import conv3d_analysis
+
+    run_id = conv3d_analysis.main(["--out-dir", str(ROOT / "outputs" / "report" / "conv3d")])
+    text = mlflow.artifacts.load_text(f"runs:/{run_id}/model/architecture.json")
+    first, second = (keras.models.model_from_json(text) for _ in range(2))
+    rng = np.random.default_rng(0)
+    volume = rng.random((1, *first.input_shape[1:]), dtype=np.float32)
+    before = float(np.abs(first(volume) - second(volume)).max())
+    second.set_weights(first.get_weights())
+    return {
+        "characters": len(text),
+        "parameters": first.count_params(),
+        "same_json": json.loads(first.to_json()) == json.loads(second.to_json()) == json.loads(text),
+        "difference_without_weights": before,
+        "difference_with_weights": float(np.abs(first(volume) - second(volume)).max()),
+    }
+
+
+def e8(runs: dict) -> dict:
+    return {**runs["repeats"], "architecture": runs["architecture"]}
+
+
+# E9: limits
+
+
+def e9_cells():
+    return {}
+
+
+def e9(runs: dict) -> dict:
+    return benchmark("noise")
+
+
+EXPERIMENTS = {  # name: (what it asks, its cells, its summary, seconds of a cell on 2 cores)
+    "e1": ("reproduction", e1_cells, e1, 200),
+    "e2": ("skip connections", e2_cells, e2, 25),
+    "e3": ("class imbalance", e3_cells, e3, 12),
+    "e4": ("IoU against Dice", e4_cells, e4, 3),
+    "e5": ("what the number means", e5_cells, e5, 10),
+    "e6": ("slices against volumes", e6_cells, e6, 60),
+    "e7": ("memory", e7_cells, e7, 0),
+    "e8": ("reproducibility", e8_cells, e8, 60),
+    "e9": ("limits", e9_cells, e9, 0),
+}

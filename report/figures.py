@@ -1,0 +1,365 @@
+"""The report's figures, one function each, all of one family, drawn from results.json.
+
+    python report/figures.py    # draws all of them again; build.py does so too
+
+Vector graphics whose text is set by Typst in the font of the report. `say(english, french)` picks the edition's words.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+import experiments  # first: it puts the scripts on the path
+from experiments import data_synth, lab
+
+# Okabe and Ito 2008: told apart by every reader.
+BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
+GREY = "0.45"
+WIDTH = 6.3  # inches: the width of the text
+STYLE = {
+    # Typst has the first; Matplotlib measures with the second, which is about as wide.
+    "font.family": ["Libertinus Serif", "STIXGeneral"],
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.unicode_minus": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "grid.linewidth": 0.4,
+    "grid.alpha": 0.4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+}
+
+
+def plain(say):
+    """Tick labels without superfluous zeros, with a decimal comma in French."""
+    return FuncFormatter(lambda value, _: say(f"{value:g}", f"{value:g}".replace(".", ",")))
+
+
+def figure(height: float, columns: int = 1, **options):
+    drawn = Figure(figsize=(WIDTH, height), layout="constrained")
+    return drawn, np.atleast_1d(drawn.subplots(1, columns, **options))
+
+
+def ticks(axis, values, say) -> None:
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(plain(say))
+
+
+def network(results, say):
+    """The U-Net: feature maps as boxes, as high as the images and as wide as the number of channels."""
+    maps = {row["name"]: row for row in results["e1"]["network"]}
+    depth = 3
+    drawn = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    axes = drawn.subplots()
+    order = [f"encoder{i + 1}" for i in range(depth)] + ["bottleneck"]
+    order += [f"decoder{i + 1}" for i in reversed(range(depth))]
+    places = {}
+    for column, name in enumerate(order):
+        level = depth - abs(column - depth)
+        side, channels = maps[name]["side"], maps[name]["channels"]
+        height, width = 0.75 * (side / maps["encoder1"]["side"]) ** 0.4, 0.10 + channels / 600
+        x, y = column * 1.45, -level * 0.95
+        places[name] = x, y, width, height
+        color = ORANGE if name == "bottleneck" else BLUE if name.startswith("encoder") else GREEN
+        axes.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, color=color, alpha=0.85, linewidth=0))
+        label = f"{side} × {side} × {channels}"
+        if name == "bottleneck":
+            axes.text(x, y - height / 2 - 0.08, label, ha="center", va="top", fontsize=8.5)
+        else:  # on the outer side, where no arrow passes
+            left = name.startswith("encoder")
+            beside = x + (-1 if left else 1) * (width / 2 + 0.08)
+            low = y - 0.3 if level == 0 else y
+            axes.text(beside, low, label, ha="right" if left else "left", va="center", fontsize=8.5)
+    arrow = {"arrowstyle": "-|>", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
+    for first, second in zip(order, order[1:], strict=False):
+        (x0, y0, w0, _), (x1, y1, w1, _) = places[first], places[second]
+        color = BLUE if y1 < y0 else GREEN
+        axes.annotate("", (x1 - w1 / 2 - 0.05, y1), (x0 + w0 / 2 + 0.05, y0), arrowprops={**arrow, "color": color})
+    for level in range(1, depth + 1):
+        (x0, y0, w0, _), (x1, _, w1, _) = places[f"encoder{level}"], places[f"decoder{level}"]
+        y = y0 + 0.2 if level == 1 else y0 + 0.14
+        style = {**arrow, "color": GREY, "linestyle": "--"}
+        axes.annotate("", (x1 - w1 / 2 - 0.05, y), (x0 + w0 / 2 + 0.05, y), arrowprops=style)
+        if level == 1:
+            text = say("skip connections: concatenate", "connexions de saut : concaténation")
+            axes.text((x0 + x1) / 2, y + 0.07, text, ha="center", va="bottom", color=GREY)
+    last = places["decoder1"][0]
+    axes.annotate("", (last + 0.95, 0), (last + 0.13, 0), arrowprops={**arrow, "color": "black"})
+    axes.text(last + 1.0, 0, say("mask\n128 × 128 × 1", "masque\n128 × 128 × 1"), ha="left", va="center", fontsize=8.5)
+    axes.annotate("", (-0.13, 0), (-0.95, 0), arrowprops={**arrow, "color": "black"})
+    axes.text(-1.0, 0, say("image\n128 × 128 × 1", "image\n128 × 128 × 1"), ha="right", va="center", fontsize=8.5)
+    axes.text(0.3, -2.6, say("encoder:\npool by 2", "encodeur :\nmax-pooling par 2"), color=BLUE, ha="center")
+    axes.text(8.4, -2.6, say("decoder:\nupsample by 2", "décodeur :\nagrandissement par 2"), color=GREEN, ha="center")
+    axes.set(xlim=(-2.3, 11.0), ylim=(-3.4, 0.65))
+    axes.axis("off")
+    return drawn
+
+
+def curves(results, say):
+    """Validation Dice by epoch of both recipes, seed by seed."""
+    e1 = results["e1"]
+    drawn, (axes,) = figure(2.5)
+    names = {"report": (ORANGE, say("original recipe", "recette d’origine")), "lab": (BLUE, say("lab's recipe", "recette du TP"))}
+    for row, (color, label) in names.items():
+        for i, curve in enumerate(e1["rows"][row]["curves"]):
+            values = np.clip(curve, 0.5, 0.999)
+            axes.plot(range(1, len(curve) + 1), values, marker=".", color=color, label=None if i else label, alpha=0.85)
+    axes.axhline(e1["original"]["dice"], color=GREY, linestyle="--", linewidth=0.9)
+    axes.annotate(
+        say("stated by the original", "annoncé par l’original"), (1, e1["original"]["dice"]), xytext=(0, 3),
+        textcoords="offset points", color=GREY, fontsize=8.5,
+    )  # fmt: skip
+    axes.set_yscale("logit")
+    ticks(axes.yaxis, [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998], say)
+    axes.set(xlabel=say("epoch", "époque"), ylabel=say("validation Dice (logit scale)", "Dice de validation (éch. logit)"))
+    axes.set_ylim(0.5, 0.998)
+    axes.grid(axis="y")
+    axes.legend(loc="lower right")
+    return drawn
+
+
+def predictions(results, say):
+    """Image, truth, probability and enlarged errors of two typical and the two worst test images."""
+    e1 = results["e1"]
+    images, masks = data_synth.make_circles(e1["num_images"], 128, seed=(0, lab.TEST))
+    colors = {
+        "black": say("background, right", "fond, juste"),
+        "0.8": say("circle, right", "cercle, juste"),
+        ORANGE: say("false positive", "faux positif"),
+        BLUE: say("false negative", "faux négatif"),
+    }
+    drawn = Figure(figsize=(5.1, 5.3), layout="constrained")
+    grid = drawn.subplots(4, 4)
+    kinds = {"typical": say("typical", "typique"), "worst": say("worst", "pire cas")}
+    for line, shown in zip(grid, e1["shown"], strict=True):
+        i, probs = shown["image"], experiments.unpack(shown["probs"])
+        true, hard = masks[i, ..., 0] == 1, probs >= 0.5
+        zoom = lab.around(true | hard)
+        for axes, picture, cmap in zip(line, (images[i], masks[i], probs), ("gray", "gray", "viridis"), strict=False):
+            axes.imshow(picture, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
+        errors = np.select([true & hard, hard, true], [1, 2, 3], 0)
+        line[3].imshow(errors[zoom], cmap=ListedColormap(list(colors)), vmin=0, vmax=3, interpolation="nearest")
+        dice = f"Dice {shown['dice']:.4f}"
+        line[0].set_ylabel(f"{kinds[shown['kind']]}\n{say(dice, dice.replace('.', ','))}")
+    titles = say(
+        ("image", "true mask", "probability", "errors, enlarged"),
+        ("image", "vrai masque", "probabilité", "erreurs, agrandies"),
+    )
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    handles = [Patch(facecolor=color, edgecolor="0.5", label=label) for color, label in colors.items()]
+    drawn.legend(handles=handles, loc="outside lower center", ncols=4)
+    return drawn
+
+
+def skips(results, say):
+    """Dice and surface distances with and without skip connections: a point per seed, a bar at the mean."""
+    measures = {
+        "dice": say("Dice (higher is better)", "Dice (grand = mieux)"),
+        "surface": say("mean surface distance, px", "distance moyenne, px"),
+        "hausdorff95": say("95% Hausdorff distance, px", "Hausdorff 95 %, px"),
+    }
+    drawn, grid = figure(2.3, 3)
+    tasks = {"large": say("one circle,\nradius 4–12", "un cercle,\nrayon 4–12"), "small": say("3–6 circles,\nradius 2–4", "3–6 cercles,\nrayon 2–4")}
+    kinds = {"with": (BLUE, say("with skips", "avec sauts")), "without": (ORANGE, say("without", "sans"))}
+    for axes, (measure, title) in zip(grid, measures.items(), strict=True):
+        for i, task in enumerate(tasks):
+            for j, (kind, (color, label)) in enumerate(kinds.items()):
+                found = results["e2"][task][kind][measure]
+                dots(axes, i + 0.32 * (j - 0.5), found, color, label if i == 0 else None)
+        axes.set_title(title)
+        axes.set_xticks(range(len(tasks)), list(tasks.values()))
+        axes.set_xlim(-0.5, 1.5)
+        axes.yaxis.set_major_formatter(plain(say))
+        axes.grid(axis="y")
+        if measure != "dice":
+            axes.set_ylim(bottom=0)
+    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return drawn
+
+
+def dots(axes, x, found, color, label=None) -> None:
+    """The seeds as points and their mean as a bar."""
+    axes.plot([x - 0.1, x + 0.1], [found["mean"]] * 2, color=color, linewidth=1.8, solid_capstyle="butt")
+    axes.plot([x] * len(found["values"]), found["values"], "o", color=color, alpha=0.6, markeredgewidth=0, label=label)
+
+
+def imbalance(results, say):
+    """Four losses at three shares of foreground: Dice, pixel errors, wrong but sure, against the share."""
+    drawn, grid = figure(2.6, 3)
+    losses = {
+        "bce": (ORANGE, "s", say("cross-entropy", "entropie croisée")),
+        "pooled_dice": (BLUE, "o", say("Dice, pooled (original)", "Dice, lot entier (original)")),
+        "dice": (SKY, "D", say("Dice, per image", "Dice, par image")),
+        "dice_bce": (GREEN, "^", say("Dice + cross-entropy", "Dice + entropie croisée")),
+    }
+    measures = {
+        "dice": say("Dice, per image", "Dice, par image"),
+        "accuracy": say("pixel accuracy", "exactitude des pixels"),
+        "confident": say("wrong pixels that are sure", "pixels faux mais sûrs"),
+    }
+    shares = ("10", "1", "0_1")
+    for axes, (measure, title) in zip(grid, measures.items(), strict=True):
+        for j, (loss, (color, marker, label)) in enumerate(losses.items()):
+            found = [results["e3"][share][loss].get(measure) for share in shares]
+            x = np.arange(len(shares)) + 0.13 * (j - 1.5)
+            kept = [(a, f) for a, f in zip(x, found, strict=True) if f]
+            axes.plot([a for a, _ in kept], [f["mean"] for _, f in kept], color=color, linewidth=0.8, alpha=0.5)
+            for a, f in kept:
+                axes.plot([a] * len(f["values"]), f["values"], marker, color=color, alpha=0.75, markeredgewidth=0,
+                          label=label if a == kept[0][0] else None)  # fmt: skip
+        if measure == "accuracy":
+            values = [results["e3"][share]["background_accuracy"] for share in shares]
+            axes.plot(range(3), values, "_", color="black", markersize=22, label=say("all background", "tout en fond"))
+        axes.set_title(title)
+        axes.set_xticks(range(3), [say(f"{s}%", f"{s} %") for s in ("10", "1", say("0.1", "0,1"))])
+        axes.set_xlabel(say("foreground", "avant-plan"))
+        axes.yaxis.set_major_formatter(plain(say))
+        axes.grid(axis="y")
+    handles, labels = grid[1].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=3)
+    return drawn
+
+
+def overlap(results, say):
+    """Left: Dice against IoU. Right: what Dice deducts of what IoU deducts."""
+    drawn, (left, right) = figure(2.5, 2)
+    iou = np.linspace(0, 1, 201)
+    best = results["e4"]["largest_gap"]
+    left.plot(iou, 2 * iou / (1 + iou), color=BLUE)
+    left.plot(iou, iou, "--", color=GREY, linewidth=0.8)
+    left.plot([best["iou"]] * 2, [best["iou"], best["iou"] + best["gap"]], color=RED, marker=".")
+    gap = f"{best['gap']:.3f}"
+    left.annotate(
+        say(f"largest gap, {gap}", f"écart maximal, {gap.replace('.', ',')}"), (best["iou"], best["iou"] + 0.06),
+        xytext=(8, -8), textcoords="offset points", color=RED,
+    )  # fmt: skip
+    left.text(0.62, 0.84, "D = 2J / (1 + J)", color=BLUE, ha="right")
+    left.set(xlabel=say("IoU, J", "IoU, J"), ylabel="Dice, D", xlim=(0, 1), ylim=(0, 1.01))
+    right.plot(iou, 1 / (1 + iou), color=BLUE)
+    right.set(xlabel=say("IoU, J", "IoU, J"), ylabel="(1 − D) / (1 − J)", xlim=(0, 1), ylim=(0.45, 1.02))
+    right.text(0.16, 0.95, say("little overlap:\nhardly any leniency", "faible recouvrement :\npresque aucune indulgence"),
+               color=GREY, va="center")  # fmt: skip
+    right.text(0.62, 0.5, say("good overlap:\nhalf the deduction", "bon recouvrement :\nretenue de moitié"),
+               color=GREY, ha="right", va="center")  # fmt: skip
+    for axes in (left, right):
+        axes.xaxis.set_major_formatter(plain(say))
+        axes.yaxis.set_major_formatter(plain(say))
+        axes.grid()
+    return drawn
+
+
+def pixels(results, say):
+    """Errors of one pixel on discs of growing radius: what Dice and IoU lose, and the ratio of the two."""
+    rows = sorted(results["e4"]["radii"].values(), key=lambda row: row["radius"])
+    radius = [row["radius"] for row in rows]
+    drawn, (left, right) = figure(2.8, 2)
+    errors = {
+        "shift": (BLUE, say("shifted by one pixel", "décalé d’un pixel")),
+        "shrunk": (ORANGE, say("shrunk by one pixel", "rétréci d’un pixel")),
+        "one_pixel": (GREEN, say("one pixel too many", "un pixel de trop")),
+    }
+    for name, (color, label) in errors.items():
+        left.plot(radius, [row[name]["dice_lost"] for row in rows], "o-", color=color, label=label)
+        left.plot(radius, [row[name]["iou_lost"] for row in rows], "s:", color=color, markerfacecolor="white")
+        right.plot(radius, [row[name]["ratio"] for row in rows], "o-", color=color)
+    left.plot([], [], "o-", color=GREY, label="1 − Dice")
+    left.plot([], [], "s:", color=GREY, markerfacecolor="white", label="1 − IoU")
+    left.set(xscale="log", yscale="log", xlabel=say("radius, pixels", "rayon, pixels"), ylabel=say("score lost", "score perdu"))
+    right.set(xscale="log", xlabel=say("radius, pixels", "rayon, pixels"), ylabel="(1 − D) / (1 − J)", ylim=(0.45, 0.85))
+    for axes in (left, right):
+        ticks(axes.xaxis, [2, 3, 5, 10, 20, 30], say)
+        axes.grid()
+    ticks(left.yaxis, [0.001, 0.01, 0.1, 1], say)
+    ticks(right.yaxis, [0.5, 0.6, 0.7, 0.8], say)
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return drawn
+
+
+def conventions(results, say):
+    """The same predictions under twelve conventions."""
+    scores = results["e5"]["scores"]
+    drawn, (axes,) = figure(2.5)
+    means = {"batch": say("mean of batches", "moyenne des lots"), "image": say("per image", "par image"), "pooled": say("pooled", "tous les pixels")}
+    styles = {
+        "soft_tiny": (ORANGE, "o", say("soft, s = 1e-6", "doux, s = 1e-6")),
+        "soft_one": (ORANGE, "D", say("soft, s = 1", "doux, s = 1")),
+        "hard_tiny": (BLUE, "o", say("hard, s = 1e-6", "dur, s = 1e-6")),
+        "hard_one": (BLUE, "D", say("hard, s = 1", "dur, s = 1")),
+    }
+    for i, mean in enumerate(reversed(means)):
+        for j, (style, (color, marker, label)) in enumerate(styles.items()):
+            kind, smooth = style.split("_")
+            found = scores[f"{kind}_{mean}_{smooth}"]
+            y = i + 0.17 * (1.5 - j)
+            axes.plot(found["values"], [y] * len(found["values"]), color=color, linewidth=0.7, alpha=0.6)
+            face = "white" if smooth == "one" else color
+            axes.plot(found["values"], [y] * len(found["values"]), marker, color=color, markerfacecolor=face,
+                      label=label if i == 0 else None)  # fmt: skip
+    axes.set_yticks(range(3), list(reversed(means.values())))
+    axes.set_xlabel("Dice")
+    axes.xaxis.set_major_formatter(plain(say))
+    axes.grid(axis="x")
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return drawn
+
+
+def slices(results, say):
+    """Dice per volume of a 3D network and of 2D ones on its slices, at two levels of noise."""
+    drawn, (axes,) = figure(2.3)
+    kinds = {
+        "volumes": (BLUE, say("3D, whole volumes", "3D, volumes entiers")),
+        "slices": (ORANGE, say("2D, as many parameters", "2D, autant de paramètres")),
+        "longer": (GREEN, say("2D, as much time", "2D, autant de temps")),
+    }
+    for i, level in enumerate(("low", "high")):
+        for j, (kind, (color, label)) in enumerate(kinds.items()):
+            dots(axes, i + 0.24 * (j - 1), results["e6"][level][kind]["dice"], color, label if i == 0 else None)
+    names = [f"{say('noise', 'bruit')} {results['e6'][level]['noise']:g}" for level in ("low", "high")]
+    axes.set_xticks([0, 1], [say(name, name.replace(".", ",")) for name in names])
+    axes.set(xlim=(-0.5, 1.5), ylabel=say("Dice per volume", "Dice par volume"))
+    axes.yaxis.set_major_formatter(plain(say))
+    axes.grid(axis="y")
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return drawn
+
+
+FIGURES = (network, curves, predictions, skips, imbalance, overlap, pixels, conventions, slices)
+
+
+def draw_all(results: dict, edition: str, folder: Path) -> None:
+    """Draw every figure of an edition, "en" or "fr", into `folder`."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # the first font is Typst's alone
+    folder.mkdir(parents=True, exist_ok=True)
+    for draw in FIGURES:
+        with rc_context(STYLE):
+            drawn = draw(results, lambda english, french: french if edition == "fr" else english)
+            drawn.savefig(folder / f"{draw.__name__}.svg", metadata={"Date": None}, dpi=200)
+
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent
+    for name in ("en", "fr"):
+        draw_all(json.loads((here / "results.json").read_text()), name, here / "figures" / name)

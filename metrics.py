@@ -94,9 +94,8 @@ class _OverlapMetric(keras.metrics.Metric):
 
     def result(self):
         """The score of everything added since the last reset, a float32 scalar; 1 if nothing was."""
-        if self.average == "image":
-            return _ratio(*self._totals)
-        return self._score(*self._totals, self.smooth)
+        totals = [ops.convert_to_tensor(total) for total in self._totals]  # JAX does not compute on variables
+        return _ratio(*totals) if self.average == "image" else self._score(*totals, self.smooth)
 
     def get_config(self):
         own = {"threshold": self.threshold, "average": self.average, "smooth": self.smooth}

@@ -69,10 +69,12 @@ def summarize(names) -> dict:
         cells = {key.split("/", 1)[1]: cell for key, cell in results["cells"].items() if key.startswith(f"{name}/")}
         results[name] = experiments.EXPERIMENTS[name][2](cells)
     found = results["cells"].values()
+    some = results["cells"]["e1/network"]
     results["build"] = {
         "cells": len(found),
         "minutes": sum(cell["wall_seconds"] for cell in found) / 60,
-        "provenance": next(iter(found))["provenance"],
+        # Typst takes a point in a key for the next level.
+        "made_with": {key.replace(".", "_"): value for key, value in some["provenance"].items()},
     }
     save(results)
     return results

@@ -87,8 +87,7 @@ def network(results, say):
         else:  # on the outer side, where no arrow passes
             left = name.startswith("encoder")
             beside = x + (-1 if left else 1) * (width / 2 + 0.08)
-            low = y - 0.3 if level == 0 else y
-            axes.text(beside, low, label, ha="right" if left else "left", va="center", fontsize=8.5)
+            axes.text(beside, y - 0.3, label, ha="right" if left else "left", va="center", fontsize=8.5)
     arrow = {"arrowstyle": "-|>", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
     for first, second in zip(order, order[1:], strict=False):
         (x0, y0, w0, _), (x1, y1, w1, _) = places[first], places[second]

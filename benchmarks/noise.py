@@ -1,0 +1,117 @@
+"""Dice against noise: the best global threshold, the network, and the best that knows the answer's shape.
+
+    python benchmarks/noise.py                          # 4 trainings of some minutes
+    python benchmarks/noise.py --noise 0.25 --seeds 1   # or some of them, added to what is recorded
+    python benchmarks/noise.py --plot                   # only the figure and the table, from what is recorded
+
+One default training per noise level and seed. All three are scored on the training's own test set, 512 images; the
+curve goes to pictures/noise.png.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import _common
+from circle_fit import draw_circles, fit_circles
+
+LEVELS = (0.1, 0.25, 0.5, 1.0)
+LINES = {  # name: (label, colour of Okabe and Ito 2008, marker)
+    "fit": ("circle fit, which knows the shape", "#009E73", "s"),
+    "network": ("U-Net", "#0072B2", "o"),
+    "threshold": ("best global threshold", "#E69F00", "^"),
+}
+
+
+def run(noise: float, seed: int) -> dict:
+    """Train with one noise level and seed; score threshold, network and circle fit on its test set."""
+    import unet_segmentation as lab
+
+    flags = ["--noise", str(noise), "--seed", str(seed)]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "unet_segmentation.py", *flags, "--out-dir", folder, "--run-name", f"noise {noise}"]
+        store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+        subprocess.run(command, cwd=_common.ROOT, env={**os.environ, **store}, check=True)
+        results = json.loads((Path(folder) / "scores.json").read_text())
+        images, masks = lab.make_data(lab.parse_args([*flags, "--out-dir", folder]), 512, lab.TEST)
+    fit = lab.score(masks, draw_circles(fit_circles(images, noise), images.shape[1:3]))[0]
+    kept = ("image_dice", "image_dice_p5", "image_dice_min", "image_iou")
+    sides = {"threshold": results["baselines"]["best global threshold"], "network": results["test"], "fit": fit}
+    return {
+        "noise": noise,
+        "seed": seed,
+        **{name: {key: scores[key] for key in kept} for name, scores in sides.items()},
+        "training_seconds": results["training_seconds"],
+        "precision": results["provenance"]["precision"],
+        "failure": results["failure"],
+    }
+
+
+def means(rows: list[dict], name: str) -> dict[float, float]:
+    """Mean Dice over the seeds, by noise level."""
+    levels = sorted({row["noise"] for row in rows})
+    return {n: statistics.mean(row[name]["image_dice"] for row in rows if row["noise"] == n) for n in levels}
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Three lines of mean Dice against noise."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, (label, color, marker) in LINES.items():
+        points = means(rows, name)
+        axes.plot(points.keys(), points.values(), color=color, marker=marker, label=label)
+    axes.set(xscale="log", yscale="logit", ylim=(0.1, 0.9999))
+    axes.set(xlabel="noise: standard deviation in grey values (log scale); a circle is 0.5 brighter than its ground")
+    axes.set(ylabel="Dice, mean over 512 test images (logit scale)")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    for axis, ticks in (
+        (axes.xaxis, sorted({row["noise"] for row in rows})),
+        (axes.yaxis, [0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998]),
+    ):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(plain)
+    axes.xaxis.label.set_size(9)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower left")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def report(rows: list[dict]) -> None:
+    """Print the table and draw the figure."""
+    lines = []
+    for noise in sorted({row["noise"] for row in rows}):
+        runs = [row for row in rows if row["noise"] == noise]
+        cells = [f"{means(rows, name)[noise]:.4f}" for name in ("threshold", "network", "fit")]
+        worst = [f"{min(row[name]['image_dice_min'] for row in runs):.3f}" for name in ("network", "fit")]
+        lines.append([noise, len(runs), *cells, *worst])
+    titles = ["noise", "seeds", "best threshold", "U-Net", "circle fit", "worst, U-Net", "worst, fit"]
+    print(_common.table(titles, lines))
+    plot(rows, _common.ROOT / "pictures" / "noise.png")
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--noise", type=float, nargs="+", default=LEVELS, help="standard deviations in grey values")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
+    parser.add_argument("--plot", action="store_true", help="train nothing")
+    args = parser.parse_args(argv)
+    for seed in args.seeds:
+        for noise in [] if args.plot else args.noise:
+            row = run(noise, seed)
+            others = [r for r in _common.read("noise").get("rows", []) if (r["noise"], r["seed"]) != (noise, seed)]
+            _common.write("noise", {"rows": sorted([*others, row], key=lambda r: (r["noise"], r["seed"]))})
+    report(_common.read("noise")["rows"])
+
+
+if __name__ == "__main__":
+    main()

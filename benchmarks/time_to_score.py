@@ -1,0 +1,117 @@
+"""Wall time until the validation Dice of the report (soft, pooled) is reached: lab, literal recipe, and MONAI.
+
+    python benchmarks/time_to_score.py                  # 15 minutes or so, nothing else running
+    python benchmarks/time_to_score.py --sides monai    # one side alone, added to what is recorded
+
+Each side is a process of its own: its clock starts with the process, so that imports and set-up count. Lab and report
+run their 15 epochs. MONAI's `UNet` of like size (1.6 million parameters) trains with its `DiceLoss` and Adam at 1e-3, on
+the lab's images, batch size and precision, until it is there or its time is over.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+import _common
+
+TARGET = 0.9937  # val_dice_coeff of the report
+LIMIT = 420  # seconds that MONAI gets
+IMAGES, BATCH = 128, 4
+
+
+def monai_side() -> None:
+    """Train MONAI's network; print its validation score after every 128 images, as the lab's script does."""
+    import torch
+    from monai.losses import DiceLoss
+    from monai.networks.nets import UNet
+
+    import unet_segmentation as lab
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        args = lab.parse_args(["--out-dir", folder])
+
+    def images_first(array):
+        return torch.from_numpy(array).permute(0, 3, 1, 2)
+
+    network = UNet(2, 1, 1, channels=(32, 64, 128, 256), strides=(2, 2, 2), num_res_units=2)
+    network = network.to(memory_format=torch.channels_last)
+    print(f"MONAI's UNet with {sum(p.numel() for p in network.parameters()):,} parameters")
+    loss_of, adam = DiceLoss(sigmoid=True), torch.optim.Adam(network.parameters(), 1e-3)
+    bfloat16 = lab.choose_precision("auto") == "mixed_bfloat16"
+    images, masks = map(images_first, lab.make_data(args, args.val_images, lab.VALIDATION))
+    for step, batch in enumerate(lab.training_batches(args), 1):
+        x, true = map(images_first, batch)
+        adam.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            logits = network(x.contiguous(memory_format=torch.channels_last))
+        loss_of(logits.float(), true).backward()
+        adam.step()
+        if step % (IMAGES // BATCH) == 0:
+            network.eval()
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                probs = torch.cat([torch.sigmoid(network(part).float()) for part in images.split(16)])
+            network.train()
+            dice = 2 * (probs * masks).sum() / (probs + masks).sum()
+            print(f"epoch {step * BATCH // IMAGES} - val_dice_coeff: {float(dice):.4f}")
+
+
+SIDES = {
+    "lab": [sys.executable, "unet_segmentation.py"],
+    "report": [sys.executable, "unet_segmentation.py", "--recipe", "report"],
+    "monai": [sys.executable, __file__, "--work"],
+}
+
+
+def run(side: str) -> dict:
+    """Run one side; note the wall time at which each epoch's validation score was printed."""
+    epochs = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONUNBUFFERED": "1"}
+        out = [] if side == "monai" else ["--out-dir", folder]
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            SIDES[side] + out, cwd=_common.ROOT, env={**os.environ, **store}, stdout=subprocess.PIPE, text=True
+        )
+        for line in process.stdout:
+            seconds = time.perf_counter() - started
+            found = re.search(r"\bval_dice_coeff: ([\d.]+)", line)
+            if found:
+                epochs.append({"seconds": round(seconds, 2), "val_dice_coeff": float(found[1])})
+                print(f"{side}: epoch {len(epochs)}, {seconds:.0f} s, {found[1]}", flush=True)
+            if side == "monai" and epochs and (seconds > LIMIT or epochs[-1]["val_dice_coeff"] >= TARGET):
+                process.kill()  # it would go on for ever
+                break
+        process.wait()
+    return {
+        "reached_after": next((e["seconds"] for e in epochs if e["val_dice_coeff"] >= TARGET), None),
+        "epochs": epochs,
+    }
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which to run")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.work:
+        return monai_side()
+    sides = _common.read("time_to_score").get("sides", {})
+    for side in args.sides:
+        sides[side] = {**run(side), "date": time.strftime("%Y-%m-%d")}
+        _common.write("time_to_score", {"target": TARGET, "sides": sides})
+    whole = sides["report"]["epochs"][-1]["seconds"] if "report" in sides else float("nan")
+    rows = []
+    for name, side in sides.items():
+        reached = side["reached_after"] or float("nan")
+        best = max(epoch["val_dice_coeff"] for epoch in side["epochs"])
+        rows.append([name, f"{reached:.0f}", f"{side['epochs'][-1]['seconds']:.0f}", best, f"{whole / reached:.2f}"])
+    print(_common.table(["side", f"s to {TARGET}", "s in all", "best score", "report's 15 epochs / it"], rows))
+
+
+if __name__ == "__main__":
+    main()

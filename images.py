@@ -364,8 +364,8 @@ def split(samples: list[Sample], seed: int, share: float = 0.15) -> dict[str, li
     return {"training": order[2 * part :], "validation": order[:part], "test": order[part : 2 * part]}
 
 
-def grid_crops(samples: list[Sample], size: int, most: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Crops that cover every picture, never augmented: images and masks (N, size, size, 1).
+def grid_crops(samples: list[Sample], size: int, most: int) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
+    """Crops that cover every picture, never augmented: (images, masks), (N, size, size, 1) each, and their places.
 
     Where there are more than `most`, that many of them, evenly spread.
     """
@@ -374,7 +374,8 @@ def grid_crops(samples: list[Sample], size: int, most: int = 512) -> tuple[np.nd
         axes = (axis_tiles(length, size, 0) for length in sample.picture.shape)
         places += [(sample, [start for start, _ in place]) for place in itertools.product(*axes)]
     chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
-    return _stack([_crop(*places[i], size) for i in chosen])
+    names = [f"{places[i][0].name}, x {places[i][1][1]}, y {places[i][1][0]}" for i in chosen]
+    return _stack([_crop(*places[i], size) for i in chosen]), names
 
 
 def random_crops(samples: list[Sample], num: int, size: int, seed, augment: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,11 @@
 outputs/unet (model.keras, scores.json, per_image.csv, history.json, curves.png, predictions.png) and into the MLflow
 experiment 2D_UNet_Segmentation. `--recipe report` trains as a textbook would: Dice loss pooled over the batch, Adam at
 1e-3, 256 fixed images; expect 0.990.
+
+    python unet_segmentation.py --images my/pictures --masks my/masks
+
+trains on your own pictures instead, a mask of the same name for each; dataset.png shows what was read, split.json what
+became of each. `--varied` draws circles under many kinds of light and surface, for a model that is used on photographs.
 """
 
 import argparse
@@ -22,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 import data_synth
+import images as image_files
 import tracking
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
@@ -149,22 +155,42 @@ def check_arrays(images, masks) -> None:
 
 
 def make_data(args: argparse.Namespace, num_images: int, *stream: int):
-    """Images and masks of one stream of the seed: (N, size, size, 1) each."""
-    return data_synth.make_circles(
-        num_images,
-        args.size,
-        seed=(args.seed, *stream),
-        num_circles=args.circles,
-        radius=args.radius,
-        contrast=args.contrast,
-        noise=args.noise,
-    )
+    """Images and masks of one stream of the seed, preprocessed: (N, size, size, 1) each."""
+    settings = {"num_circles": args.circles, "radius": args.radius, "contrast": args.contrast, "noise": args.noise}
+    if args.varied:
+        settings = {**data_synth.VARIED, **settings}
+    images, masks = data_synth.make_circles(num_images, args.size, seed=(args.seed, *stream), **settings)
+    if args.varied:
+        stretched = preprocessing(args)
+        images = np.stack([image_files.preprocess(i, *image_files.grey_range(i, stretched)) for i in images])
+    return images, masks
 
 
-def training_batches(args: argparse.Namespace):
-    """Yield (images, masks) without end, epoch after epoch; only what is needed is ever in memory."""
+def preprocessing(args: argparse.Namespace) -> dict:
+    """The settings that prepare pictures for the network: plain circles are as they should be already."""
+    return image_files.STRETCHED if args.images or args.varied else image_files.ABSOLUTE
+
+
+def read_own(args: argparse.Namespace) -> dict[str, list] | None:
+    """The user's pictures and masks by part, training, validation and test; None for circles."""
+    if args.images is None:
+        return None
+    return image_files.split(image_files.read_folder(args.images, args.masks, preprocessing(args)), args.seed)
+
+
+def training_batches(args: argparse.Namespace, samples: list | None = None):
+    """Yield (images, masks) without end, epoch after epoch: circles, or crops of `samples`.
+
+    Only what is needed is ever in memory.
+    """
+
+    def make(num, *stream):
+        if samples is None:
+            return make_data(args, num, TRAIN, *stream)
+        return image_files.random_crops(samples, num, args.size, (args.seed, TRAIN, *stream), args.augment)
+
     if args.fixed_images:
-        images, masks = make_data(args, args.train_images, TRAIN)
+        images, masks = make(args.train_images)
     for epoch in itertools.count():
         order = np.random.default_rng((args.seed, epoch)).permutation(args.train_images)
         for batch, start in enumerate(range(0, args.train_images, args.batch_size)):
@@ -172,7 +198,7 @@ def training_batches(args: argparse.Namespace):
             if args.fixed_images:
                 yield images[chosen], masks[chosen]
             else:
-                yield make_data(args, len(chosen), TRAIN, epoch, batch)
+                yield make(len(chosen), epoch, batch)
 
 
 def choose_loss(name: str):
@@ -240,7 +266,7 @@ def choose_precision(wanted: str) -> str:
     return "mixed_bfloat16" if native else "float32"
 
 
-def train(model, args: argparse.Namespace, validation: tuple, on_epoch_end=None):
+def train(model, args: argparse.Namespace, validation: tuple, on_epoch_end=None, samples: list | None = None):
     """Compile and fit; the weights of the epoch with the best `val_image_dice` remain. Return the history, a dict."""
     import keras
 
@@ -261,7 +287,7 @@ def train(model, args: argparse.Namespace, validation: tuple, on_epoch_end=None)
         "val_image_dice", mode="max", patience=args.epochs, restore_best_weights=True
     )
     log = keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
-    batches, validation = feed(lambda: training_batches(args), validation)
+    batches, validation = feed(lambda: training_batches(args, samples), validation)
     history = model.fit(
         batches,
         epochs=args.epochs,
@@ -339,11 +365,13 @@ def baselines(validation: tuple, test: tuple) -> dict[str, dict]:
 
     The threshold, in grey values, is the one of 0.00, 0.01, ..., 1.00 with the best mean Dice on the validation set.
     """
+    import keras
+
     from metrics import dice_coeff
 
     def mean_dice(threshold):
         hard = (validation[0] >= threshold).astype("float32")
-        return float(np.mean(dice_coeff(validation[1], hard, axis=(1, 2, 3))))
+        return float(keras.ops.mean(dice_coeff(validation[1], hard, axis=(1, 2, 3))))
 
     best = max(np.arange(101) / 100, key=mean_dice)
     images, masks = test
@@ -467,7 +495,7 @@ def plot_predictions(images, masks, probs, dice, path: Path) -> None:
         grid[0], (f"image, {width} x {height} px", "true mask", "probability", "errors at 0.5, enlarged"), strict=True
     ):
         axes.set_title(title, fontsize=10)
-    figure.colorbar(shade, ax=grid[:, 2], location="bottom", shrink=0.9, pad=0.01, label="probability of circle")
+    figure.colorbar(shade, ax=grid[:, 2], location="bottom", shrink=0.9, pad=0.01, label="probability of object")
     figure.legend(
         handles=[Patch(facecolor=c, edgecolor="0.5", label=n) for n, c in colors.items()],
         loc="outside lower right",
@@ -510,16 +538,32 @@ def parse_args(argv=None) -> argparse.Namespace:
         default="lab",
         help="sets the training flags: the lab's, or the textbook's of the report",
     )
+    own = parser.add_argument_group("your own pictures, in place of circles").add_argument
+    own("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
+    own("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: black and one other value")
+    own(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="flip, turn, brighten and darken the training crops",
+    )
     data = parser.add_argument_group("data").add_argument
-    data("--train-images", type=int, metavar="N", help="training images per epoch")
+    data("--train-images", type=int, metavar="N", help="training images (or crops of your own) per epoch")
     data(
         "--fixed-images",
         action=argparse.BooleanOptionalAction,
         help="the same training images every epoch, instead of new ones",
     )
     data("--val-images", type=int, default=64, metavar="N", help="validation images")
-    data("--test-images", type=int, default=512, metavar="N", help="test images, seen by nothing but the final scores")
+    data(
+        "--test-images",
+        type=int,
+        default=512,
+        metavar="N",
+        help="test images, seen by nothing but the final scores",
+    )
     data("--size", type=int, default=128, metavar="PIXELS", help="side of the images, divisible by 8")
+    data("--varied", action="store_true", help="vary light, contrast, surface and blur, for use on photographs")
     data(
         "--circles",
         type=int,
@@ -574,8 +618,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     out = parser.add_argument_group("output").add_argument
     out("--out-dir", type=Path, default=Path("outputs/unet"), metavar="DIR", help="where all files go")
     out("--run-name", metavar="NAME", help="of the MLflow run; MLflow makes one up if none is given")
-    recipe = parser.parse_known_args(argv)[0].recipe
-    parser.set_defaults(**RECIPES[recipe])
+    known = parser.parse_known_args(argv)[0]
+    parser.set_defaults(**RECIPES[known.recipe])
+    if known.varied:
+        of_flag = {"circles": "num_circles", "contrast": "contrast", "noise": "noise"}
+        parser.set_defaults(**{flag: data_synth.VARIED[name] for flag, name in of_flag.items()})
     args = parser.parse_args(argv)
     try:
         check_args(args)
@@ -592,7 +639,14 @@ def check_args(args: argparse.Namespace) -> None:
     if not (math.isfinite(args.learning_rate) and args.learning_rate > 0):
         raise ValueError(f"--learning-rate must be a finite number above 0, such as 0.002; got {args.learning_rate}.")
     check_network((args.size, args.size), args.filters, depth=3)
-    make_data(args, 1, TEST)
+    if (args.images is None) != (args.masks is None):
+        raise ValueError("--images and --masks belong together: give both, or neither for circles.")
+    if args.images and args.varied:
+        raise ValueError("--varied is for circles; your own pictures are varied by --augment, which is on.")
+    if args.images is None:
+        make_data(args, 1, TEST)
+    elif args.out_dir.resolve() in (args.images.resolve(), args.masks.resolve()):
+        raise ValueError(f"--out-dir {args.out_dir} holds the input; name another folder: nothing is overwritten.")
     try:
         args.out_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=args.out_dir).close()
@@ -602,9 +656,13 @@ def check_args(args: argparse.Namespace) -> None:
         ) from None
 
 
-def write_results(folder: Path, network, history, results, rows, test, probs) -> None:
+def write_results(folder: Path, network, prepared, history, results, rows, test, probs, own) -> None:
     """Write every file of the run into `folder`."""
-    network.save(folder / "model.keras")
+    image_files.save_model(network, folder / "model.keras", prepared)
+    if own:
+        names = {part: [sample.name for sample in samples] for part, samples in own.items()}
+        (folder / "split.json").write_text(json.dumps(names, indent=1))
+        image_files.plot_dataset([sample for samples in own.values() for sample in samples], folder / "dataset.png")
     (folder / "history.json").write_text(json.dumps(history, indent=1))
     (folder / "scores.json").write_text(json.dumps(results, indent=1))
     with open(folder / "per_image.csv", "w", newline="") as file:
@@ -619,14 +677,23 @@ def main(argv=None) -> dict:
     """Train, score, plot and track one network; return its scores on the test set."""
     args = parse_args(argv)
     try:
+        own = read_own(args)
         tracking.open_store(EXPERIMENT)  # before Keras is imported: an unusable store is told in seconds
-        return run_lab(args)
+    except (tracking.TrackingError, ValueError) as error:
+        stop(error)
+    try:
+        return run_lab(args, own)
     except tracking.TrackingError as error:
-        print(f"unet_segmentation.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        stop(error)
 
 
-def run_lab(args: argparse.Namespace) -> dict:
+def stop(error: Exception) -> None:
+    """End the script with one sentence."""
+    print(f"unet_segmentation.py: error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
     """What `main` does once the settings are known to be good."""
     # TensorFlow's own memory pool: with the system's, every step maps and clears its memory anew (20% slower).
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
@@ -639,23 +706,31 @@ def run_lab(args: argparse.Namespace) -> dict:
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(args.seed)
     model = build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
-    validation, test = make_data(args, args.val_images, VALIDATION), make_data(args, args.test_images, TEST)
+    if own:
+        validation, _ = image_files.grid_crops(own["validation"], args.size, args.val_images)
+        test, crops = image_files.grid_crops(own["test"], args.size, args.test_images)
+        samples, what, source = own["training"], "own pictures", str(args.images)
+    else:
+        validation, test = make_data(args, args.val_images, VALIDATION), make_data(args, args.test_images, TEST)
+        samples, what, source = None, "circles", "data_synth.make_circles"
     provenance = tracking.provenance()
-    settings = {**vars(args), "out_dir": str(args.out_dir)}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     print(f"U-Net with {model.count_params():,} parameters, {precision}, on {provenance['device']}")
 
-    description = f"U-Net on synthetic circles, recipe `{args.recipe}`, seed {args.seed}."
+    description = f"U-Net on {what} ({source}), recipe `{args.recipe}`, seed {args.seed}."
     with tracking.tracked_run(EXPERIMENT, run_name=args.run_name, params=settings, description=description) as run:
         run.params({"parameters": model.count_params(), "precision_used": precision})
-        sets = {"training": next(training_batches(args)), "validation": validation, "test": test}
+        sets = {"training": next(training_batches(args, samples)), "validation": validation, "test": test}
         for name, (images, masks) in sets.items():
-            run.dataset(images, masks, name=f"circles, {name}", context=name, source="data_synth.make_circles")
+            run.dataset(images, masks, name=f"{what}, {name}", context=name, source=source)
         started = time.perf_counter()
-        history = train(model, args, validation, lambda epoch, logs: run.metrics(logs, step=epoch + 1))
+        history = train(model, args, validation, lambda epoch, logs: run.metrics(logs, step=epoch + 1), samples)
         seconds = time.perf_counter() - started
 
         probs = predict(model, test[0])
         scores, rows = score(test[1], probs)
+        if own:
+            rows = [{"crop": crop, **row} for crop, row in zip(crops, rows, strict=True)]
         failure = describe_failure(history, test[1], probs)
         results = {
             "test": scores,
@@ -670,9 +745,11 @@ def run_lab(args: argparse.Namespace) -> dict:
         }
         # Without optimizer and loss the saved network needs nothing of ours: it loads in any Keras 3 program.
         network = keras.Model(model.inputs, model.outputs, name=model.name)
+        seen = [images for images, _ in itertools.islice(training_batches(args, samples), 16)]
+        prepared = image_files.describe_training(np.concatenate(seen), preprocessing(args))
         # Written aside and then moved: an interruption leaves no half-written file, nor a mixture of two runs.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out_dir) as aside:
-            write_results(Path(aside), network, history, results, rows, test, probs)
+            write_results(Path(aside), network, prepared, history, results, rows, test, probs, own)
             written = [args.out_dir / path.name for path in sorted(Path(aside).iterdir())]
             for path in written:
                 os.replace(Path(aside) / path.name, path)
@@ -683,7 +760,7 @@ def run_lab(args: argparse.Namespace) -> dict:
         run.tags({"collapsed": "yes" if failure else "no"})
         run.model(network, example=test[0][:1])
 
-    print(f"\nTest set, {args.test_images} images:")
+    print(f"\nTest set, {len(rows)} images:" if own is None else f"\nTest set, {len(rows)} crops of your pictures:")
     print(format_table({**results["baselines"], f"U-Net, epoch {results['selected_epoch']}": scores}))
     print(
         f"\nTrained in {seconds:.0f} s. Files: {args.out_dir}. "

@@ -179,7 +179,7 @@ def folders(tmp_path):
 
 def test_crops_hold_the_mask_of_their_image(folders):
     samples = images.read_folder(*folders, images.ABSOLUTE)
-    for crop, mask in (images.grid_crops(samples, 32), images.random_crops(samples, 40, 32, 0, augment=True)):
+    for crop, mask in (images.grid_crops(samples, 32, 99)[0], images.random_crops(samples, 40, 32, 0, augment=True)):
         assert crop.shape == mask.shape == (len(crop), 32, 32, 1) and crop.dtype == mask.dtype == np.float32
         assert crop.min() >= 0 and crop.max() <= 1 and set(np.unique(mask)) == {0, 1}
         for one, true in zip(crop, mask, strict=True):  # bright is object, in every flip and turn
@@ -189,12 +189,13 @@ def test_crops_hold_the_mask_of_their_image(folders):
 
 def test_a_grid_of_crops_covers_every_picture(folders):
     samples = images.read_folder(*folders, images.ABSOLUTE)
-    covered = np.zeros(samples[-1].picture.shape, bool)
-    for start, _ in images.axis_tiles(covered.shape[0], 32, 0):
-        for left, _ in images.axis_tiles(covered.shape[1], 32, 0):
-            covered[start : start + 32, left : left + 32] = True
-    assert covered.all()
-    assert len(images.grid_crops(samples, 32, most=5)[0]) == 5
+    (crops, _), places = images.grid_crops(samples[-1:], 32, most=99)
+    picture = np.full(samples[-1].picture.shape, np.nan)
+    for crop, place in zip(crops, places, strict=True):
+        x, y = (int(number) for number in re.findall(r" (\d+)", place))
+        picture[y : y + 32, x : x + 32] = crop[..., 0]
+    np.testing.assert_allclose(picture, samples[-1].picture / 255, atol=1e-6)
+    assert len(images.grid_crops(samples, 32, most=5)[1]) == 5
 
 
 def test_a_split_leaves_none_out_and_shares_none(folders):

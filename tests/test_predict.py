@@ -167,6 +167,36 @@ def test_a_network_of_fixed_size_is_used_in_its_size(tmp_path):
     np.testing.assert_allclose(result, picture / 255, atol=1e-6)
 
 
+def test_own_pictures_are_trained_on_and_predicted(store, tmp_path, capsys):
+    """Bright squares of many sizes in folders of one's own; the model's file then knows how they were prepared."""
+    rng = np.random.default_rng(0)
+    for name in ("pictures", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(9):
+        mask = np.zeros((40 + i, 70), bool)
+        mask[10:20, 10 : 20 + i] = i != 4
+        noisy = np.where(mask, 9000, 3000) + rng.integers(0, 900, mask.shape)
+        Image.fromarray(noisy.astype(np.uint16)).save(tmp_path / "pictures" / f"{i}.tif")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
+    flags = "--images pictures --masks masks --size 32 --filters 4 --epochs 2 --train-images 8 --out-dir out --seed 3"
+    scores = unet_segmentation.main(flags.split())
+    split = json.loads((tmp_path / "out/split.json").read_text())
+    assert sorted(sum(split.values(), [])) == [f"{i}.tif" for i in range(9)]
+    rows = list(csv.DictReader((tmp_path / "out/per_image.csv").read_text().splitlines()))
+    assert {row["crop"].split(",")[0] for row in rows} == set(split["test"])
+    assert json.loads((tmp_path / "out/scores.json").read_text())["test"] == scores
+    assert (tmp_path / "out/dataset.png").exists()
+    assert images.read_preprocessing(tmp_path / "out/model.keras")["stretch"] == [1, 99]
+    assert predict.main(["out/model.keras", "pictures", "--masks", "masks"]) == 0
+    assert "outside what training saw" not in capsys.readouterr().err
+
+    (tmp_path / "masks/8.png").unlink()
+    for bad, words in ((flags, "8.tif has no mask"), ("--images pictures", "belong together")):
+        with pytest.raises(SystemExit) as stop:
+            unet_segmentation.main(bad.split())
+        assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
 def bad_models(folder):
     """Files that must be refused, and words of the sentence that does it."""
     whole = save_model(threshold_network(), folder / "good.keras").read_bytes()

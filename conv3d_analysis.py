@@ -1,0 +1,906 @@
+"""Build a small Conv3D network, account for its memory and arithmetic before any training, and log it to MLflow.
+
+    python conv3d_analysis.py                 # one run in the experiment 3D_Volumetric_Analysis
+    python conv3d_analysis.py --fit-in 4      # what trains within 4 GiB
+    python conv3d_analysis.py --study         # predicted against measured memory, over a grid
+
+The first takes under 20 seconds on 2 cores once the store exists. Nothing is trained: the loss and the Dice by step are
+SIMULATED, and named so everywhere; what was measured (one training step in a process of its own) is named `measured/`.
+Files go to outputs/conv3d.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+import tracking
+
+# Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito 2008
+EXPERIMENT = "3D_Volumetric_Analysis"
+MIB, GIB = 2**20, 2**30
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+SLOTS = {"adam": 2, "sgd": 0}  # variables that the optimizer keeps for each weight
+LOSS_COPIES = 7  # tensors of the mask's size that cross-entropy and its gradient hold at once (TensorFlow's log)
+RUNTIME_MIB = 75  # makes the largest relative error smallest over 13 configurations, none of them in the study's grid
+SIMULATION = (
+    "loss = 0.05 + 0.65 exp(-step / 8) + 0.01 n1; dice = 0.97 - 0.87 exp(-step / 8) + 0.01 n2; n1, n2 ~ N(0, 1)"
+)
+
+
+def conv_block(x, filters: int, kernel_size: int, name: str):
+    """(convolution -> ReLU) * 2, same padding: (N, D, H, W, C) -> (N, D, H, W, filters)."""
+    from keras import layers
+
+    for i in (1, 2):
+        x = layers.Conv3D(
+            filters,
+            kernel_size,
+            padding="same",
+            activation="relu",
+            kernel_initializer="he_normal",
+            name=f"{name}_conv{i}",
+        )(x)
+    return x
+
+
+def build_conv3d(
+    input_shape: tuple = (32, 32, 32, 1), filters: int = 8, kernel_size: int = 3, downsampling: str = "late"
+):
+    """Build the 3D twin of the U-Net's first steps (Cicek et al. 2016): two poolings, concatenated skips, sigmoid mask.
+
+    Blocks of filters and 2 filters, a bottleneck of 4 filters, and back. `downsampling="early"` puts a convolution of
+    stride 2 in front and a transposed one behind: no block then works at full resolution, an eighth of the voxels.
+
+    Args:
+        input_shape: (depth, height, width, channels); sides divisible by 4, or by 8 with early downsampling.
+        filters: channels of the first block, at least 1.
+        kernel_size: side of the kernels, odd and at least 1.
+        downsampling: "late" or "early".
+
+    Returns:
+        An uncompiled `keras.Model`: volumes (N, D, H, W, C) -> probabilities (N, D, H, W, 1), float32.
+
+    Raises:
+        ValueError: for settings outside these ranges.
+    """
+    import keras
+    from keras import layers
+
+    check_network(input_shape, filters, kernel_size, downsampling)
+    x = inputs = keras.Input(input_shape, name="volume")
+    if downsampling == "early":
+        x = layers.Conv3D(filters, kernel_size, strides=2, padding="same", activation="relu", name="reduce")(x)
+    encoder1 = conv_block(x, filters, kernel_size, "encoder1")
+    x = layers.MaxPooling3D(2, name="pool1")(encoder1)
+    encoder2 = conv_block(x, filters * 2, kernel_size, "encoder2")
+    x = layers.MaxPooling3D(2, name="pool2")(encoder2)
+    x = conv_block(x, filters * 4, kernel_size, "bottleneck")
+    for level, skip in ((2, encoder2), (1, encoder1)):
+        width = filters * level
+        x = layers.Conv3DTranspose(width, 2, strides=2, padding="same", name=f"up{level}")(x)
+        x = layers.Concatenate(name=f"skip{level}")([x, skip])
+        x = conv_block(x, width, kernel_size, f"decoder{level}")
+    if downsampling == "early":
+        x = layers.Conv3DTranspose(filters, 2, strides=2, padding="same", activation="relu", name="restore")(x)
+    # float32 whatever the precision of the rest: bfloat16 has no number between 0.996 and 1.
+    mask = layers.Conv3D(1, 1, activation="sigmoid", dtype="float32", name="mask")(x)
+    return keras.Model(inputs, mask, name="conv3d")
+
+
+def check_network(input_shape, filters: int, kernel_size: int, downsampling: str) -> None:
+    """Raise ValueError for a network that `build_conv3d` cannot build."""
+    if filters < 1:
+        raise ValueError(f"filters must be at least 1; got {filters}.")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"the kernel size must be odd and at least 1, such as 3, 5 or 7; got {kernel_size}.")
+    if downsampling not in ("early", "late"):
+        raise ValueError(f"downsampling must be 'early' or 'late'; got {downsampling!r}.")
+    factor = 8 if downsampling == "early" else 4
+    sides = tuple(input_shape[:3])
+    if len(input_shape) != 4 or min(input_shape) < 1 or any(side % factor for side in sides):
+        raise ValueError(
+            f"the input shape must be (depth, height, width, channels) with sides divisible by {factor}, which "
+            f"{downsampling} downsampling halves down to 1/{factor}; got {tuple(input_shape)}. Take 32 32 32 1."
+        )
+
+
+def layer_costs(model, batch_size: int = 1) -> list[dict]:
+    """Account for each layer of a functional Keras model with a fixed input shape, 1D, 2D or 3D.
+
+    Multiply-adds of one forward pass: a convolution has (output voxels) * k^n * C_in / groups * C_out, a transposed one
+    (input voxels) * k^n * C_in * C_out (what padding crops included), a dense layer (rows) * C_in * C_out. Biases,
+    activations and pooling count as 0: they are one operation per value. A training step
+    costs about three forward passes.
+    Example: 3^3 kernels, 1 -> 8 channels, at 32^3 voxels: 32768 * 27 * 1 * 8 = 7,077,888.
+
+    Returns:
+        One dict per layer: `name`, `type`, `output_shape` (with the batch), `parameters`, `multiply_adds`,
+        `activation_bytes` (of the layer's output in its own precision).
+
+    Raises:
+        ValueError: for an axis without a size, or a layer with a kernel of another kind.
+    """
+    rows = []
+    for layer in model.layers:
+        shape = (batch_size, *layer.output.shape[1:])
+        if None in shape:
+            raise ValueError(
+                f"layer {layer.name} has the output shape {shape}; build the model with a fixed input shape."
+            )
+        kind = layer_kind(layer)
+        multiply_adds = 0
+        if kind in ("conv", "dense"):  # kernel (k, ..., C_in / groups, C_out)
+            multiply_adds = math.prod(shape[:-1]) * math.prod(layer.kernel.shape)
+        elif kind == "transposed":  # kernel (k, ..., C_out, C_in)
+            multiply_adds = batch_size * math.prod(layer.input.shape[1:-1]) * math.prod(layer.kernel.shape)
+        elif hasattr(layer, "kernel"):
+            raise ValueError(f"layer {layer.name} is a {type(layer).__name__}, whose multiply-adds are not known here.")
+        rows.append(
+            {
+                "name": layer.name,
+                "type": type(layer).__name__,
+                "output_shape": shape,
+                "parameters": layer.count_params(),
+                "multiply_adds": multiply_adds,
+                "activation_bytes": tensor_bytes(layer.output, batch_size),
+            }
+        )
+    return rows
+
+
+def layer_kind(layer) -> str:
+    """Which of its tensors a layer's backward pass needs: one word per case."""
+    from keras import layers
+
+    if isinstance(layer, layers.Conv1D | layers.Conv2D | layers.Conv3D):
+        return "conv"
+    if isinstance(layer, layers.Conv1DTranspose | layers.Conv2DTranspose | layers.Conv3DTranspose):
+        return "transposed"
+    if isinstance(layer, layers.Dense):
+        return "dense"
+    if isinstance(layer, layers.InputLayer):
+        return "input"
+    return "pool" if "Pooling" in type(layer).__name__ else "other"
+
+
+def tensor_bytes(tensor, batch_size: int, dtype: str | None = None) -> int:
+    """Size of a symbolic tensor in bytes."""
+    return batch_size * math.prod(tensor.shape[1:]) * ITEM_BYTES[dtype or tensor.dtype]
+
+
+def weight_count(layer) -> int:
+    """Number of values in a layer's variables."""
+    return sum(math.prod(weight.shape) for weight in layer.weights)
+
+
+def layer_inputs(layer) -> list:
+    """The symbolic inputs of a layer, one or several, as a list."""
+    return layer.input if isinstance(layer.input, list) else [layer.input]
+
+
+def training_memory(model, batch_size: int = 1, optimizer: str = "adam") -> dict[str, float]:
+    """Predict the peak memory of training steps from the layers alone, in MiB.
+
+    Predicted is the largest resident memory of the process minus its resident memory after `import keras` and
+    before the model is built: add the latter (some 700 MiB with TensorFlow) for the whole process. The parts:
+
+    - `variables`: weights and the optimizer's slots, float32.
+    - `live`: the largest sum of activations, gradients, precision casts, batch and loss that are alive at once, by
+      replaying the step (see `step_operations` and `step_events`).
+    - `pool`: what TensorFlow's pool takes from the system to serve these requests (see `pool_bytes`); holds both.
+    - `workspace`: what oneDNN allocates beside the pool (see `workspace_bytes`).
+    - `runtime`: tracing, threads and compiled kernels: one constant, RUNTIME_MIB.
+    - `total`: pool + workspace + runtime.
+
+    Holds for TensorFlow on an x86 processor, where oneDNN computes; float32 or mixed_bfloat16, as the model was built.
+    """
+    variables = [
+        ((weight.path, copy), math.prod(weight.shape) * ITEM_BYTES["float32"])
+        for weight in model.weights
+        for copy in range(1 + SLOTS[optimizer])
+    ]
+    step = step_events(step_operations(model, batch_size))
+    live, alive = 0, {}
+    for name, size in step:
+        if size is None:
+            del alive[name]
+        else:
+            alive[name] = size
+            live = max(live, sum(alive.values()))
+    parts = {
+        "variables": sum(size for _, size in variables),
+        "live": live,
+        "pool": pool_bytes([*variables, *step, *step]),  # the second step meets what the first has cut up
+        "workspace": workspace_bytes(model),
+    }
+    parts = {name: size / MIB for name, size in parts.items()} | {"runtime": float(RUNTIME_MIB)}
+    return parts | {"total": parts["pool"] + parts["workspace"] + parts["runtime"]}
+
+
+def step_operations(model, batch_size: int) -> Iterator[tuple[dict, list, bool]]:
+    """Yield the operations of a training step: ({tensor it writes: bytes}, [tensors it reads], filter gradient or not).
+
+    Which tensors the backward pass needs, as TensorFlow's allocation log shows: a convolution its input and, for the
+    gradient of the ReLU, its output; ReLU and bias work in place, so that a block has one tensor and not three; a
+    pooling its input and its output; concatenation, nothing.
+    """
+    layers = model.layers
+    source = {id(layer.output): layer for layer in layers}
+    mask = layers[-1].output
+    mask_bytes = tensor_bytes(mask, batch_size)
+    for layer in layers:
+        if layer_kind(layer) == "input":
+            yield {layer.name: tensor_bytes(layer.output, batch_size), "target": mask_bytes}, [], False
+            continue
+        writes = {layer.name: tensor_bytes(layer.output, batch_size)}
+        for tensor in layer_inputs(layer):
+            if tensor.dtype != layer.compute_dtype:
+                writes[f"{layer.name} cast"] = tensor_bytes(tensor, batch_size, layer.compute_dtype)
+        if layer.weights and layer.compute_dtype != "float32":
+            writes[f"{layer.name} weights cast"] = weight_count(layer) * ITEM_BYTES[layer.compute_dtype]
+        yield writes, [source[id(tensor)].name for tensor in layer_inputs(layer)], False
+
+    name = layers[-1].name
+    copies = {f"loss {i}": mask_bytes for i in range(LOSS_COPIES - 1)}
+    yield {**copies, f"d {name}": mask_bytes}, [name, "target"], False
+    has_gradient = set()
+    for layer in reversed(layers):
+        kind, gradient = layer_kind(layer), f"d {layer.name}"
+        if kind == "input":
+            continue
+        if getattr(layer, "activation", None) is not None and layer.activation.__name__ != "linear":
+            yield {}, [layer.name, gradient], False  # in place
+        writes, reads = {}, [gradient]
+        for tensor in layer_inputs(layer):
+            before = source[id(tensor)]
+            cast = tensor.dtype != layer.compute_dtype
+            if kind != "other":
+                reads.append(f"{layer.name} cast" if cast else before.name)
+            if layer_kind(before) == "input":
+                continue  # nobody asks for the gradient of the images
+            if cast:
+                writes[f"d {layer.name} cast"] = tensor_bytes(tensor, batch_size, layer.compute_dtype)
+            # The second gradient of a tensor that two layers read is added to the first.
+            added = " added" if before.name in has_gradient else ""
+            writes[f"d {before.name}{added}"] = tensor_bytes(tensor, batch_size)
+            has_gradient.add(before.name)
+        if kind == "pool":
+            reads.append(layer.name)
+        if layer.weights:
+            writes[f"dw {layer.name}"] = weight_count(layer) * ITEM_BYTES["float32"]
+            if layer.compute_dtype != "float32":
+                reads.append(f"{layer.name} weights cast")
+        yield writes, reads, kind in ("conv", "transposed", "dense")
+    yield {}, [f"dw {layer.name}" for layer in layers if layer.weights], False  # the optimizer
+
+
+def step_events(operations) -> list[tuple[str, int | None]]:
+    """Turn operations into requests, in order: (tensor, bytes) when it is written, (tensor, None) after its last use.
+
+    A filter gradient runs beside the next layer's backward pass on another thread, so what it reads is freed one later.
+    """
+    operations = list(operations)
+    last = {name: i for i, (writes, reads, _) in enumerate(operations) for name in (*writes, *reads)}
+    events, late = [], []
+    for i, (writes, reads, filter_gradient) in enumerate(operations):
+        events += writes.items()
+        free = [(name, None) for name in {**dict.fromkeys(reads), **writes} if last[name] == i]
+        if writes or i == len(operations) - 1:
+            events += late
+            late = []
+        if filter_gradient:
+            late = free
+        else:
+            events += free
+    return events + late
+
+
+def pool_bytes(events) -> int:
+    """Replay requests through TensorFlow's "best fit with coalescing" pool; return the bytes that it touches.
+
+    The pool takes regions of 2, 4, 8, ... MiB from the system (more where one request is larger) and gives none back.
+    A request gets the smallest free chunk that holds it; the chunk is cut if it is at least twice as large, or 128 MiB
+    larger; free neighbours are joined. Memory that was never handed out is never resident.
+    """
+    regions, touched, place = [], [], {}  # a region is a list of chunks [offset, size, is it free]
+    next_region = 2 * MIB
+    for name, size in events:
+        if size is None:
+            region, chunk = place.pop(name)
+            chunk[2] = True
+            joined = []
+            for chunk in regions[region]:
+                if joined and joined[-1][2] and chunk[2]:
+                    joined[-1][1] += chunk[1]
+                else:
+                    joined.append(chunk)
+            regions[region] = joined
+            continue
+        need = max(1, math.ceil(size / 256)) * 256
+        fits = [(c[1], r, c) for r, chunks in enumerate(regions) for c in chunks if c[2] and c[1] >= need]
+        if fits:
+            _, region, chunk = min(fits)
+        else:
+            grown = next_region < need
+            while next_region < need:
+                next_region *= 2
+            region, chunk = len(regions), [0, next_region, True]
+            regions.append([chunk])
+            touched.append(0)
+            if not grown:
+                next_region *= 2
+        if chunk[1] >= 2 * need or chunk[1] - need >= 128 * MIB:
+            chunks = regions[region]
+            chunks.insert(chunks.index(chunk) + 1, [chunk[0] + need, chunk[1] - need, True])
+            chunk[1] = need
+        chunk[2] = False
+        place[name] = region, chunk
+        touched[region] = max(touched[region], chunk[0] + size)
+    return sum(touched)
+
+
+def workspace_bytes(model) -> int:
+    """What oneDNN allocates outside the pool: the two largest scratch areas, because two layers may run at once.
+
+    A convolution rearranges its weights. In bfloat16 its filter gradient also transposes, for every thread, 16 channels
+    of what it reads and 16 of what it writes, one volume at a time (seen in the allocations under avx512_bf16).
+    """
+    areas = [0, 0]
+    for layer in model.layers:
+        kind = layer_kind(layer)
+        if kind not in ("conv", "transposed"):
+            continue
+        area = weight_count(layer) * ITEM_BYTES[layer.compute_dtype]
+        if layer.compute_dtype == "bfloat16":
+            read, written = (layer.input, layer.output) if kind == "conv" else (layer.output, layer.input)
+            channels = min(16, read.shape[-1]) if read.shape[-1] > 1 else 0  # one channel needs no transposition
+            values = channels * math.prod(read.shape[1:-1]) + 16 * math.prod(written.shape[1:-1])
+            area += num_threads() * values * ITEM_BYTES["bfloat16"]
+        areas.append(area)
+    return sum(sorted(areas)[-2:])
+
+
+def num_threads() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def memory_status(key: str, file: str = "/proc/self/status") -> float:
+    """An entry of Linux's memory tables in MiB: VmRSS is resident now, VmHWM its peak. NaN on other systems."""
+    if not Path(file).exists():
+        return math.nan
+    return next(int(line.split()[1]) / 1024 for line in Path(file).read_text().splitlines() if line.startswith(key))
+
+
+def make_model(config: dict):
+    """The network of one configuration, in its precision; the global precision is left as it was."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config["precision"])
+    try:
+        return build_conv3d(*(config[key] for key in ("input_shape", "filters", "kernel_size", "downsampling")))
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def measure_step(config: dict, num_steps: int = 3) -> dict[str, float]:
+    """Train some steps on noise and say what they took; meant for a process that has done nothing else.
+
+    Returns:
+        `build_seconds`, `step_seconds` (the fastest, so without the compilation in the first), `forward_seconds`,
+        `process_mib` (resident before the model is built) and `peak_mib` (the peak over all steps, less that).
+    """
+    import keras
+
+    keras.ops.ones(1)  # the backend wakes up
+    process = memory_status("VmRSS")
+    started = time.perf_counter()
+    model = make_model(config)
+    build_seconds = time.perf_counter() - started
+    model.compile(optimizer=config["optimizer"], loss="binary_crossentropy")
+    volumes = np.random.default_rng(0).random((config["batch_size"], *config["input_shape"]), np.float32)
+    masks = (volumes[..., :1] > 0.5).astype(np.float32)
+    step_seconds = min(timed(lambda: model.train_on_batch(volumes, masks)) for _ in range(num_steps))
+    peak = memory_status("VmHWM") - process
+    forward_seconds = min(timed(lambda: model.predict_on_batch(volumes)) for _ in range(2))
+    return {
+        "build_seconds": build_seconds,
+        "step_seconds": step_seconds,
+        "forward_seconds": forward_seconds,
+        "process_mib": process,
+        "peak_mib": peak,
+    }
+
+
+def timed(call) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def in_fresh_process(config: dict) -> dict[str, float]:
+    """`measure_step` in a process of its own, so that nothing else is in the peak.
+
+    The child decides nothing about allocators: TensorFlow on x86 takes its tensors from its own pool in any case.
+    """
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=silence) as pool:
+        return pool.submit(measure_step, config).result()
+
+
+def silence() -> None:
+    """Drop what TensorFlow's libraries write to stderr; exceptions travel to the parent all the same."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def predict_config(config: dict) -> dict[str, float]:
+    """Parameters, multiply-adds of a forward pass, and predicted memory of one configuration."""
+    model = make_model(config)
+    memory = training_memory(model, config["batch_size"], config["optimizer"])
+    costs = layer_costs(model, config["batch_size"])
+    return {
+        "parameters": model.count_params(),
+        "multiply_adds": sum(row["multiply_adds"] for row in costs),
+        **{f"predicted_{name}_mib": value for name, value in memory.items()},
+    }
+
+
+def study_grid() -> list[dict]:
+    """Configurations of the study: the full cross at kernel 3, slices of it at 5 and 7, and one too large for most."""
+    both = [(d, p) for d in ("late", "early") for p in ("float32", "mixed_bfloat16")]
+    points = [(side, f, 3, d, p) for side in (32, 48, 64, 96) for f in (8, 16, 32) for d, p in both]
+    points += [(side, 16, kernel, d, p) for side in (48, 64) for kernel in (5, 7) for d, p in both]
+    points += [(32, 32, kernel, "late", p) for kernel in (5, 7) for p in ("float32", "mixed_bfloat16")]
+    points += [(256, 32, 3, "late", "float32")]
+    return [
+        {
+            "input_shape": (side, side, side, 1),
+            "filters": filters,
+            "kernel_size": kernel,
+            "downsampling": downsampling,
+            "precision": precision,
+            "batch_size": 1,
+            "optimizer": "adam",
+        }
+        for side, filters, kernel, downsampling, precision in points
+    ]
+
+
+def study_row(config: dict) -> dict:
+    """Predict one configuration and, if the memory that is free holds it, measure it."""
+    row = {**config, "input_shape": list(config["input_shape"]), **predict_config(config)}
+    free = memory_status("MemAvailable", "/proc/meminfo")
+    if row["predicted_total_mib"] + memory_status("VmRSS") > free:
+        return {**row, "status": "would not fit"}
+    try:
+        row |= {f"measured_{name}": value for name, value in in_fresh_process(config).items()}
+    except BrokenProcessPool:  # killed, most likely by the kernel for want of memory
+        return {**row, "status": "died"}
+    return {**row, "status": "measured", "error": row["predicted_total_mib"] / row["measured_peak_mib"] - 1}
+
+
+def summarize(rows: list[dict]) -> dict[str, float]:
+    """Median and largest absolute error, and Spearman's rank correlation, over the measured rows."""
+    rows = [row for row in rows if row["status"] == "measured"]
+    errors = [abs(row["error"]) for row in rows]
+    ranks = [np.argsort(np.argsort([row[key] for row in rows])) for key in ("predicted_total_mib", "measured_peak_mib")]
+    return {
+        "num_measured": len(rows),
+        "median_error": statistics.median(errors),
+        "largest_error": max(errors),
+        "spearman": float(np.corrcoef(*ranks)[0, 1]) if len(rows) > 1 else math.nan,
+    }
+
+
+def fit_in(gib: float, config: dict) -> tuple[list[int], dict[int, list[int]]]:
+    """The largest cubic patch that trains within `gib` GiB for the whole process, by prediction.
+
+    Returns:
+        The batch sizes, and for each number of filters the side in voxels at each batch size (0: none fits).
+
+    Raises:
+        ValueError: if not even the smallest network fits.
+    """
+    import keras
+
+    keras.ops.ones(1)
+    process = memory_status("VmRSS")
+    batches, table = [1, 2, 4, 8], {}
+    for filters in (8, 16, 32, 64):
+        sides, side = [0] * len(batches), 16
+        while True:
+            model = make_model({**config, "input_shape": (side, side, side, 1), "filters": filters})
+            totals = [process + training_memory(model, batch, config["optimizer"])["total"] for batch in batches]
+            if side == 16 and filters == 8 and not totals[0] <= gib * 1024:
+                raise ValueError(
+                    f"--fit-in {gib:g} GiB is too small: TensorFlow and the smallest network (16^3 voxels, 8 filters) "
+                    f"need {totals[0] / 1024:.2f} GiB. Give at least that."
+                )
+            fits = [total <= gib * 1024 for total in totals]
+            sides = [side if fit else old for fit, old in zip(fits, sides, strict=True)]
+            if not fits[0]:
+                break
+            side += 16
+        table[filters] = sides
+    return batches, table
+
+
+def simulate(num_steps: int, seed: int) -> dict[str, list[float]]:
+    """SIMULATED loss and Dice by step, from the formula SIMULATION and not from any training; Dice within [0, 1]."""
+    step = np.arange(1, num_steps + 1)
+    noise = 0.01 * np.random.default_rng(seed).standard_normal((2, num_steps))
+    decay = np.exp(-step / 8)
+    loss = np.maximum(0.05 + 0.65 * decay + noise[0], 0)
+    dice = np.clip(0.97 - 0.87 * decay + noise[1], 0, 1)
+    return {"step": step.tolist(), "simulated/loss": loss.tolist(), "simulated/dice": dice.tolist()}
+
+
+def plot_simulation(curves: dict, path: Path) -> None:
+    """Loss and Dice by step, with a title that nobody can take for a result."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, color, style in (("simulated/loss", ORANGE, "-"), ("simulated/dice", BLUE, "--")):
+        axes.plot(curves["step"], curves[name], style, color=color, label=name)
+    axes.set(
+        xlabel="simulated step", ylabel="value", ylim=(0, 1), title="SIMULATED by a formula: no network was trained"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_tradeoffs(config: dict, path: Path) -> None:
+    """Memory and multiply-adds against kernel size, filters, patch side and downsampling, one at a time."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    base = {**config, "input_shape": (64, 64, 64, 1), "filters": 16, "kernel_size": 3, "downsampling": "late"}
+    base |= {"batch_size": 1}
+    panels = {
+        "kernel size": ("kernel_size", [3, 5, 7]),
+        "filters of the first block": ("filters", [8, 16, 32]),
+        "patch side in voxels": ("input_shape", [32, 48, 64, 96]),
+        "downsampling": ("downsampling", ["late", "early"]),
+    }
+    figure = Figure(figsize=(12, 3.9), layout="constrained")
+    grid = figure.subplots(1, 4, sharey=True)
+    arithmetic = [axes.twinx() for axes in grid]
+    for axes, right, (title, (key, values)) in zip(grid, arithmetic, panels.items(), strict=True):
+        lines = {"predicted peak of training": [], "activations, all layers": [], "weights": [], "multiply-adds": []}
+        for value in values:
+            model = make_model({**base, key: (value, value, value, 1) if key == "input_shape" else value})
+            costs = layer_costs(model)
+            lines["predicted peak of training"].append(training_memory(model, 1, base["optimizer"])["total"])
+            lines["activations, all layers"].append(sum(row["activation_bytes"] for row in costs) / MIB)
+            lines["weights"].append(model.count_params() * ITEM_BYTES["float32"] / MIB)
+            lines["multiply-adds"].append(sum(row["multiply_adds"] for row in costs) / 1e9)
+        styles = ((BLUE, "o-"), (GREEN, "s--"), (VERMILION, "^:"), (ORANGE, "D-."))
+        places = range(len(values))
+        handles = [
+            (right if name == "multiply-adds" else axes).plot(places, line, style, color=color, label=name)[0]
+            for (name, line), (color, style) in zip(lines.items(), styles, strict=True)
+        ]
+        axes.set(yscale="log", xlabel=title, xticks=places, xticklabels=values, ylim=(0.2, 4000))
+        axes.margins(x=0.15)
+        right.set(yscale="log", ylim=(0.2, 4000))
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        for side in (axes, right):
+            side.yaxis.set_major_locator(FixedLocator([1, 10, 100, 1000]))
+            side.yaxis.set_major_formatter(plain)
+            side.yaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.3)
+        if right is not arithmetic[-1]:
+            right.tick_params(labelright=False)
+    grid[0].set_ylabel("memory (MiB)")
+    arithmetic[-1].set_ylabel("multiply-adds, forward (10^9)", color="0.2")
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    figure.suptitle(
+        f"One setting at a time around 64^3 voxels, 16 filters, 3^3 kernels, {base['precision']}", fontsize=10
+    )
+    figure.savefig(path, dpi=130)
+
+
+def plot_study(rows: list[dict], path: Path) -> None:
+    """Predicted against measured peak memory, with the bands of 15% and 30%."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    measured = [row for row in rows if row["status"] == "measured"]
+    values = [row[key] for row in measured for key in ("measured_peak_mib", "predicted_total_mib")]
+    ends = np.array([0.8 * min(values), 1.25 * max(values)])
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(ends, 0.85 * ends, 1.15 * ends, color="0.85", label="within 15%", linewidth=0)
+    axes.plot(ends, ends, color="0.4", linewidth=0.8)
+    for factor in (0.7, 1.3):
+        axes.plot(ends, factor * ends, ":", color="0.4", linewidth=0.8, label="30%" if factor < 1 else None)
+    for precision, color in (("float32", BLUE), ("mixed_bfloat16", ORANGE)):
+        for downsampling, marker in (("late", "o"), ("early", "^")):
+            chosen = [r for r in measured if (r["precision"], r["downsampling"]) == (precision, downsampling)]
+            axes.scatter(
+                [row["measured_peak_mib"] for row in chosen],
+                [row["predicted_total_mib"] for row in chosen],
+                s=[14 * row["kernel_size"] - 14 for row in chosen],
+                marker=marker,
+                color=color,
+                edgecolor="black",
+                linewidth=0.5,
+                alpha=0.85,
+                label=f"{precision}, {downsampling} downsampling",
+            )
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+    axes.set(xlabel="measured peak memory (MiB)", ylabel="predicted from the layers (MiB)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator([50, 100, 200, 500, 1000, 2000, 5000]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+    axes.set_title(f"{len(measured)} configurations; larger marks: kernels 5 and 7", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def format_costs(rows: list[dict]) -> str:
+    """A plain table of the layers, with a line of sums, for the console."""
+    lines = [f"{'layer':18}{'type':17}{'output shape':24}{'parameters':>11}{'10^6 multiply-adds':>20}{'MiB':>8}"]
+    total = {"name": "all", "type": "", "output_shape": ""}
+    total |= {key: sum(row[key] for row in rows) for key in ("parameters", "multiply_adds", "activation_bytes")}
+    for row in (*rows, total):
+        lines.append(
+            f"{row['name']:18}{row['type']:17}{row['output_shape']!s:24}{row['parameters']:11,}"
+            f"{row['multiply_adds'] / 1e6:20,.1f}{row['activation_bytes'] / MIB:8.2f}"
+        )
+    return "\n".join(lines)
+
+
+def write_table(rows: list[dict], path: Path) -> None:
+    """A CSV file of rows, which MLflow's interface shows as a table."""
+    with open(path, "w", newline="") as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """Read and check the command line; a bad one ends in one sentence and exit code 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        usage="%(prog)s [options]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    what = parser.add_argument_group("instead of one run").add_argument
+    what("--study", action="store_true", help="predict and measure a grid of networks; at most 15 minutes on 2 cores")
+    what("--fit-in", type=float, metavar="GIB", help="print what trains within this memory, and end")
+    net = parser.add_argument_group("network").add_argument
+    net(
+        "--input-shape",
+        type=int,
+        nargs="+",
+        default=(32, 32, 32, 1),
+        metavar="N",
+        help="depth, height, width, channels; sides divisible by 4, by 8 with early downsampling",
+    )
+    net("--filters", type=int, default=8, metavar="N", help="channels of the first block, at least 1")
+    net("--kernel-size", type=int, default=3, metavar="N", help="side of the kernels, odd")
+    net("--downsampling", choices=("late", "early"), default="late", help="early: a first convolution of stride 2")
+    fit = parser.add_argument_group("training step").add_argument
+    fit("--batch-size", type=int, default=1, metavar="N", help="volumes per step")
+    fit("--optimizer", choices=tuple(SLOTS), default="adam", help="adam keeps two more copies of the weights")
+    fit("--precision", choices=("float32", "mixed_bfloat16"), default="float32", help="of activations and arithmetic")
+    fit("--steps", type=int, default=40, metavar="N", help="simulated steps; nothing is trained")
+    fit("--seed", type=int, default=0, metavar="N", help="of the simulation, 0 or more")
+    out = parser.add_argument_group("output").add_argument
+    out("--out-dir", type=Path, default=Path("outputs/conv3d"), metavar="DIR", help="where all files go")
+    out("--run-name", metavar="NAME", help="of the MLflow run; MLflow makes one up if none is given")
+    args = parser.parse_args(argv)
+    args.input_shape = tuple(args.input_shape)
+    try:
+        check_args(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raise ValueError for settings that cannot work, before anything slow begins."""
+    check_network(args.input_shape, args.filters, args.kernel_size, args.downsampling)
+    for name, low in (("batch_size", 1), ("steps", 1), ("seed", 0)):
+        if getattr(args, name) < low:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}; got {getattr(args, name)}.")
+    if args.fit_in is not None:
+        if not (math.isfinite(args.fit_in) and args.fit_in > 0):
+            raise ValueError(f"--fit-in must be a finite number of GiB above 0, such as 4; got {args.fit_in}.")
+        return  # writes nothing
+    try:
+        args.out_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.out_dir).close()
+    except OSError as error:
+        raise ValueError(
+            f"--out-dir {args.out_dir} cannot be written ({error.strerror}): name another folder."
+        ) from None
+
+
+def main(argv=None) -> str:
+    """Analyse one network, or a grid, and log it; return the MLflow run's id ("" after --fit-in, which has no run)."""
+    args = parse_args(argv)
+    keys = ("input_shape", "filters", "kernel_size", "downsampling", "precision", "batch_size", "optimizer")
+    config = {key: getattr(args, key) for key in keys}
+    try:
+        if args.fit_in is not None:
+            show_fit(args.fit_in, config)
+            return ""
+        tracking.open_store(EXPERIMENT)  # before Keras is imported: an unusable store is told in seconds
+        return run_study(args) if args.study else run_analysis(args, config)
+    except (tracking.TrackingError, ValueError) as error:
+        print(f"conv3d_analysis.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def show_fit(gib: float, config: dict) -> None:
+    """Print the table of `fit_in`."""
+    batches, table = fit_in(gib, config)
+    print(f"Largest cubic patch (side in voxels, in steps of 16) that trains within {gib:g} GiB, by prediction:")
+    print(f"{'filters':>8}" + "".join(f"{f'batch {batch}':>10}" for batch in batches))
+    for filters, sides in table.items():
+        print(f"{filters:8}" + "".join(f"{side or '-':>10}" for side in sides))
+    print(
+        f"{config['kernel_size']}^3 kernels, {config['downsampling']} downsampling, {config['precision']}, "
+        f"{config['optimizer']}; the whole process with TensorFlow in it. Leave some room: see the study for the error."
+    )
+
+
+def save_files(out_dir: Path, write) -> list[Path]:
+    """Let `write(folder)` write files aside, then move them: an interruption leaves no half-written file."""
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out_dir) as aside:
+        write(Path(aside))
+        written = [out_dir / path.name for path in sorted(Path(aside).iterdir())]
+        for path in written:
+            os.replace(Path(aside) / path.name, path)
+    return written
+
+
+def run_analysis(args: argparse.Namespace, config: dict) -> str:
+    """Account for one network, measure one training step, simulate a training, and log all of it."""
+    measured = in_fresh_process(config)  # first, while nothing else of ours takes memory or processor
+    import keras
+
+    keras.utils.set_random_seed(args.seed)
+    model = make_model(config)
+    costs = layer_costs(model, args.batch_size)
+    memory = training_memory(model, args.batch_size, args.optimizer)
+    curves = simulate(args.steps, args.seed)
+    simulation = {"what": "SIMULATED: no network was trained", "seed": args.seed, "formula": SIMULATION, **curves}
+
+    def write(folder: Path) -> None:
+        (folder / "simulation.json").write_text(json.dumps(simulation, indent=1))
+        write_table(costs, folder / "layers.csv")
+        plot_simulation(curves, folder / "simulated_curves.png")
+        plot_tradeoffs(config, folder / "tradeoffs.png")
+
+    settings = {**vars(args), "out_dir": str(args.out_dir), "parameters": model.count_params()}
+    description = (
+        f"SIMULATED loss and Dice: what is under `simulated/` comes from a formula (seed {args.seed}), no network was "
+        f"trained. Formula: `{SIMULATION}`. Under `measured/`: training steps of this network on noise, in a process "
+        "of their own. Under `predicted/`: its memory and arithmetic, from the layers alone."
+    )
+    tags = {"metrics.source": "simulated"}
+    with tracking.tracked_run(
+        EXPERIMENT, run_name=args.run_name, params=settings, tags=tags, description=description
+    ) as run:
+        run.text(model.to_json(indent=1), "model/architecture.json")
+        for i, step in enumerate(curves["step"]):
+            run.metrics({key: curves[key][i] for key in ("simulated/loss", "simulated/dice")}, step=step)
+        run.metrics({f"measured/{name}": value for name, value in measured.items()})
+        run.metrics({"measured/parameters": model.count_params()})
+        run.metrics({f"predicted/{name}_mib": value for name, value in memory.items()})
+        run.metrics({"predicted/multiply_adds": sum(row["multiply_adds"] for row in costs)})
+        written = save_files(args.out_dir, write)
+        for path in written:
+            run.artifact(path)
+
+    print(format_costs(costs))
+    print(
+        f"\nMemory of a training step, beside the {measured['process_mib']:.0f} MiB of TensorFlow itself: "
+        f"predicted {memory['total']:.0f} MiB, measured {measured['peak_mib']:.0f} MiB."
+        f"\nMeasured: build {measured['build_seconds']:.2f} s, forward {measured['forward_seconds']:.3f} s, "
+        f"training step {measured['step_seconds']:.3f} s."
+        f"\nSIMULATED, not trained: loss {curves['simulated/loss'][-1]:.3f}, Dice {curves['simulated/dice'][-1]:.3f} "
+        f"after {args.steps} steps."
+        f"\n\nFiles: {args.out_dir}. MLflow run: {run.run_id}, to see it: {tracking.how_to_view()}"
+    )
+    return run.run_id
+
+
+def run_study(args: argparse.Namespace) -> str:
+    """Predict and measure the grid, one child run each, and log table and figure to their parent run."""
+    import keras  # noqa: F401  so that the provenance names it
+
+    grid, rows = study_grid(), []
+    description = (
+        "Predicted against MEASURED peak memory of training steps, each configuration in a process of its own. "
+        "Nothing here is simulated."
+    )
+    started = time.perf_counter()
+    with tracking.tracked_run(
+        EXPERIMENT,
+        run_name=args.run_name or "memory study",
+        params={"num_configurations": len(grid), "runtime_mib": RUNTIME_MIB},
+        tags={"metrics.source": "measured"},
+        description=description,
+    ) as parent:
+        for i, config in enumerate(grid, 1):
+            name = f"{config['input_shape'][0]}^3 f{config['filters']} k{config['kernel_size']} "
+            name += f"{config['downsampling']} {config['precision']}"
+            with tracking.tracked_run(
+                EXPERIMENT,
+                run_name=name,
+                params=config,
+                parent_run_id=parent.run_id,
+                tags={"metrics.source": "measured"},
+            ) as run:
+                row = study_row(config)
+                run.tags({"status": row["status"]})
+                numbers = {key: value for key, value in row.items() if key.startswith(("predicted_", "measured_"))}
+                run.metrics({key.replace("_", "/", 1): value for key, value in numbers.items()})
+                run.metrics({key: row[key] for key in ("parameters", "multiply_adds", "error") if key in row})
+            rows.append(row)
+            print(f"{i:3}/{len(grid)} {name:38} {describe_row(row)}", flush=True)
+        summary = {**summarize(rows), "seconds": time.perf_counter() - started}
+        result = {
+            "command": "python conv3d_analysis.py --study",
+            "summary": summary,
+            "provenance": tracking.provenance(),
+        }
+
+        def write(folder: Path) -> None:
+            (folder / "conv3d_study.json").write_text(json.dumps({**result, "rows": rows}, indent=1))
+            write_table(rows, folder / "conv3d_study.csv")
+            plot_study(rows, folder / "conv3d_study.png")
+
+        for path in save_files(args.out_dir, write):
+            parent.artifact(path)
+        parent.metrics({f"study/{name}": value for name, value in summary.items()})
+    print(
+        f"\n{summary['num_measured']} configurations in {summary['seconds']:.0f} s: median absolute error "
+        f"{summary['median_error']:.1%}, largest {summary['largest_error']:.1%}, Spearman {summary['spearman']:.3f}."
+        f"\nFiles: {args.out_dir}. MLflow run: {parent.run_id}, to see it: {tracking.how_to_view()}"
+    )
+    return parent.run_id
+
+
+def describe_row(row: dict) -> str:
+    """One line of progress."""
+    predicted = f"predicted {row['predicted_total_mib']:6.0f} MiB"
+    if row["status"] != "measured":
+        return f"{predicted}, {row['status']}: not run" if row["status"] == "would not fit" else f"{predicted}, died"
+    return (
+        f"{predicted}, measured {row['measured_peak_mib']:6.0f} MiB, {row['error']:+4.0%}, "
+        f"{row['measured_step_seconds']:.2f} s a step"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted: no file was changed.", file=sys.stderr)
+        sys.exit(130)

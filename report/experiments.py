@@ -614,14 +614,14 @@ def e6(runs: dict) -> dict:
 # E7: memory of the Conv3D lab
 
 
+BASE = {"input_shape": (64, 64, 64, 1), "filters": 16}
 VARIANTS = {  # of build_conv3d's arguments
     "base": {},
     "kernel5": {"kernel_size": 5},
     "kernel7": {"kernel_size": 7},
-    "filters16": {"filters": 16},
-    "filters4": {"filters": 4},
-    "patch": {"input_shape": (16, 16, 16, 1)},
-    "large": {"input_shape": (64, 64, 64, 1)},
+    "filters": {"filters": 32},
+    "large": {"input_shape": (128, 128, 128, 1)},
+    "patch": {"input_shape": (32, 32, 32, 1)},
     "early": {"downsampling": "early"},
 }
 
@@ -636,7 +636,7 @@ def costs() -> dict:
 
     found = {}
     for name, options in VARIANTS.items():
-        model = conv3d_analysis.build_conv3d(**options)
+        model = conv3d_analysis.build_conv3d(**{**BASE, **options})
         rows = conv3d_analysis.layer_costs(model)
         found[name] = {
             "parameters": sum(row["parameters"] for row in rows),
@@ -650,7 +650,19 @@ def costs() -> dict:
 
 
 def e7(runs: dict) -> dict:
-    return {**runs["costs"], "study": benchmark("conv3d_study")}
+    study = benchmark("conv3d_study")
+    rows = [row for row in study["rows"] if row["status"] == "measured"]
+    points = [
+        {
+            "side": row["input_shape"][0],
+            "predicted": row["predicted_total_mib"],
+            "measured": row["measured_peak_mib"],
+            **{name: row[name] for name in ("filters", "kernel_size", "downsampling", "precision")},
+        }
+        for row in rows
+    ]
+    found = {name: value for name, value in runs["costs"].items() if name not in ("provenance", "wall_seconds")}
+    return {**found, "summary": study["summary"], "points": points, "provenance": study["provenance"]}
 
 
 # E8: reproducibility
@@ -735,7 +747,16 @@ def e9_cells():
 
 
 def e9(runs: dict) -> dict:
-    return benchmark("noise")
+    recorded = benchmark("noise")
+    levels = {}
+    for noise in sorted({row["noise"] for row in recorded["rows"]}):
+        of_level = [row for row in recorded["rows"] if row["noise"] == noise]
+        levels[f"{noise:g}".replace(".", "_")] = {
+            "noise": noise,
+            "seeds": len(of_level),
+            **{side: summarize([row[side] for row in of_level]) for side in ("threshold", "network", "fit")},
+        }
+    return {"levels": levels, "provenance": recorded["provenance"]}
 
 
 EXPERIMENTS = {  # name: (what it asks, its cells, its summary, seconds of a cell on 2 cores)

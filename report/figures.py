@@ -103,9 +103,9 @@ def network(results, say):
             axes.text((x0 + x1) / 2, y + 0.07, text, ha="center", va="bottom", color=GREY)
     last = places["decoder1"][0]
     axes.annotate("", (last + 0.95, 0), (last + 0.13, 0), arrowprops={**arrow, "color": "black"})
-    axes.text(last + 1.0, 0, say("mask\n128 × 128 × 1", "masque\n128 × 128 × 1"), ha="left", va="center", fontsize=8.5)
+    axes.text(last + 1.0, 0, say("mask", "masque"), ha="left", va="center")
     axes.annotate("", (-0.13, 0), (-0.95, 0), arrowprops={**arrow, "color": "black"})
-    axes.text(-1.0, 0, say("image\n128 × 128 × 1", "image\n128 × 128 × 1"), ha="right", va="center", fontsize=8.5)
+    axes.text(-1.0, 0, "image", ha="right", va="center")
     axes.text(0.3, -2.6, say("encoder:\npool by 2", "encodeur :\nmax-pooling par 2"), color=BLUE, ha="center")
     axes.text(8.4, -2.6, say("decoder:\nupsample by 2", "décodeur :\nagrandissement par 2"), color=GREEN, ha="center")
     axes.set(xlim=(-2.3, 11.0), ylim=(-3.4, 0.65))
@@ -345,7 +345,79 @@ def slices(results, say):
     return drawn
 
 
-FIGURES = (network, curves, predictions, skips, imbalance, overlap, pixels, conventions, slices)
+def memory(results, say):
+    """Left: predicted against measured memory of the study. Right: what each compromise does."""
+    e7 = results["e7"]
+    drawn, (left, right) = figure(2.9, 2)
+    kinds = {
+        ("late", "float32"): (BLUE, "o", "float32"),
+        ("late", "mixed_bfloat16"): (SKY, "o", "bfloat16"),
+        ("early", "float32"): (ORANGE, "^", say("float32, early", "float32, précoce")),
+        ("early", "mixed_bfloat16"): (PURPLE, "^", say("bfloat16, early", "bfloat16, précoce")),
+    }
+    for (downsampling, precision), (color, marker, label) in kinds.items():
+        chosen = [p for p in e7["points"] if (p["downsampling"], p["precision"]) == (downsampling, precision)]
+        left.plot([p["measured"] for p in chosen], [p["predicted"] for p in chosen], marker, color=color,
+                  alpha=0.75, markeredgewidth=0, label=label)  # fmt: skip
+    ends = [f([p[k] for p in e7["points"] for k in ("measured", "predicted")]) for f in (min, max)]
+    left.plot(ends, ends, color=GREY, linewidth=0.8, zorder=0)
+    left.set(xscale="log", yscale="log", xlabel=say("measured, MiB", "mesurée, Mio"), ylabel=say("predicted, MiB", "prédite, Mio"))
+    for axis in (left.xaxis, left.yaxis):
+        ticks(axis, [100, 300, 1000, 3000, 10000], say)
+    left.grid()
+    left.legend(fontsize=8, handletextpad=0.2, loc="upper left")
+    names = {
+        "kernel7": say("kernel 7", "noyau 7"),
+        "kernel5": say("kernel 5", "noyau 5"),
+        "filters": say("twice the filters", "deux fois plus de filtres"),
+        "large": say("sides twice as long", "côtés doublés"),
+        "patch": say("patch, half the sides", "patch, côtés divisés par 2"),
+        "early": say("early downsampling", "réduction précoce"),
+    }
+    measures = {
+        "parameters": (ORANGE, "D", say("parameters", "paramètres")),
+        "giga_multiply_adds": (GREEN, "^", say("multiply-adds", "multiplications")),
+        "predicted_mib": (BLUE, "o", say("memory", "mémoire")),
+    }
+    base = e7["variants"]["base"]
+    for j, (measure, (color, marker, label)) in enumerate(measures.items()):
+        factors = [e7["variants"][name][measure] / base[measure] for name in names]
+        right.plot(factors, np.arange(len(names)) + 0.2 * (1 - j), marker, color=color, label=label)
+    right.axvline(1, color=GREY, linewidth=0.8, zorder=0)
+    right.set_yticks(range(len(names)), list(names.values()))
+    right.invert_yaxis()
+    right.set(xscale="log", xlabel=say("times the base network's", "rapport au réseau de base"))
+    ticks(right.xaxis, [0.1, 0.3, 1, 3, 10], say)
+    right.grid(axis="x")
+    right.legend(fontsize=8, handletextpad=0.2, loc="upper center", bbox_to_anchor=(0.3, 1.16), ncols=3, columnspacing=0.8)  # above the axes
+    return drawn
+
+
+def noise(results, say):
+    """Dice against noise for the best threshold, the network and the circle fit."""
+    levels = list(results["e9"]["levels"].values())
+    drawn, (axes,) = figure(2.5)
+    lines = {
+        "fit": (GREEN, "s", say("circle fit, which knows the shape", "ajustement d’un cercle, qui connaît la forme")),
+        "network": (BLUE, "o", say("U-Net", "U-Net")),
+        "threshold": (ORANGE, "^", say("best global threshold", "meilleur seuil global")),
+    }
+    for name, (color, marker, label) in lines.items():
+        values = [np.clip(level[name]["image_dice"]["mean"], 0.01, 0.9999) for level in levels]
+        axes.plot([level["noise"] for level in levels], values, marker + "-", color=color, label=label)
+    axes.set(xscale="log", yscale="logit", ylim=(0.1, 0.9999))
+    axes.set(
+        xlabel=say("standard deviation of the noise (the contrast is 0.5)", "écart type du bruit (le contraste est de 0,5)"),
+        ylabel=say("Dice per image (logit scale)", "Dice par image (éch. logit)"),
+    )
+    ticks(axes.xaxis, [level["noise"] for level in levels], say)
+    ticks(axes.yaxis, [0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995], say)
+    axes.grid()
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return drawn
+
+
+FIGURES = (network, curves, predictions, skips, imbalance, overlap, pixels, conventions, slices, memory, noise)
 
 
 def draw_all(results: dict, edition: str, folder: Path) -> None:

@@ -69,7 +69,7 @@ def plot(rows: list[dict], path: Path) -> None:
         points = means(rows, name)
         axes.plot(points.keys(), points.values(), color=color, marker=marker, label=label)
     axes.set(xscale="log", yscale="logit", ylim=(0.1, 0.9999))
-    axes.set(xlabel="noise: standard deviation in grey values (log scale); a circle is 0.5 brighter than its ground")
+    axes.set(xlabel="noise, standard deviation in grey values (log scale); contrast 0.5")
     axes.set(ylabel="Dice, mean over 512 test images (logit scale)")
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     for axis, ticks in (
@@ -79,9 +79,8 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(plain)
-    axes.xaxis.label.set_size(9)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower left")
+    figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize=9)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -600,7 +600,7 @@ def plot_tradeoffs(config: dict, path: Path) -> None:
             for (name, line), (color, style) in zip(lines.items(), styles, strict=True)
         ]
         axes.set(yscale="log", xlabel=title, xticks=places, xticklabels=values, ylim=(0.2, 4000))
-        axes.margins(x=0.15)
+        axes.set_xlim(-0.4, len(values) - 0.6)
         right.set(yscale="log", ylim=(0.2, 4000))
         plain = FuncFormatter(lambda value, _: f"{value:g}")
         for side in (axes, right):
@@ -612,7 +612,7 @@ def plot_tradeoffs(config: dict, path: Path) -> None:
             right.tick_params(labelright=False)
     grid[0].set_ylabel("memory (MiB)")
     arithmetic[-1].set_ylabel("multiply-adds, forward (10^9)", color="0.2")
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
         f"One setting at a time around 64^3 voxels, 16 filters, 3^3 kernels, {base['precision']}", fontsize=10
     )
@@ -710,7 +710,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     fit("--seed", type=int, default=0, metavar="N", help="of the simulation, 0 or more")
     out = parser.add_argument_group("output").add_argument
     out("--out-dir", type=Path, default=Path("outputs/conv3d"), metavar="DIR", help="where all files go")
-    out("--run-name", metavar="NAME", help="of the MLflow run; MLflow makes one up if none is given")
+    out("--run-name", metavar="NAME", help="of the MLflow run; the network if none is given")
     args = parser.parse_args(argv)
     args.input_shape = tuple(args.input_shape)
     try:
@@ -804,7 +804,11 @@ def run_analysis(args: argparse.Namespace, config: dict) -> str:
     )
     tags = {"metrics.source": "simulated"}
     with tracking.tracked_run(
-        EXPERIMENT, run_name=args.run_name, params=settings, tags=tags, description=description
+        EXPERIMENT,
+        run_name=args.run_name or describe_config(config),
+        params=settings,
+        tags=tags,
+        description=description,
     ) as run:
         run.text(model.to_json(indent=1), "model/architecture.json")
         for i, step in enumerate(curves["step"]):
@@ -848,8 +852,7 @@ def run_study(args: argparse.Namespace) -> str:
         description=description,
     ) as parent:
         for i, config in enumerate(grid, 1):
-            name = f"{config['input_shape'][0]}^3 f{config['filters']} k{config['kernel_size']} "
-            name += f"{config['downsampling']} {config['precision']}"
+            name = describe_config(config)
             with tracking.tracked_run(
                 EXPERIMENT,
                 run_name=name,
@@ -863,7 +866,7 @@ def run_study(args: argparse.Namespace) -> str:
                 run.metrics({key.replace("_", "/", 1): value for key, value in numbers.items()})
                 run.metrics({key: row[key] for key in ("parameters", "multiply_adds", "error") if key in row})
             rows.append(row)
-            print(f"{i:3}/{len(grid)} {name:38} {describe_row(row)}", flush=True)
+            print(f"{i:3}/{len(grid)} {name:53} {describe_row(row)}", flush=True)
         summary = {**summarize(rows), "seconds": time.perf_counter() - started}
         result = {
             "command": "python conv3d_analysis.py --study",
@@ -885,6 +888,15 @@ def run_study(args: argparse.Namespace) -> str:
         f"\nFiles: {args.out_dir}. MLflow run: {parent.run_id}, to see it: {tracking.how_to_view()}"
     )
     return parent.run_id
+
+
+def describe_config(config: dict) -> str:
+    """A run's name: MLflow's own come from Python's random numbers, so that a fixed seed gives every run the same."""
+    sides = "x".join(map(str, config["input_shape"][:3]))
+    return (
+        f"{sides}, {config['filters']} filters, kernel {config['kernel_size']}, {config['downsampling']}, "
+        f"{config['precision'].removeprefix('mixed_')}"
+    )
 
 
 def describe_row(row: dict) -> str:

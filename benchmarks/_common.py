@@ -62,13 +62,13 @@ def circumstances() -> dict:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    provenance = tracking.provenance()
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", *(os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:])]),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         "machine": machine(),
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,  # was it quiet?
         "versions": versions,
-        "provenance": provenance,
+        "provenance": tracking.provenance(),
     }
 
 

@@ -49,6 +49,7 @@ def run(noise: float, seed: int) -> dict:
         "training_seconds": results["training_seconds"],
         "precision": results["provenance"]["precision"],
         "failure": results["failure"],
+        "commit": results["provenance"].get("mlflow.source.git.commit"),
     }
 
 

@@ -100,7 +100,7 @@ def main(argv=None) -> None:
         return monai_side()
     sides = _common.read("time_to_score").get("sides", {})
     for side in args.sides:
-        sides[side] = {**run(side), "date": time.strftime("%Y-%m-%d")}
+        sides[side] = {**run(side), **_common.circumstances()}
         _common.write("time_to_score", {"target": TARGET, "sides": sides})
     whole = sides["report"]["epochs"][-1]["seconds"] if "report" in sides else float("nan")
     rows = []

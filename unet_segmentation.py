@@ -617,7 +617,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     fit("--deterministic", action="store_true", help="ask TensorFlow for bit-for-bit repeatable operations")
     out = parser.add_argument_group("output").add_argument
     out("--out-dir", type=Path, default=Path("outputs/unet"), metavar="DIR", help="where all files go")
-    out("--run-name", metavar="NAME", help="of the MLflow run; MLflow makes one up if none is given")
+    out("--run-name", metavar="NAME", help="of the MLflow run; default: data, recipe and seed")
     known = parser.parse_known_args(argv)[0]
     parser.set_defaults(**RECIPES[known.recipe])
     if known.varied:
@@ -718,7 +718,9 @@ def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
     print(f"U-Net with {model.count_params():,} parameters, {precision}, on {provenance['device']}")
 
     description = f"U-Net on {what} ({source}), recipe `{args.recipe}`, seed {args.seed}."
-    with tracking.tracked_run(EXPERIMENT, run_name=args.run_name, params=settings, description=description) as run:
+    # Named here: Keras's seed is Python's too, from which MLflow would draw the same name for every run.
+    name = args.run_name or f"{what}, {args.recipe}, seed {args.seed}"
+    with tracking.tracked_run(EXPERIMENT, run_name=name, params=settings, description=description) as run:
         run.params({"parameters": model.count_params(), "precision_used": precision})
         sets = {"training": next(training_batches(args, samples)), "validation": validation, "test": test}
         for name, (images, masks) in sets.items():

@@ -5,8 +5,8 @@
     python report/build.py --list           # what there is, what is recorded, what it took
 
 Every cell of an experiment goes to report/results.json as soon as it is done, so an interrupted build goes on where it
-stopped. To run a cell again, delete it from that file. No number is typed into the text: Typst reads results.json, and a
-missing key or a reference to nothing stops the build.
+stopped. To run a cell again, delete it from that file. No number is typed into the text: Typst reads results.json, and
+a missing key or a reference to nothing stops the build.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-import experiments
+import experiments  # first: it puts the scripts on the path
 import figures
-import tracking
+from experiments import tracking
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

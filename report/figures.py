@@ -9,15 +9,14 @@ import json
 import logging
 from pathlib import Path
 
+import experiments  # first: it puts the scripts on the path
 import numpy as np
+from experiments import data_synth, lab
 from matplotlib import rc_context
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-import experiments  # first: it puts the scripts on the path
-from experiments import data_synth, lab
 
 # Okabe and Ito 2008: told apart by every reader.
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
@@ -117,7 +116,10 @@ def curves(results, say):
     """Validation Dice by epoch of both recipes, seed by seed."""
     e1 = results["e1"]
     drawn, (axes,) = figure(2.5)
-    names = {"report": (ORANGE, say("original recipe", "recette d’origine")), "lab": (BLUE, say("lab's recipe", "recette du TP"))}
+    names = {
+        "report": (ORANGE, say("original recipe", "recette d’origine")),
+        "lab": (BLUE, say("lab's recipe", "recette du TP")),
+    }
     for row, (color, label) in names.items():
         for i, curve in enumerate(e1["rows"][row]["curves"]):
             values = np.clip(curve, 0.5, 0.999)
@@ -129,7 +131,9 @@ def curves(results, say):
     )  # fmt: skip
     axes.set_yscale("logit")
     ticks(axes.yaxis, [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998], say)
-    axes.set(xlabel=say("epoch", "époque"), ylabel=say("validation Dice (logit scale)", "Dice de validation (éch. logit)"))
+    axes.set(
+        xlabel=say("epoch", "époque"), ylabel=say("validation Dice (logit scale)", "Dice de validation (éch. logit)")
+    )
     axes.set_ylim(0.5, 0.998)
     axes.grid(axis="y")
     axes.legend(loc="lower right")
@@ -181,7 +185,10 @@ def skips(results, say):
         "hausdorff95": say("95% Hausdorff distance, px", "Hausdorff 95 %, px"),
     }
     drawn, grid = figure(2.3, 3)
-    tasks = {"large": say("one circle,\nradius 4–12", "un cercle,\nrayon 4–12"), "small": say("3–6 circles,\nradius 2–4", "3–6 cercles,\nrayon 2–4")}
+    tasks = {
+        "large": say("one circle,\nradius 4–12", "un cercle,\nrayon 4–12"),
+        "small": say("3–6 circles,\nradius 2–4", "3–6 cercles,\nrayon 2–4"),
+    }
     kinds = {"with": (BLUE, say("with skips", "avec sauts")), "without": (ORANGE, say("without", "sans"))}
     for axes, (measure, title) in zip(grid, measures.items(), strict=True):
         for i, task in enumerate(tasks):
@@ -259,7 +266,8 @@ def overlap(results, say):
     left.set(xlabel=say("IoU, J", "IoU, J"), ylabel="Dice, D", xlim=(0, 1), ylim=(0, 1.01))
     right.plot(iou, 1 / (1 + iou), color=BLUE)
     right.set(xlabel=say("IoU, J", "IoU, J"), ylabel="(1 − D) / (1 − J)", xlim=(0, 1), ylim=(0.45, 1.02))
-    right.text(0.16, 0.95, say("little overlap:\nhardly any leniency", "faible recouvrement :\npresque aucune indulgence"),
+    right.text(0.16, 0.95,
+               say("little overlap:\nhardly any leniency", "faible recouvrement :\npresque aucune indulgence"),
                color=GREY, va="center")  # fmt: skip
     right.text(0.62, 0.5, say("good overlap:\nhalf the deduction", "bon recouvrement :\nretenue de moitié"),
                color=GREY, ha="right", va="center")  # fmt: skip
@@ -286,8 +294,15 @@ def pixels(results, say):
         right.plot(radius, [row[name]["ratio"] for row in rows], "o-", color=color)
     left.plot([], [], "o-", color=GREY, label="1 − Dice")
     left.plot([], [], "s:", color=GREY, markerfacecolor="white", label="1 − IoU")
-    left.set(xscale="log", yscale="log", xlabel=say("radius, pixels", "rayon, pixels"), ylabel=say("score lost", "score perdu"))
-    right.set(xscale="log", xlabel=say("radius, pixels", "rayon, pixels"), ylabel="(1 − D) / (1 − J)", ylim=(0.45, 0.85))
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel=say("radius, pixels", "rayon, pixels"),
+        ylabel=say("score lost", "score perdu"),
+    )
+    right.set(
+        xscale="log", xlabel=say("radius, pixels", "rayon, pixels"), ylabel="(1 − D) / (1 − J)", ylim=(0.45, 0.85)
+    )
     for axes in (left, right):
         ticks(axes.xaxis, [2, 3, 5, 10, 20, 30], say)
         axes.grid()
@@ -301,7 +316,11 @@ def conventions(results, say):
     """The same predictions under twelve conventions."""
     scores = results["e5"]["scores"]
     drawn, (axes,) = figure(2.5)
-    means = {"batch": say("mean of batches", "moyenne des lots"), "image": say("per image", "par image"), "pooled": say("pooled", "tous les pixels")}
+    means = {
+        "batch": say("mean of batches", "moyenne des lots"),
+        "image": say("per image", "par image"),
+        "pooled": say("pooled", "tous les pixels"),
+    }
     styles = {
         "soft_tiny": (ORANGE, "o", say("soft, s = 1e-6", "doux, s = 1e-6")),
         "soft_one": (ORANGE, "D", say("soft, s = 1", "doux, s = 1")),
@@ -331,7 +350,7 @@ def slices(results, say):
     kinds = {
         "volumes": (BLUE, say("3D, whole volumes", "3D, volumes entiers")),
         "slices": (ORANGE, say("2D, as many parameters", "2D, autant de paramètres")),
-        "longer": (GREEN, say("2D, as much time", "2D, autant de temps")),
+        "longer": (GREEN, say("2D, three times the epochs", "2D, trois fois plus d’époques")),
     }
     for i, level in enumerate(("low", "high")):
         for j, (kind, (color, label)) in enumerate(kinds.items()):
@@ -361,7 +380,12 @@ def memory(results, say):
                   alpha=0.75, markeredgewidth=0, label=label)  # fmt: skip
     ends = [f([p[k] for p in e7["points"] for k in ("measured", "predicted")]) for f in (min, max)]
     left.plot(ends, ends, color=GREY, linewidth=0.8, zorder=0)
-    left.set(xscale="log", yscale="log", xlabel=say("measured, MiB", "mesurée, Mio"), ylabel=say("predicted, MiB", "prédite, Mio"))
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel=say("measured, MiB", "mesurée, Mio"),
+        ylabel=say("predicted, MiB", "prédite, Mio"),
+    )
     for axis in (left.xaxis, left.yaxis):
         ticks(axis, [100, 300, 1000, 3000, 10000], say)
     left.grid()
@@ -371,7 +395,7 @@ def memory(results, say):
         "kernel5": say("kernel 5", "noyau 5"),
         "filters": say("twice the filters", "deux fois plus de filtres"),
         "large": say("sides twice as long", "côtés doublés"),
-        "patch": say("patch, half the sides", "patch, côtés divisés par 2"),
+        "patch": say("patch, half the sides", "sous-volume, côtés ÷ 2"),
         "early": say("early downsampling", "réduction précoce"),
     }
     measures = {
@@ -389,7 +413,9 @@ def memory(results, say):
     right.set(xscale="log", xlabel=say("times the base network's", "rapport au réseau de base"))
     ticks(right.xaxis, [0.1, 0.3, 1, 3, 10], say)
     right.grid(axis="x")
-    right.legend(fontsize=8, handletextpad=0.2, loc="upper center", bbox_to_anchor=(0.3, 1.16), ncols=3, columnspacing=0.8)  # above the axes
+    right.legend(
+        fontsize=8, handletextpad=0.2, loc="upper center", bbox_to_anchor=(0.3, 1.16), ncols=3, columnspacing=0.8
+    )  # above the axes
     return drawn
 
 
@@ -407,7 +433,9 @@ def noise(results, say):
         axes.plot([level["noise"] for level in levels], values, marker + "-", color=color, label=label)
     axes.set(xscale="log", yscale="logit", ylim=(0.1, 0.9999))
     axes.set(
-        xlabel=say("standard deviation of the noise (the contrast is 0.5)", "écart type du bruit (le contraste est de 0,5)"),
+        xlabel=say(
+            "standard deviation of the noise (the contrast is 0.5)", "écart type du bruit (le contraste est de 0,5)"
+        ),
         ylabel=say("Dice per image (logit scale)", "Dice par image (éch. logit)"),
     )
     ticks(axes.xaxis, [level["noise"] for level in levels], say)

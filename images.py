@@ -418,6 +418,7 @@ def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
     """A page to check one's own data on: examples as the network sees them, the mask outlined, with the figures."""
     from matplotlib.figure import Figure
 
+    samples = sorted(samples, key=lambda sample: sample.name)
     shares = np.array([sample.mask.mean() for sample in samples])
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int))
     columns = min(5, len(chosen))
@@ -435,7 +436,7 @@ def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
     figure.suptitle(
         f"{len(samples)} pictures, width {sides[:, 1].min()} to {sides[:, 1].max()} px, "
         f"height {sides[:, 0].min()} to {sides[:, 0].max()} px\nforeground {shares.min():.1%} to {shares.max():.1%}, "
-        f"{np.count_nonzero(shares == 0)} masks are empty, {np.count_nonzero(shares == 1)} are full",
+        f"empty masks: {np.count_nonzero(shares == 0)}, full masks: {np.count_nonzero(shares == 1)}",
         fontsize=10,
     )
     figure.savefig(path, dpi=130)

@@ -69,6 +69,7 @@ def any_size(model, preprocessing: dict) -> tuple:
     """
     import keras
 
+    model = keras.Model(model.inputs[0], model.outputs[0])  # not lists of one, which clone_model tells apart
     try:
         network = keras.models.clone_model(model, input_tensors=keras.Input((None, None, 1)))
         network.set_weights(model.get_weights())

@@ -162,6 +162,7 @@ def test_a_network_of_fixed_size_is_used_in_its_size(tmp_path):
     network = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(64), layers.Reshape((8, 8, 1))])
     network.layers[1].set_weights([np.eye(64), np.zeros(64)])
     model = predict.load_model(save_model(network, tmp_path / "model.keras"))
+    assert model.multiples is None
     picture = np.random.default_rng(0).integers(0, 255, (21, 30), np.uint8)
     result = np.concatenate(list(predict.probabilities(model, picture)))
     np.testing.assert_allclose(result, picture / 255, atol=1e-6)
@@ -187,6 +188,7 @@ def test_own_pictures_are_trained_on_and_predicted(store, tmp_path, capsys):
     assert json.loads((tmp_path / "out/scores.json").read_text())["test"] == scores
     assert (tmp_path / "out/dataset.png").exists()
     assert images.read_preprocessing(tmp_path / "out/model.keras")["stretch"] == [1, 99]
+    assert predict.load_model(tmp_path / "out/model.keras").multiples == (8, 8)
     assert predict.main(["out/model.keras", "pictures", "--masks", "masks"]) == 0
     assert "outside what training saw" not in capsys.readouterr().err
 

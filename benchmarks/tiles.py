@@ -1,0 +1,106 @@
+"""Measure predict.py: start-up to the first mask, pixels per second beside model.predict, memory for a huge picture.
+
+    python benchmarks/tiles.py outputs/unet/model.keras     # 5 minutes, Linux or macOS
+
+The huge picture has 16,000 x 16,000 pixels and is predicted by a network of one 1x1 convolution, because the U-Net
+would take half an hour; what the U-Net itself needs for a tile is measured apart and comes on top.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from _common import ROOT, in_turns, ratio, write
+from PIL import Image
+
+import images
+import predict
+
+SIDE = 16_000
+
+
+def run(*arguments) -> tuple[float, float]:
+    """Run predict.py in a fresh process: (seconds, its peak memory in GiB)."""
+    code = (
+        "import resource, sys, predict; code = predict.main(); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
+    return seconds, int(done.stdout.split()[-1]) * unit / 2**30
+
+
+def save_cheap_model(path: Path) -> None:
+    """A network that finds what is brighter than 0.5: a single 1x1 convolution."""
+    import keras
+
+    inputs = keras.Input((128, 128, 1))
+    layer = keras.layers.Conv2D(1, 1, activation="sigmoid")
+    network = keras.Model(inputs, layer(inputs))
+    layer.set_weights([np.full((1, 1, 1, 1), 200.0), np.array([-100.0])])
+    images.save_model(
+        network,
+        path,
+        images.describe_training(np.random.default_rng(0).random((4, 9, 9, 1)), images.ABSOLUTE) | {"size": [128, 128]},
+    )
+
+
+def throughput(path: Path, rounds: int = 5) -> dict:
+    """Megapixels per second of predict.py's tiles on a 1500 x 2000 picture, and of model.predict on as many pixels."""
+    import keras
+
+    model, plain = predict.load_model(path), keras.models.load_model(path, compile=False)
+    picture = np.random.default_rng(0).integers(0, 255, (1500, 2000), np.uint8)
+    side = model.preprocessing["size"][0]
+    num = picture.size // side**2
+    crops = (picture.ravel()[: num * side**2] / np.float32(255)).reshape(num, side, side, 1)
+    pixels = {"tiles": picture.size, "model.predict": crops.size}
+    sides = {
+        "tiles": lambda: list(predict.probabilities(model, picture)),
+        "model.predict": lambda: plain.predict(crops, batch_size=16, verbose=0),
+    }
+    times = in_turns(sides, rounds)
+    speeds = {name: [pixels[name] / 1e6 / seconds for seconds in times[name]] for name in sides}
+    result = {f"{name}_megapixels_per_second": float(np.median(speed)) for name, speed in speeds.items()}
+    return {**result, "tiles_to_model_predict": ratio(speeds["tiles"], speeds["model.predict"])}
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", type=Path, help="a .keras file that unet_segmentation.py wrote")
+    path = parser.parse_args(argv).model.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        noise = np.random.default_rng(0)
+        for name, side in (("small", 300), ("tile", predict.TILE), ("huge", SIDE)):
+            picture = np.tile(noise.integers(0, 255, (100, side), np.uint8), (side // 100 + 1, 1))[:side]
+            Image.fromarray(picture).save(folder / f"{name}.png", compress_level=1)
+        del picture
+        save_cheap_model(folder / "cheap.keras")
+        first_mask, small = run(path, folder / "small.png", "--out-dir", folder / "out")
+        tile = run(path, folder / "tile.png", "--out-dir", folder / "out")[1]
+        seconds, huge = run(folder / "cheap.keras", folder / "huge.png", "--out-dir", folder / "out", "--probabilities")
+    result = {
+        "first_mask_seconds": first_mask,
+        "first_mask_gib": small,
+        "one_tile_gib": tile,
+        "huge_gib": huge,
+        "huge_seconds": seconds,
+        **throughput(path),
+    }
+    for name, value in result.items():
+        print(f"{name:36} {value:.3g}")
+    write("tiles", result)
+
+
+if __name__ == "__main__":
+    main()

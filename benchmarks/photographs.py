@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from _common import ROOT, write
+from _common import ROOT, table, write
 from PIL import Image
 
 import images
@@ -89,6 +89,14 @@ def train_own(picture: np.ndarray, mask: np.ndarray, folder: Path) -> Path:
     return folder / "out" / "model.keras"
 
 
+def scores_table(results: dict) -> str:
+    """The README's table: Dice of each method on each photograph."""
+    dice = results["dice"]
+    methods = list(dice["coins, right half"])
+    cells = [[f"{dice[name][method]:.3f}" if method in dice[name] else "" for name in dice] for method in methods]
+    return table(["", *dice], [[method, *row] for method, row in zip(methods, cells, strict=True)])
+
+
 def plot(panels: dict[str, dict], scores: dict, path: Path) -> None:
     """A row per photograph: each method's mask on it, with its Dice."""
     from matplotlib.figure import Figure
@@ -138,12 +146,11 @@ def main(argv=None) -> None:
     for name, masks in panels.items():
         methods = list(masks)[2:]
         scores[name] = {method: predict.score(masks["true mask"], masks[method])["dice"] for method in methods}
-        print(name, {method: round(dice, 4) for method, dice in scores[name].items()})
     seeds = {
         name: [predict.score(true[name], predict.segment(model, picture, 0.5)[0])["dice"] for model in varied]
         for name, picture in pictures.items()
     }
-    print("varied circles, by seed", seeds)
+    print(scores_table({"dice": scores}), f"varied circles, by seed: {seeds}", sep="\n")
     plot(panels, scores, ROOT / "pictures" / "photographs.png")
     write("photographs", {"dice": scores, "dice_of_varied_by_seed": seeds, "own_crops": OWN})
 

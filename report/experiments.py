@@ -602,14 +602,17 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
 
 
 def e6(runs: dict) -> dict:
-    return {
+    levels = {
         level: {
             kind: summarize([runs[f"noise {level}/seed {seed}"][kind] for seed in SEEDS])
             for kind in ("volumes", "slices", "longer")
         }
         | {"noise": noise}
         for level, noise in VOLUME_NOISE.items()
-    } | {"size": VOLUME, "train_volumes": TRAIN_VOLUMES, "epochs": VOLUME_EPOCHS}
+    }
+    maps = {kind: levels["low"][kind]["sample_mib"]["mean"] for kind in ("volumes", "slices")}
+    ratio = {"input": maps["volumes"] / maps["slices"]}
+    return {**levels, "size": VOLUME, "train_volumes": TRAIN_VOLUMES, "epochs": VOLUME_EPOCHS, "ratio": ratio}
 
 
 # E7: memory of the Conv3D lab

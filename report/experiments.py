@@ -760,7 +760,7 @@ def fit(seed: int) -> dict:
 
 
 def e9(runs: dict) -> dict:
-    """Per level of noise, what `benchmarks/noise.py` recorded; at the default noise the three seeds of E1 and of `fit`."""
+    """Per level what `benchmarks/noise.py` recorded; at the default noise, the three seeds of E1 and of `fit`."""
     recorded = benchmark("noise")
     of_lab = [run for run in benchmark("scores") if run["row"] == "lab"]
     rows = [row for row in recorded["rows"] if row["noise"] != 0.25]
@@ -781,7 +781,8 @@ def e9(runs: dict) -> dict:
             "seeds": len(of_level),
             **{side: summarize([row[side] for row in of_level]) for side in ("threshold", "network", "fit")},
         }
-    return {"levels": levels, "provenance": recorded["provenance"]}
+    errors = {side: 1 - levels["0_25"][side]["image_dice"]["mean"] for side in ("network", "fit")}
+    return {"levels": levels, "ratio": errors["network"] / errors["fit"], "provenance": recorded["provenance"]}
 
 
 EXPERIMENTS = {  # name: (what it asks, its cells, its summary, seconds of a cell on 2 cores)

@@ -666,7 +666,9 @@ def e7(runs: dict) -> dict:
         for row in rows
     ]
     found = {name: value for name, value in runs["costs"].items() if name not in ("provenance", "wall_seconds")}
-    return {**found, "summary": study["summary"], "points": points, "provenance": study["provenance"]}
+    measured = [point["measured"] for point in points]
+    ends = {"smallest": min(measured), "largest": max(measured)}
+    return {**found, "summary": {**study["summary"], **ends}, "points": points, "provenance": study["provenance"]}
 
 
 # E8: reproducibility

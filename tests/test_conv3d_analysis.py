@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,6 +161,14 @@ def test_what_fits_really_is_predicted_to_fit():
     assert max(table[8]) > max(table[64]) and batches[0] == 1
 
 
+def test_recorded_study_holds_what_it_says():
+    study = json.loads((Path(lab.__file__).parent / "benchmarks" / "results" / "conv3d_study.json").read_text())
+    summary = lab.summarize(study["rows"])
+    assert summary.items() <= study["summary"].items()
+    assert summary["median_error"] <= 0.15 and summary["largest_error"] <= 0.30 and summary["spearman"] >= 0.98
+    assert study["provenance"]["git.dirty"] == "false"
+
+
 def test_simulation_is_fixed_by_its_seed():
     assert lab.simulate(20, seed=1) == lab.simulate(20, seed=1) != lab.simulate(20, seed=2)
     assert all(0 <= dice <= 1 for dice in lab.simulate(500, seed=0)["simulated/dice"])
@@ -177,7 +186,7 @@ def test_bad_flags_are_one_sentence_exit_code_2_and_no_run(flags, words, store, 
 
 def test_help_answers_before_keras_is_imported():
     code = "import sys, conv3d_analysis; assert not {'keras', 'tensorflow', 'matplotlib', 'mlflow'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=os.path.dirname(lab.__file__))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(lab.__file__).parent)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +195,7 @@ def finished(tmp_path_factory, migrated_database):
     folder = tmp_path_factory.mktemp("conv3d")
     (folder / "mlflow.db").write_bytes(migrated_database.read_bytes())
     flags = "--input-shape 16 16 16 1 --filters 4 --steps 5 --seed 3 --out-dir out"
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(lab.__file__)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(lab.__file__).parent)}
     code = "import sys, conv3d_analysis; print('id', conv3d_analysis.main(sys.argv[1:]))"
     script = folder / "run.py"
     script.write_text(f"{code.split('; ')[0]}\nif __name__ == '__main__':\n    {code.split('; ')[1]}\n")

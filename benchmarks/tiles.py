@@ -23,11 +23,11 @@ import predict
 SIDE = 16_000
 
 
-def run(*arguments) -> tuple[float, float]:
-    """Run predict.py in a fresh process: (seconds, its peak memory in GiB)."""
+def run(*arguments) -> tuple[float, float, float]:
+    """Run predict.py in a fresh process: (seconds, seconds of processor time, its peak memory in GiB)."""
     code = (
-        "import resource, sys, predict; code = predict.main(); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+        "import resource, sys, predict; code = predict.main(); used = resource.getrusage(resource.RUSAGE_SELF); "
+        "print(used.ru_utime + used.ru_stime, used.ru_maxrss); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     started = time.perf_counter()
@@ -36,7 +36,8 @@ def run(*arguments) -> tuple[float, float]:
     if done.returncode:
         raise RuntimeError(done.stderr)
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
-    return seconds, int(done.stdout.split()[-1]) * unit / 2**30
+    processor, peak = done.stdout.split()[-2:]
+    return seconds, float(processor), int(peak) * unit / 2**30
 
 
 def save_cheap_model(path: Path) -> None:
@@ -86,11 +87,14 @@ def main(argv=None) -> None:
             Image.fromarray(picture).save(folder / f"{name}.png", compress_level=1)
         del picture
         save_cheap_model(folder / "cheap.keras")
-        first_mask, small = run(path, folder / "small.png", "--out-dir", folder / "out")
-        tile = run(path, folder / "tile.png", "--out-dir", folder / "out")[1]
-        seconds, huge = run(folder / "cheap.keras", folder / "huge.png", "--out-dir", folder / "out", "--probabilities")
+        first_mask, processor, small = run(path, folder / "small.png", "--out-dir", folder / "out")
+        _, _, tile = run(path, folder / "tile.png", "--out-dir", folder / "out")
+        seconds, _, huge = run(
+            folder / "cheap.keras", folder / "huge.png", "--out-dir", folder / "out", "--probabilities"
+        )
     result = {
         "first_mask_seconds": first_mask,
+        "first_mask_processor_seconds": processor,
         "first_mask_gib": small,
         "one_tile_gib": tile,
         "huge_gib": huge,

@@ -86,8 +86,8 @@ def plot(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def report(rows: list[dict]) -> None:
-    """Print the table and draw the figure."""
+def scores_table(rows: list[dict]) -> str:
+    """Mean Dice of threshold, network and circle fit by noise, and the worst image, in Markdown."""
     lines = []
     for noise in sorted({row["noise"] for row in rows}):
         runs = [row for row in rows if row["noise"] == noise]
@@ -95,8 +95,7 @@ def report(rows: list[dict]) -> None:
         worst = [f"{min(row[name]['image_dice_min'] for row in runs):.3f}" for name in ("network", "fit")]
         lines.append([noise, len(runs), *cells, *worst])
     titles = ["noise", "seeds", "best threshold", "U-Net", "circle fit", "worst, U-Net", "worst, fit"]
-    print(_common.table(titles, lines))
-    plot(rows, _common.ROOT / "pictures" / "noise.png")
+    return _common.table(titles, lines)
 
 
 def main(argv=None) -> None:
@@ -110,7 +109,9 @@ def main(argv=None) -> None:
             row = run(noise, seed)
             others = [r for r in _common.read("noise").get("rows", []) if (r["noise"], r["seed"]) != (noise, seed)]
             _common.write("noise", {"rows": sorted([*others, row], key=lambda r: (r["noise"], r["seed"]))})
-    report(_common.read("noise")["rows"])
+    rows = _common.read("noise")["rows"]
+    print(scores_table(rows))
+    plot(rows, _common.ROOT / "pictures" / "noise.png")
 
 
 if __name__ == "__main__":

@@ -751,6 +751,12 @@ def main(argv=None) -> str:
             return ""
         tracking.open_store(EXPERIMENT)  # before Keras is imported: an unusable store is told in seconds
         return run_study(args) if args.study else run_analysis(args, config)
+    except BrokenProcessPool:
+        print(
+            "conv3d_analysis.py: error: the training step was killed, most likely for want of memory.", file=sys.stderr
+        )
+        print("See --fit-in for what fits.", file=sys.stderr)
+        raise SystemExit(2) from None
     except (tracking.TrackingError, ValueError) as error:
         print(f"conv3d_analysis.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

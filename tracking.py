@@ -34,7 +34,6 @@ SETTINGS = {  # environment variables, where the user has not set them
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 4 minutes per call with MLflow's defaults
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
 }
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # else `mlflow ui` may show it as one of chat traces
 
 
 class TrackingError(RuntimeError):
@@ -424,7 +423,7 @@ def _experiment_id(client, experiment: str, file: Path | None) -> str:
             location = (file.parent / "mlruns" / re.sub(r"[^\w.-]", "_", experiment)).as_uri()
             _check_artifacts(experiment, location, file)
         try:
-            return client.create_experiment(experiment, artifact_location=location, tags=KIND)
+            return client.create_experiment(experiment, artifact_location=location)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

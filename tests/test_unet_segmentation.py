@@ -1,5 +1,6 @@
 """The network, and the script run small from end to end."""
 
+import functools
 import json
 import os
 import shutil
@@ -243,13 +244,20 @@ def test_an_interrupted_training_is_killed_and_leaves_no_file(store):
     import mlflow
 
     script = [sys.executable, "-u", lab.__file__, *SMALL, "--epochs", "1000", "--out-dir", "out"]
-    process = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for line in process.stdout:
-        if "Epoch 2/" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    process.stdout.read()
-    assert process.wait(60) == 130
+    # A shell's background job ignores Ctrl-C, and so would its children.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=hear
+    )
+    try:
+        for line in process.stdout:
+            if "Epoch 2/" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
     assert list(Path("out").iterdir()) == []
     runs = mlflow.search_runs(experiment_names=[lab.EXPERIMENT], output_format="list")
     assert [run.info.status for run in runs] == ["KILLED"]

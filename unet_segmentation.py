@@ -383,7 +383,7 @@ def baselines(validation: tuple, test: tuple) -> dict[str, dict]:
 
 def describe_failure(history: dict, masks, probs) -> str | None:
     """One sentence if the training ended in nothing useful, else None."""
-    advice = "Try --loss dice+bce, a lower --learning-rate, or another --seed; --recipe lab does not do this."
+    advice = "Try --loss dice+bce, a lower --learning-rate, another --seed, or larger objects."
     if not all(math.isfinite(loss) for loss in history["loss"]):
         return f"The loss became NaN or infinite: the network is broken and its scores mean nothing. {advice}"
     share, true = float((probs >= 0.5).mean()), float(masks.mean())

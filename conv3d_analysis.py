@@ -4,8 +4,8 @@
     python conv3d_analysis.py --fit-in 4      # what trains within 4 GiB
     python conv3d_analysis.py --study         # predicted against measured memory, over a grid
 
-On 2 cores the first takes 18 s once the store exists, and the study 35 minutes beside other work: 68 processes, one
-after another, whose memory is predicted to within 7% in the median and 24% at worst. The first trains nothing: its loss
+On 2 cores the first takes 18 s once the store exists, and the study 13 minutes: 68 processes, one after another, whose
+memory is predicted to within 6.2% in the median and 20% at worst. The first trains nothing: its loss
 and Dice by step are SIMULATED, and named so everywhere; what was measured (training steps on noise, in a process of
 their own) is named `measured/`. Files go to outputs/conv3d.
 """

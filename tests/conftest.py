@@ -2,11 +2,20 @@
 
 import os
 import shutil
+import sys
 
 import pytest
 
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(autouse=True)
+def float32_again():
+    """The scripts set Keras's precision for their whole process; the next test finds the default."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].config.set_dtype_policy("float32")
 
 
 @pytest.fixture(scope="session")

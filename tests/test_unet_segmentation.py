@@ -223,7 +223,7 @@ lab.make_deterministic()
 args = lab.parse_args("--size 32 --radius 3 8 --filters 4 --epochs 2 --train-images 10 --val-images 4".split())
 def run():
     keras.utils.set_random_seed(args.seed)
-    return lab.train(lab.build_unet((32, 32, 1), 4), args, lab.make_data(args, 4, lab.VALIDATION))
+    return lab.train(lab.build_unet((32, 32, 1), 4, depth=1), args, lab.make_data(args, 4, lab.VALIDATION))
 print(json.dumps([run(), run()]))
 """
 

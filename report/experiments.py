@@ -3,8 +3,8 @@
     python report/build.py --only e2    # is how they are run
 
 A cell is one training, or one computation, with one seed: it is what `build.py` records and never repeats. A summary
-turns the recorded cells of its experiment into the numbers that the report cites. E1, E7 and E9 have few cells of their
-own or none: they read what `benchmarks/` has recorded.
+turns the recorded cells of its experiment into the numbers that the report cites. E1 and E7 have few cells of their
+own and E9 none: they read what `benchmarks/` has recorded.
 """
 
 import base64
@@ -748,33 +748,13 @@ def e8(runs: dict) -> dict:
 
 
 def e9_cells():
-    return {f"fit/seed {seed}": (fit, (seed,)) for seed in SEEDS}
-
-
-def fit(seed: int) -> dict:
-    """Scores of the most likely circles on the lab's test set of this seed, at the default noise."""
-    sys.path.append(str(ROOT / "benchmarks"))
-    from circle_fit import draw_circles, fit_circles
-
-    args = lab.parse_args(f"--seed {seed} --out-dir outputs/report".split())
-    images, masks = lab.make_data(args, args.test_images, lab.TEST)
-    return lab.score(masks, draw_circles(fit_circles(images, args.noise), images.shape[1:3]))[0]
+    return {}  # all of it is recorded by benchmarks/noise.py
 
 
 def e9(runs: dict) -> dict:
-    """Per level what `benchmarks/noise.py` recorded; at the default noise, the three seeds of E1 and of `fit`."""
+    """Scores of threshold, network and circle fit over the seeds, by noise level."""
     recorded = benchmark("noise")
-    of_lab = [run for run in benchmark("scores") if run["row"] == "lab"]
-    rows = [row for row in recorded["rows"] if row["noise"] != 0.25]
-    rows += [
-        {
-            "noise": 0.25,
-            "threshold": run["baselines"]["best global threshold"],
-            "network": run["test"],
-            "fit": runs[f"fit/seed {run['seed']}"],
-        }
-        for run in of_lab
-    ]
+    rows = recorded["rows"]
     levels = {}
     for noise in sorted({row["noise"] for row in rows}):
         of_level = [row for row in rows if row["noise"] == noise]

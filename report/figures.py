@@ -429,9 +429,9 @@ def noise(results, say):
         "threshold": (ORANGE, "^", say("best global threshold", "meilleur seuil global")),
     }
     for name, (color, marker, label) in lines.items():
-        values = [np.clip(level[name]["image_dice"]["mean"], 0.01, 0.9999) for level in levels]
+        values = [level[name]["image_dice"]["mean"] for level in levels]
         axes.plot([level["noise"] for level in levels], values, marker + "-", color=color, label=label)
-    axes.set(xscale="log", yscale="logit", ylim=(0.1, 0.9999))
+    axes.set(xscale="log", yscale="logit", ylim=(0.1, 0.99998))
     axes.set(
         xlabel=say(
             "standard deviation of the noise (the contrast is 0.5)", "écart type du bruit (le contraste est de 0,5)"
@@ -439,7 +439,7 @@ def noise(results, say):
         ylabel=say("Dice per image (logit scale)", "Dice par image (éch. logit)"),
     )
     ticks(axes.xaxis, [level["noise"] for level in levels], say)
-    ticks(axes.yaxis, [0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995], say)
+    ticks(axes.yaxis, [0.2, 0.5, 0.8, 0.95, 0.99, 0.998, 0.9995, 0.9999], say)
     axes.grid()
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn

@@ -66,7 +66,7 @@ def monai_side(seed: int) -> None:
 LAB = [sys.executable, "unet_segmentation.py"]
 SIDES = {
     "lab": LAB,
-    "lab, short": [*LAB, "--epochs", "8"],
+    "lab, short": [*LAB, "--epochs", "10"],
     "report, float32": [*LAB, "--recipe", "report", "--precision", "float32"],
     "report": [*LAB, "--recipe", "report"],
     "monai": [sys.executable, __file__, "--work"],
@@ -92,7 +92,8 @@ def run(side: str, seed: int) -> dict:
             if side == "monai" and epochs and (seconds > LIMIT or epochs[-1]["val_dice_coeff"] >= TARGET):
                 process.kill()  # it would go on for ever
                 break
-        process.wait()
+        if process.wait() and side != "monai" or not epochs:
+            raise SystemExit(f"{side} ended with exit code {process.returncode} after {len(epochs)} epochs.")
     reached = [epoch["seconds"] for epoch in epochs if epoch["val_dice_coeff"] >= TARGET]
     return {"seed": seed, "reached_after": reached[0] if reached else None, "epochs": epochs}
 

@@ -12,6 +12,7 @@ import noise  # noqa: E402
 import photographs  # noqa: E402
 import scores  # noqa: E402
 import summary  # noqa: E402
+import time_to_score  # noqa: E402
 
 
 def test_the_tables_are_those_of_the_recorded_runs():
@@ -25,6 +26,7 @@ def test_the_comparisons_are_those_that_were_recorded():
     assert summary.comparisons() in readme
     assert noise.scores_table(json.loads((recorded / "noise.json").read_text())["rows"]) in readme
     assert photographs.scores_table(json.loads((recorded / "photographs.json").read_text())) in readme
+    assert time_to_score.scores_table(json.loads((recorded / "time_to_score.json").read_text())["sides"]) in readme
 
 
 def test_the_memory_study_is_the_recorded_one():

@@ -3,8 +3,9 @@
     python benchmarks/generator.py     # under a minute
 
 `lab / noise` is what circles, masks and clipping cost on top of N * H * W float32 normal numbers from NumPy's default
-generator; `memory / noise` what it costs to touch as much new memory as images and masks fill, which on a virtual machine
-can be dear. MONAI's `create_test_image_2d` is called image by image, for one circle of 8 to 25 pixels and no noise.
+generator; `memory / noise` what it costs to touch as much new memory as images and masks fill, which on a virtual
+machine can be dear. MONAI's `create_test_image_2d` is called image by image, for one circle of 8 to 25 pixels and no
+noise.
 """
 
 import statistics

@@ -37,8 +37,8 @@ def comparisons() -> str:
             f"generator, {len(made)} sizes and numbers",
             f"{min(ratios):.2f} to {max(ratios):.2f} times its noise alone (touching as much new memory: "
             f"{min(memory):.2f} to {max(memory):.2f}), "
-            f"{min(pixel):.0f} to {max(pixel):.0f} ns per pixel; {min(monai):.1f} to {max(monai):.1f} times the time of MONAI's "
-            "`create_test_image_2d`",
+            f"{min(pixel):.0f} to {max(pixel):.0f} ns per pixel; "
+            f"{min(monai):.1f} to {max(monai):.1f} times the time of MONAI's `create_test_image_2d`",
         ]
     )
     scores = {(row["score"], row["side"]): row["it_against_lab_tensors"] for row in of["metrics_speed"]["rows"]}

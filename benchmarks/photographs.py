@@ -1,9 +1,10 @@
 """Find round things on real photographs with a network that has seen synthetic circles only.
 
-    python unet_segmentation.py --out-dir outputs/unet
-    python unet_segmentation.py --varied --out-dir outputs/varied
-    python unet_segmentation.py --varied --seed 1 --out-dir outputs/varied1     # and so on
-    python benchmarks/photographs.py outputs/unet outputs/varied outputs/varied1
+    flags="--train-images 128 --batch-size 4 --learning-rate 3e-3"
+    python unet_segmentation.py $flags --no-small-images --out-dir outputs/plain
+    python unet_segmentation.py $flags --varied --out-dir outputs/varied
+    python unet_segmentation.py $flags --varied --seed 1 --out-dir outputs/varied1     # and so on
+    python benchmarks/photographs.py outputs/plain outputs/varied outputs/varied1
 
 The photographs are scikit-image's: ancient coins, and a cell under the microscope, reduced by 3 to the size of the
 circles. Beside the networks stand Otsu's threshold (1979) and the watershed of scikit-image's own tutorial, with its
@@ -38,7 +39,7 @@ SEEDS = {  # row, column and radius of each object, in pixels: by hand
     "cell": [(125, 143, 21)],
 }  # fmt: skip
 LEVELS = {"coins": (30, 150), "cell": (75, 120)}  # grey values that are surely background, surely object
-OWN = "--epochs 30 --train-images 64 --size 96 --batch-size 4"
+OWN = "--epochs 30 --train-images 64 --size 96 --batch-size 4 --learning-rate 3e-3"
 
 
 def photographs() -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from muon import Muon, orthogonalize
+from muon import NEWTON_SCHULZ, Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
@@ -16,6 +16,18 @@ def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_values(shape):
     core = u.T @ np.array(orthogonalize(keras.ops.convert_to_tensor(matrix, "float32"))) @ v
     assert np.diag(core).min() >= 0.68 and np.diag(core).max() <= 1.21
     np.testing.assert_allclose(core, np.diag(np.diag(core)), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40), (16, 16)])
+def test_orthogonalize_is_the_published_iteration_on_the_whole_matrix(shape):
+    a, b, c = NEWTON_SCHULZ
+    matrix = np.random.default_rng(2).standard_normal(shape)
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    result = np.array(orthogonalize(keras.ops.convert_to_tensor(matrix, "float32")))
+    np.testing.assert_allclose(result, x, atol=1e-4)
 
 
 def test_the_first_step_is_the_orthogonalized_gradient_for_kernels_and_adams_for_biases():

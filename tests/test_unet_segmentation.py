@@ -14,7 +14,7 @@ import pytest
 
 import unet_segmentation as lab
 
-SMALL = ["--size", "32", "--radius", "3", "8", "--filters", "4", "--val-images", "4", "--test-images", "6"]
+SMALL = ["--size", "32", "--radius", "3", "7", "--filters", "4", "--val-images", "4", "--test-images", "6"]
 BAD = [
     ("--size 100", "divisible"),
     ("--radius 8 80", "does not fit"),
@@ -111,7 +111,28 @@ def test_a_batch_larger_than_the_training_set_is_the_set():
     args = lab.parse_args([*SMALL, "--train-images", "3", "--batch-size", "8"])
     batches = lab.training_batches(args)
     (first, _), (second, _) = next(batches), next(batches)
-    assert first.shape == second.shape == (3, 32, 32, 1) and (first != second).any()
+    assert first.shape == second.shape == (3, 16, 16, 1) and (first != second).any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "side"),
+    [
+        ("", 64),  # a diameter of 2 * 25 + 1 = 51 pixels, up to the next multiple of 16
+        ("--radius 3 7", 16),
+        ("--radius 3 8", 32),
+        ("--size 32 --radius 3 15", 32),
+        ("--no-small-images", 128),
+        ("--recipe report", 128),
+        ("--circles 0 1", 128),  # several or none: the full image decides how crowded it is
+        ("--varied", 128),
+    ],
+)
+def test_training_images_are_as_small_as_the_largest_circle_allows(flags, side, tmp_path):
+    args = lab.parse_args([*flags.split(), "--train-images", "4", "--out-dir", str(tmp_path)])
+    assert lab.training_side(args) == side
+    images, masks = next(lab.training_batches(args))
+    assert images.shape == masks.shape == (4, side, side, 1)
+    assert lab.make_data(args, 1, lab.TEST)[0].shape == (1, args.size, args.size, 1)
 
 
 def test_fixed_images_come_back_in_every_epoch_in_another_order():
@@ -192,6 +213,7 @@ def test_the_tracked_model_and_the_saved_one_are_the_same(small_run):
     folder, _, run, _ = small_run
     saved = keras.models.load_model(folder / "out" / "model.keras")
     tracked = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
+    assert saved.input_shape == (None, 32, 32, 1)  # of --size, though trained on images of 16x16
     image = np.random.default_rng(0).random((1, 32, 32, 1), "float32")
     np.testing.assert_allclose(saved.predict(image, verbose=0), tracked.predict(image, verbose=0), rtol=1e-6)
 

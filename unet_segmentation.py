@@ -294,6 +294,7 @@ def train(model, args: argparse.Namespace, validation: tuple, on_epoch_end=None,
             metrics.IoU(**hard, name="image_iou"),
         ],
     )
+    model.optimizer.build(model.trainable_variables)  # now: inside the first step, TensorFlow would trace that twice
     best = keras.callbacks.EarlyStopping(  # never stops: patience is the whole training
         "val_image_dice", mode="max", patience=args.epochs, restore_best_weights=True
     )

@@ -2,7 +2,7 @@
 
     python unet_segmentation.py
 
-2.3 minutes on 2 cores that compute bfloat16; expect a mean Dice of 0.994 on 512 unseen images. Everything goes to
+4.7 minutes on 2 cores without bfloat16; expect a mean Dice of 0.995 on 512 unseen images. Everything goes to
 outputs/unet (model.keras, scores.json, per_image.csv, history.json, curves.png, predictions.png) and into the MLflow
 experiment 2D_UNet_Segmentation. `--recipe report` trains as a textbook would: Dice loss pooled over the batch, Adam at
 1e-3, 256 fixed images; expect 0.990.
@@ -49,7 +49,8 @@ RECIPES = {
         "optimizer": "muon",  # see muon.py: as good as Adam after less than half of the images
         "learning_rate": 4e-3,
         "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017): ends settled
-        "loss": "dice+bce",  # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out
+        # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out (Isensee et al. 2021).
+        "loss": "dice+bce",
     },
     "report": {
         "train_images": 256,
@@ -735,12 +736,14 @@ def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
     provenance = tracking.provenance()
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     print(f"U-Net with {model.count_params():,} parameters, {precision}, on {provenance['device']}")
+    sides = {"trained": training_side(args), "scored": args.size}
+    print(", ".join(f"{what} on images of {side}x{side} pixels" for what, side in sides.items()))
 
     description = f"U-Net on {what} ({source}), recipe `{args.recipe}`, seed {args.seed}."
     # Named here: Keras's seed is Python's too, from which MLflow would draw the same name for every run.
     name = args.run_name or f"{what}, {args.recipe}, seed {args.seed}"
     with tracking.tracked_run(EXPERIMENT, run_name=name, params=settings, description=description) as run:
-        run.params({"parameters": model.count_params(), "precision_used": precision})
+        run.params({"parameters": model.count_params(), "precision_used": precision, "training_side": sides["trained"]})
         sets = {"training": next(training_batches(args, samples)), "validation": validation, "test": test}
         for name, (images, masks) in sets.items():
             run.dataset(images, masks, name=f"{what}, {name}", context=name, source=source)

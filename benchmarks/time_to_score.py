@@ -5,9 +5,9 @@
 
 Each side is a process of its own: its clock starts with the process, so that imports and set-up count. The sides take
 turns, seed by seed. `lab, short` is the lab's recipe with a schedule that ends soon; the report's recipe names no
-precision, so it is run in Keras's default, float32, and in the lab's. MONAI's `UNet` of like size (1.6 million
-parameters) trains with its `DiceLoss` and Adam at 1e-3 on full images, new ones every epoch, with the lab's batch size
-and precision, until it is there or its time is over.
+precision, so it is run in Keras's default, float32, and, where that differs, in the lab's (`report`). MONAI's `UNet` of
+like size (1.6 million parameters) trains with its `DiceLoss` and Adam at 1e-3 on full images, new ones all the time, in
+batches of 4 and the lab's precision, until it is there or its time is over.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import time
 import _common
 
 TARGET = 0.9937  # val_dice_coeff of the report
-LIMIT = 420  # seconds that MONAI gets
+LIMIT = 600  # seconds that MONAI gets
 IMAGES, BATCH = 128, 4
 
 
@@ -67,7 +67,7 @@ def monai_side(seed: int) -> None:
 LAB = [sys.executable, "unet_segmentation.py"]
 SIDES = {
     "lab": LAB,
-    "lab, short": [*LAB, "--epochs", "10"],
+    "lab, short": [*LAB, "--epochs", "6"],
     "report, float32": [*LAB, "--recipe", "report", "--precision", "float32"],
     "report": [*LAB, "--recipe", "report"],
     "monai": [sys.executable, __file__, "--work"],
@@ -102,20 +102,20 @@ def run(side: str, seed: int) -> dict:
 def scores_table(sides: dict[str, list[dict]]) -> str:
     """Median seconds to the target of the seeds that reach it, and how often that goes into the report's training."""
     whole = {name: statistics.median(run["epochs"][-1]["seconds"] for run in runs) for name, runs in sides.items()}
+    others = {"report, float32": "float32 report's 15 epochs / it", "report": "bfloat16 report's / it"}
+    others = {name: title for name, title in others.items() if name in sides}
     rows = []
     for name, runs in sides.items():
         reached = [run["reached_after"] for run in runs if run["reached_after"]]
         best = [max(epoch["val_dice_coeff"] for epoch in run["epochs"]) for run in runs]
-        cells = ["", "", ""]
+        cells = [""] * (1 + len(others))
         if reached:
             seconds = statistics.median(reached)
-            cells = [f"{seconds:.0f}"] + [
-                f"{whole[other] / seconds:.1f}" if other in whole else "" for other in ("report, float32", "report")
-            ]
+            cells = [f"{seconds:.0f}"] + [f"{whole[other] / seconds:.1f}" for other in others]
         spread = f"{min(best):.4f} to {max(best):.4f}" if len(best) > 1 else f"{best[0]:.4f}"
         rows.append([name, f"{len(reached)} of {len(runs)}", cells[0], f"{whole[name]:.0f}", spread, *cells[1:]])
     titles = ["side", f"seeds that reach {TARGET}", "s until then", "s in all", "best score"]
-    return _common.table([*titles, "float32 report's 15 epochs / it", "bfloat16 report's / it"], rows)
+    return _common.table([*titles, *others.values()], rows)
 
 
 def main(argv=None) -> None:

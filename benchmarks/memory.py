@@ -14,12 +14,12 @@ import tempfile
 import _common
 
 COUNTS = (128, 1024, 8192)
-SMALL = ["--epochs", "1", "--filters", "2", "--batch-size", "8", "--val-images", "8", "--test-images", "8"]
+SMALL = "--no-small-images --epochs 1 --filters 2 --batch-size 8 --val-images 8 --test-images 8"
 
 
 def peak_mib(num_images: int, fixed: bool, folder: str) -> float:
     """Peak resident memory in MiB of one training, which writes to `folder`."""
-    flags = [*SMALL, "--train-images", str(num_images), *(["--fixed-images"] if fixed else [])]
+    flags = [*SMALL.split(), "--train-images", str(num_images), *(["--fixed-images"] if fixed else [])]
     command = [sys.executable, "unet_segmentation.py", *flags, "--out-dir", folder]
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     process = subprocess.Popen(command, cwd=_common.ROOT, env={**os.environ, **store}, stdout=subprocess.DEVNULL)

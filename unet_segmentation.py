@@ -42,8 +42,9 @@ RECIPES = {
     "lab": {
         "train_images": 256,
         "fixed_images": False,  # new images every epoch: the network cannot learn them by heart
-        # Cut around the circle: what teaches is its contour, and most of a full image is background. A quarter of the
-        # pixels is four times the steps in the same time (patches: Long et al. 2015, nnU-Net: Isensee et al. 2021).
+        # Half as wide and high around the circle: what teaches is its contour, and most of a full image is background.
+        # A quarter of the pixels is four times the images in the same time (patches: Long et al. 2015, nnU-Net:
+        # Isensee et al. 2021).
         "small_images": True,
         "batch_size": 8,
         "optimizer": "muon",  # see muon.py: as good as Adam after less than half of the images
@@ -160,10 +161,19 @@ def check_arrays(images, masks) -> None:
 
 
 def training_side(args: argparse.Namespace) -> int:
-    """Side of the training images, in pixels: with `--small-images` no more than the one circle needs."""
-    if not args.small_images or args.varied or args.images or tuple(args.circles) != (1, 1):
+    """Side of the training images, in pixels: with `--small-images` half of `--size`, where one circle has room.
+
+    Room means that the circles cover at most a quarter of the small images, on average. With less background, each
+    circle has nearly the same place, and the network learns that and fails on full images. Several circles, or none,
+    stay in full images, which decide how crowded they are.
+    """
+    half = 8 * math.ceil(args.size / 16)
+    smallest, largest = args.radius
+    covered = math.pi / 3 * (smallest**2 + smallest * largest + largest**2)  # mean area of radii that are uniform
+    room = covered <= half**2 / 4 and 2 * largest <= half - 1
+    if not args.small_images or args.varied or args.images or tuple(args.circles) != (1, 1) or not room:
         return args.size
-    return min(args.size, 16 * math.ceil((2 * args.radius[1] + 1) / 16))
+    return half
 
 
 def make_data(args: argparse.Namespace, num_images: int, *stream: int, size: int | None = None):
@@ -572,7 +582,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     data(
         "--small-images",
         action=argparse.BooleanOptionalAction,
-        help="train on images just large enough for the largest circle, if each has one; validate and test on --size",
+        help="train on images of half the side, where one circle has room in them; validate and test on --size",
     )
     data("--val-images", type=int, default=64, metavar="N", help="validation images")
     data(

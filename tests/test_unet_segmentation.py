@@ -14,7 +14,7 @@ import pytest
 
 import unet_segmentation as lab
 
-SMALL = ["--size", "32", "--radius", "3", "7", "--filters", "4", "--val-images", "4", "--test-images", "6"]
+SMALL = ["--size", "32", "--radius", "2", "6", "--filters", "4", "--val-images", "4", "--test-images", "6"]
 BAD = [
     ("--size 100", "divisible"),
     ("--radius 8 80", "does not fit"),
@@ -117,17 +117,18 @@ def test_a_batch_larger_than_the_training_set_is_the_set():
 @pytest.mark.parametrize(
     ("flags", "side"),
     [
-        ("", 64),  # a diameter of 2 * 25 + 1 = 51 pixels, up to the next multiple of 16
-        ("--radius 3 7", 16),
-        ("--radius 3 8", 32),
-        ("--size 32 --radius 3 15", 32),
+        ("", 64),
+        ("--radius 12 12", 64),
+        ("--radius 25 25", 128),  # pi * 25^2 pixels are more than a quarter of 64^2: no room
+        ("--size 40 --radius 2 6", 24),  # half, up to the next multiple of 8
+        ("--size 40 --radius 1 12", 40),  # 2 * 12 + 1 pixels do not fit into 24
         ("--no-small-images", 128),
         ("--recipe report", 128),
-        ("--circles 0 1", 128),  # several or none: the full image decides how crowded it is
+        ("--circles 0 1", 128),
         ("--varied", 128),
     ],
 )
-def test_training_images_are_as_small_as_the_largest_circle_allows(flags, side, tmp_path):
+def test_training_images_have_half_the_side_where_one_circle_has_room(flags, side, tmp_path):
     args = lab.parse_args([*flags.split(), "--train-images", "4", "--out-dir", str(tmp_path)])
     assert lab.training_side(args) == side
     images, masks = next(lab.training_batches(args))

@@ -780,7 +780,9 @@ def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
         # Without optimizer and loss the saved network needs nothing of ours: it loads in any Keras 3 program.
         network = build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
         network.set_weights(model.get_weights())
-        seen = [images for images, _ in itertools.islice(training_batches(args, samples), 16)]
+        # Full images: small ones hold more of a circle, and with it other grey values, than pictures to predict.
+        full = argparse.Namespace(**{**vars(args), "small_images": False})
+        seen = [images for images, _ in itertools.islice(training_batches(full, samples), 16)]
         prepared = image_files.describe_training(np.concatenate(seen), preprocessing(args))
         # Written aside and then moved: an interruption leaves no half-written file, nor a mixture of two runs.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out_dir) as aside:

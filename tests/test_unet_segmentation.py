@@ -215,6 +215,7 @@ def test_the_tracked_model_and_the_saved_one_are_the_same(small_run):
     saved = keras.models.load_model(folder / "out" / "model.keras")
     tracked = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
     assert saved.input_shape == (None, 32, 32, 1)  # of --size, though trained on images of 16x16
+    assert lab.image_files.read_preprocessing(folder / "out" / "model.keras")["size"] == [32, 32]
     image = np.random.default_rng(0).random((1, 32, 32, 1), "float32")
     np.testing.assert_allclose(saved.predict(image, verbose=0), tracked.predict(image, verbose=0), rtol=1e-6)
 

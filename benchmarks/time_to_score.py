@@ -1,6 +1,6 @@
 """Wall time until the validation Dice of the report (soft, pooled) is reached: lab, literal recipe, and MONAI.
 
-    python benchmarks/time_to_score.py                  # 45 minutes or so, nothing else running
+    python benchmarks/time_to_score.py                  # two hours or so, nothing else running
     python benchmarks/time_to_score.py --sides monai    # one side alone, added to what is recorded
 
 Each side is a process of its own: its clock starts with the process, so that imports and set-up count. The sides take

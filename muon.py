@@ -60,8 +60,9 @@ def orthogonalize(matrix, iterations: int = 5):
     """About U V^T for a matrix U S V^T, by Newton-Schulz iterations: products only, no decomposition.
 
     X becomes p(G) X again and again, with G = X X^T and p(G) = a + b G + c G^2. Each p(G) is a polynomial of the first
-    G, so they commute, and G becomes p(G)^2 G: everything but the first and the last product is done on a square
-    matrix of the smaller side, a third of the arithmetic for the U-Net's kernels.
+    G, so they commute, and G becomes p(G)^2 G: most products are those of a square matrix of the smaller side. X is
+    brought up to date before the fourth iteration: where products are rounded to fewer bits (TF32, bfloat16), an
+    eigenvalue of G that ought to be 0 may come out below it, and grows about 12-fold with each iteration.
 
     Args:
         matrix: (rows, columns), float; not all zeros, or the result is zero.
@@ -78,7 +79,10 @@ def orthogonalize(matrix, iterations: int = 5):
     x = x / norm  # Frobenius norm: the largest singular value is below 1
     gram = ops.matmul(x, ops.transpose(x))
     factor = identity = ops.eye(gram.shape[0], dtype=gram.dtype)
-    for _ in range(iterations):
+    for iteration in range(iterations):
+        if iteration == 3:
+            x = ops.matmul(factor, x)
+            gram, factor = ops.matmul(x, ops.transpose(x)), identity
         polynomial = a * identity + b * gram + c * ops.matmul(gram, gram)
         factor = ops.matmul(polynomial, factor)
         gram = ops.matmul(polynomial, ops.matmul(polynomial, gram))

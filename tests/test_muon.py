@@ -30,6 +30,19 @@ def test_orthogonalize_is_the_published_iteration_on_the_whole_matrix(shape):
     np.testing.assert_allclose(result, x, atol=1e-4)
 
 
+def test_orthogonalize_stays_bounded_where_products_are_rounded_to_bfloat16(monkeypatch):
+    import muon
+
+    rng, rounded = np.random.default_rng(3), lambda x: keras.ops.cast(keras.ops.cast(x, "bfloat16"), "float32")
+    matmul = keras.ops.matmul
+    monkeypatch.setattr(muon.ops, "matmul", lambda a, b: matmul(rounded(a), rounded(b)))
+    for smallest in (1e-2, 1e-4, 1e-6):
+        u, v = (np.linalg.qr(rng.standard_normal((n, 32)))[0] for n in (32, 288))
+        matrix = (u * np.geomspace(1, smallest, 32)) @ v.T
+        result = np.array(orthogonalize(keras.ops.convert_to_tensor(matrix, "float32")))
+        assert np.linalg.svd(result, compute_uv=False).max() < 1.3
+
+
 def test_the_first_step_is_the_orthogonalized_gradient_for_kernels_and_adams_for_biases():
     rng = np.random.default_rng(1)
     kernel, bias = keras.Variable(np.zeros((3, 3, 2, 4))), keras.Variable(np.zeros(4))

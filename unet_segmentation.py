@@ -43,8 +43,7 @@ RECIPES = {
         "train_images": 256,
         "fixed_images": False,  # new images every epoch: the network cannot learn them by heart
         # Half as wide and high around the circle: what teaches is its contour, and most of a full image is background.
-        # A quarter of the pixels is four times the images in the same time (patches: Long et al. 2015, nnU-Net:
-        # Isensee et al. 2021).
+        # An image costs a quarter (nnU-Net trains on patches too: Isensee et al. 2021).
         "small_images": True,
         "batch_size": 8,
         "optimizer": "muon",  # see muon.py: as good as Adam after less than half of the images
@@ -327,7 +326,7 @@ def train(model, args: argparse.Namespace, validation: tuple, on_epoch_end=None,
 def feed(batches, side: int, validation: tuple):
     """What `fit` reads: on TensorFlow two tf.data pipelines without autotuning, else the arguments as they are.
 
-    `batches` gives training images of sides `side`.
+    `batches` gives training images of side `side`.
 
     The thread that autotunes a pipeline sleeps for ever longer spells, and `fit` waits for it after the last step:
     seen to take 7 s on top of 13 s.

@@ -222,6 +222,15 @@ def training_batches(args: argparse.Namespace, samples: list | None = None):
                 yield make(len(chosen), epoch, batch)
 
 
+def seen_in_training(args: argparse.Namespace, samples: list | None = None) -> np.ndarray:
+    """Images (N, size, size, 1) whose grey values tell which pictures the network may be used on.
+
+    Full images: small ones hold more of a circle, and with it other grey values, than pictures to predict.
+    """
+    full = argparse.Namespace(**{**vars(args), "small_images": False})
+    return np.concatenate([images for images, _ in itertools.islice(training_batches(full, samples), 16)])
+
+
 def choose_loss(name: str):
     """The loss of a name: one value per image, except for the report's, which pools the batch."""
     import keras
@@ -581,7 +590,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     data(
         "--small-images",
         action=argparse.BooleanOptionalAction,
-        help="train on images of half the side, where one circle has room in them; validate and test on --size",
+        help="train on plain circles in images of half the side, if each holds one and has room; test on --size",
     )
     data("--val-images", type=int, default=64, metavar="N", help="validation images")
     data(
@@ -774,15 +783,13 @@ def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
             "parameters": model.count_params(),
             "training_seconds": seconds,
             "settings": settings,
+            "training_side": sides["trained"],
             "provenance": {**provenance, "precision": precision},
         }
         # Without optimizer and loss the saved network needs nothing of ours: it loads in any Keras 3 program.
         network = build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
         network.set_weights(model.get_weights())
-        # Full images: small ones hold more of a circle, and with it other grey values, than pictures to predict.
-        full = argparse.Namespace(**{**vars(args), "small_images": False})
-        seen = [images for images, _ in itertools.islice(training_batches(full, samples), 16)]
-        prepared = image_files.describe_training(np.concatenate(seen), preprocessing(args))
+        prepared = image_files.describe_training(seen_in_training(args, samples), preprocessing(args))
         # Written aside and then moved: an interruption leaves no half-written file, nor a mixture of two runs.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out_dir) as aside:
             write_results(Path(aside), network, prepared, history, results, rows, test, probs, own)

@@ -62,6 +62,13 @@ def test_the_network_has_the_parameters_of_its_formula():
     assert lab.build_unet().count_params() == encoder + decoder + 32 + 1 == 1_925_025
 
 
+def test_ordinary_images_are_not_called_strange(tmp_path):
+    args = lab.parse_args(["--out-dir", str(tmp_path)])
+    seen = lab.image_files.describe_training(lab.seen_in_training(args), lab.preprocessing(args))["seen"]
+    images, _ = lab.make_data(args, 200, lab.TEST)
+    assert [i for i in range(200) if lab.image_files.describe_strangeness(images[i], seen)] == []
+
+
 def test_a_network_without_skips_has_no_concatenation_and_the_same_output_shape():
     network = lab.build_unet((16, 24, 1), filters=2, skips=False)
     assert network.output_shape == (None, 16, 24, 1)

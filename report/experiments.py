@@ -162,7 +162,7 @@ def e1(runs: dict) -> dict:
         key: summarize([run["baselines"][name] for run in scores if run["row"] == "lab"])
         for key, name in (("background", "all background"), ("threshold", "best global threshold"))
     }
-    provenance = scores[0]["provenance"]
+    (precision,) = {run["provenance"]["precision"] for run in scores}  # scores of two kinds would not compare
     sides = benchmark("time_to_score")["sides"]  # all on one machine
     clock = {
         "report": statistics.median(run["epochs"][-1]["seconds"] for run in sides["report, float32"]),
@@ -175,7 +175,7 @@ def e1(runs: dict) -> dict:
         "baselines": baselines,
         "original": original,
         "time": clock,
-        "provenance": provenance,
+        "precision": precision,
         "network": runs["network"]["blocks"],
         "parameters": runs["network"]["parameters"],
         "num_images": runs["predictions"]["num_images"],

@@ -12,8 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")  # as unet_segmentation.py does, and why is said there
+
+import unet_segmentation  # noqa: E402
+
+unet_segmentation.prepare_tensorflow()
 
 PACKAGES = ("numpy", "scipy", "keras", "tensorflow", "torch", "jax", "monai", "torchmetrics")
 

@@ -13,7 +13,6 @@ import importlib
 import json
 import math
 import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
@@ -23,14 +22,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")  # as unet_segmentation.py does, and why is said there
 
 import numpy as np  # noqa: E402
 
 import data_synth  # noqa: E402
 import tracking  # noqa: E402
 import unet_segmentation as lab  # noqa: E402
+
+lab.prepare_tensorflow()
 
 EXPERIMENT = "Lab_Report"
 SEEDS = (0, 1, 2)

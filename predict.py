@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-import images
+from lab import model_file, patches, pictures
 
 # Keras takes seconds to import: only the functions that need it import it, so that bad input is told at once.
 
@@ -33,7 +33,7 @@ class Model(NamedTuple):
     """What is needed to predict."""
 
     network: object  # Keras model, (N, H, W, 1) -> (N, H, W, 1)
-    preprocessing: dict  # see images.py
+    preprocessing: dict  # see pictures.py
     multiples: tuple | None  # what height and width must be divisible by; None: only the size it was trained with
 
 
@@ -44,7 +44,7 @@ def load_model(path: Path) -> Model:
         ValueError: if it is no Keras model, damaged, without preprocessing, with code in it (a Lambda layer or a class
             of one's own), or of another shape than grey pictures (N, H, W, 1) -> probabilities (N, H, W, 1).
     """
-    preprocessing = images.read_preprocessing(path)
+    preprocessing = model_file.read_preprocessing(path)
     import keras
 
     try:
@@ -90,17 +90,17 @@ def fit_tile(length: int, least: int, multiple: int) -> int:
 
 
 def probabilities(model: Model, picture: np.ndarray) -> Iterator[np.ndarray]:
-    """The probabilities of a picture (H, W) as `images.read_picture` gives it, in bands (h, W) from top to bottom."""
+    """The probabilities of a picture (H, W) as `pictures.read_picture` gives it, in bands (h, W) from top to bottom."""
     tile = model.preprocessing["size"]
     if model.multiples:
         tile = [fit_tile(*axis) for axis in zip(picture.shape, tile, model.multiples, strict=True)]
-    low, high = images.grey_range(picture, model.preprocessing)
+    low, high = pictures.grey_range(picture, model.preprocessing)
 
     def predict(tiles):
-        return model.network.predict_on_batch(images.preprocess(tiles, low, high))
+        return model.network.predict_on_batch(pictures.preprocess(tiles, low, high))
 
     overlap = min(OVERLAP, min(tile) // 2)
-    return images.predict_tiles(picture, predict, tile, overlap, batch=max(1, PIXELS // (tile[0] * tile[1])))
+    return patches.predict_tiles(picture, predict, tile, overlap, batch=max(1, PIXELS // (tile[0] * tile[1])))
 
 
 def segment(model: Model, picture: np.ndarray, threshold: float, keep: bool = False):
@@ -137,23 +137,23 @@ def process(model: Model, path: Path, truth: Path | None, args: argparse.Namespa
     from scipy.ndimage import label
 
     started = time.perf_counter()
-    picture = images.read_picture(path)
+    picture = pictures.read_picture(path)
     height, width = picture.shape
-    true = images.read_mask(truth) if truth else None
+    true = pictures.read_mask(truth) if truth else None
     if truth and true.shape != picture.shape:
         sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
         raise ValueError(f"the mask {truth} is {sizes}.")
     mask, figures, kept = segment(model, picture, args.threshold, args.probabilities)
 
-    low, high = images.grey_range(picture, model.preprocessing)
-    sample = images.preprocess(images.thin_out(picture), low, high)
-    remarks = figures.pop("remark"), images.describe_strangeness(sample, model.preprocessing["seen"])
+    low, high = pictures.grey_range(picture, model.preprocessing)
+    sample = pictures.preprocess(pictures.thin_out(picture), low, high)
+    remarks = figures.pop("remark"), pictures.describe_strangeness(sample, model.preprocessing["seen"])
     row = {"picture": path.name, "width": width, "height": height, **figures}
     row |= {"objects": label(mask, np.ones((3, 3)))[1], "remark": " ".join(filter(None, remarks))}
     if truth:
         row |= score(true, mask)
     step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
-    shown = images.overlay(images.preprocess(picture[::step, ::step], low, high), mask[::step, ::step])
+    shown = pictures.overlay(pictures.preprocess(picture[::step, ::step], low, high), mask[::step, ::step])
     mask *= 255
     for name, array in (("mask", mask), ("overlay", shown), ("probability", kept)):
         if array is not None:
@@ -220,10 +220,12 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError for what cannot work, before Keras is imported; replace folders by the pictures in them."""
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold must be in [0, 1], such as 0.5; got {args.threshold}.")
-    images.read_preprocessing(args.model)
-    args.pictures = [p for path in args.pictures for p in (images.find_pictures(path) if path.is_dir() else [path])]
+    model_file.read_preprocessing(args.model)
+    args.pictures = [p for path in args.pictures for p in (pictures.find_pictures(path) if path.is_dir() else [path])]
     args.pictures = list(dict.fromkeys(args.pictures))
-    args.truths = {images.stem_of_mask(path): path for path in images.find_pictures(args.masks)} if args.masks else {}
+    args.truths = (
+        {pictures.stem_of_mask(path): path for path in pictures.find_pictures(args.masks)} if args.masks else {}
+    )
     stems = {}
     for path in args.pictures:
         if path.stem in stems:

@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -28,15 +27,12 @@ from pathlib import Path
 import numpy as np
 
 import data_synth
-import images as image_files
-import tracking
+from lab import backend, model_file, pictures, tracking, training
+from lab import results as lab_results
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
-
-BLUE, ORANGE = "#0072B2", "#E69F00"  # told apart by every reader (Okabe and Ito 2008)
 EXPERIMENT = "2D_UNet_Segmentation"
 TRAIN, VALIDATION, TEST = 0, 1, 2  # streams of the seed: sets that share no image
-PREDICT_BATCH = 16  # images at a time where nothing is trained
 
 # What `--recipe` sets; each of these is a flag of its own too. The comments say what each ingredient is for.
 RECIPES = {
@@ -47,7 +43,7 @@ RECIPES = {
         # An image costs a quarter (nnU-Net trains on patches too: Isensee et al. 2021).
         "small_images": True,
         "batch_size": 8,
-        "optimizer": "muon",  # see muon.py: as good as Adam after less than half of the images
+        "optimizer": "muon",  # see lab/muon.py: as good as Adam after less than half of the images
         "learning_rate": 4e-3,
         "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017): ends settled
         # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out (Isensee et al. 2021).
@@ -135,31 +131,6 @@ def check_network(sides, filters: int, depth: int) -> None:
         )
 
 
-def check_arrays(images, masks) -> None:
-    """Raise ValueError unless images (N, H, W, C) are finite and in [0, 1], and masks (N, H, W, 1) exactly 0 or 1."""
-    images, masks = np.asarray(images), np.asarray(masks)
-    if images.ndim != 4 or masks.ndim != 4:
-        raise ValueError(
-            f"images and masks must have rank 4, (N, H, W, channels); got {images.shape} and {masks.shape}. "
-            "Add a missing channel axis with images[..., None]."
-        )
-    if images.shape[:3] != masks.shape[:3] or masks.shape[3] != 1:
-        raise ValueError(
-            f"images {images.shape} and masks {masks.shape} do not belong together: "
-            "masks must be (N, H, W, 1) with the N, H, W of the images."
-        )
-    if not np.isfinite(images).all() or images.min() < 0 or images.max() > 1:
-        raise ValueError(
-            f"images must be finite and in [0, 1]; got values from {images.min():g} to {images.max():g}. "
-            "Divide 8-bit images by 255, and replace NaN."
-        )
-    other = masks[(masks != 0) & (masks != 1)]
-    if other.size:
-        raise ValueError(
-            f"masks must be exactly 0 or 1; got {other.flat[0]:g} among others. Divide a mask of 0 and 255 by 255."
-        )
-
-
 def training_side(args: argparse.Namespace) -> int:
     """Side of the training images, in pixels: with `--small-images` half of `--size`, where one circle has room.
 
@@ -184,20 +155,20 @@ def make_data(args: argparse.Namespace, num_images: int, *stream: int, size: int
     images, masks = data_synth.make_circles(num_images, size or args.size, seed=(args.seed, *stream), **settings)
     if args.varied:
         stretched = preprocessing(args)
-        images = np.stack([image_files.preprocess(i, *image_files.grey_range(i, stretched)) for i in images])
+        images = np.stack([pictures.preprocess(i, *pictures.grey_range(i, stretched)) for i in images])
     return images, masks
 
 
 def preprocessing(args: argparse.Namespace) -> dict:
     """The settings that prepare pictures for the network: plain circles are as they should be already."""
-    return image_files.STRETCHED if args.images or args.varied else image_files.ABSOLUTE
+    return pictures.STRETCHED if args.images or args.varied else pictures.ABSOLUTE
 
 
 def read_own(args: argparse.Namespace) -> dict[str, list] | None:
     """The user's pictures and masks by part, training, validation and test; None for circles."""
     if args.images is None:
         return None
-    return image_files.split(image_files.read_folder(args.images, args.masks, preprocessing(args)), args.seed)
+    return pictures.split(pictures.read_folder(args.images, args.masks, preprocessing(args)), args.seed)
 
 
 def training_batches(args: argparse.Namespace, samples: list | None = None):
@@ -209,7 +180,7 @@ def training_batches(args: argparse.Namespace, samples: list | None = None):
     def make(num, *stream):
         if samples is None:
             return make_data(args, num, TRAIN, *stream, size=training_side(args))
-        return image_files.random_crops(samples, num, args.size, (args.seed, TRAIN, *stream), args.augment)
+        return pictures.random_crops(samples, num, args.size, (args.seed, TRAIN, *stream), args.augment)
 
     if args.fixed_images:
         images, masks = make(args.train_images)
@@ -232,71 +203,6 @@ def seen_in_training(args: argparse.Namespace, samples: list | None = None) -> n
     return np.concatenate([images for images, _ in itertools.islice(training_batches(full, samples), 16)])
 
 
-def choose_loss(name: str):
-    """The loss of a name: one value per image, except for the report's, which pools the batch."""
-    import keras
-
-    import metrics
-
-    dice, bce = metrics.DiceLoss(), keras.losses.BinaryCrossentropy()
-    per_image = (1, 2, 3)
-
-    def dice_and_bce(masks, probs):
-        return metrics.dice_loss(masks, probs, dice.smooth, per_image) + keras.ops.mean(
-            keras.losses.binary_crossentropy(masks, probs), axis=(1, 2)
-        )
-
-    return {"dice": dice, "bce": bce, "dice+bce": dice_and_bce, "pooled-dice": metrics.dice_loss}[name]
-
-
-def choose_optimizer(args: argparse.Namespace):
-    """The optimizer with its learning rate, constant or a cosine with warm-up over the whole training."""
-    import keras
-
-    from muon import Muon
-
-    rate = args.learning_rate
-    steps = args.epochs * math.ceil(args.train_images / args.batch_size)
-    if args.schedule == "cosine":
-        warmup = max(1, steps // 10)
-        rate = keras.optimizers.schedules.CosineDecay(
-            rate / warmup, max(1, steps - warmup), warmup_target=rate, warmup_steps=warmup
-        )
-    return Muon(rate) if args.optimizer == "muon" else keras.optimizers.Adam(rate)
-
-
-def choose_precision(wanted: str) -> str:
-    """float32 or mixed_bfloat16; "auto" takes bfloat16 where the hardware computes it, not where it emulates it."""
-    import keras
-
-    if wanted != "auto":
-        return wanted
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        gpus = tf.config.list_physical_devices("GPU")
-        found = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
-    elif backend == "jax":
-        import jax
-
-        if jax.default_backend() == "tpu":
-            return "mixed_bfloat16"
-        found = [getattr(device, "compute_capability", "0") for device in jax.devices() if device.platform == "gpu"]
-        found = [tuple(int(part) for part in str(capability).split(".")) for capability in found]
-    else:
-        import torch
-
-        found = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-    if found:
-        native = min(found) >= (8, 0)  # NVIDIA's Ampere and later
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
-        native = "avx512_bf16" in flags or "amx_bf16" in flags
-    return "mixed_bfloat16" if native else "float32"
-
-
 def train(model, args: argparse.Namespace, validation: tuple, on_epoch_end=None, samples: list | None = None):
     """Compile and fit; the weights of the epoch with the best `val_image_dice` remain. Return the history, a dict."""
     import keras
@@ -305,8 +211,8 @@ def train(model, args: argparse.Namespace, validation: tuple, on_epoch_end=None,
 
     hard = {"threshold": 0.5, "average": "image"}
     model.compile(
-        optimizer=choose_optimizer(args),
-        loss=choose_loss(args.loss),
+        optimizer=training.choose_optimizer(args),
+        loss=training.choose_loss(args.loss),
         metrics=[
             metrics.DiceCoefficient(),  # soft and pooled, as in the report
             metrics.IoU(),
@@ -319,243 +225,18 @@ def train(model, args: argparse.Namespace, validation: tuple, on_epoch_end=None,
         "val_image_dice", mode="max", patience=args.epochs, restore_best_weights=True
     )
     log = keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
-    batches, validation = feed(lambda: training_batches(args, samples), training_side(args), validation)
+    batches, validation = training.feed(lambda: training_batches(args, samples), training_side(args), validation)
     history = model.fit(
         batches,
         epochs=args.epochs,
         steps_per_epoch=math.ceil(args.train_images / args.batch_size),
         validation_data=validation,
-        validation_batch_size=PREDICT_BATCH,
+        validation_batch_size=training.PREDICT_BATCH,
         callbacks=[best, log],
         shuffle=False,  # the batches come as they should
         verbose=1 if sys.stdout.isatty() else 2,  # a progress bar in a pipe is a mess of backspaces
     )
     return {"epoch": [epoch + 1 for epoch in history.epoch], **history.history}
-
-
-def feed(batches, side: int, validation: tuple):
-    """What `fit` reads: on TensorFlow two tf.data pipelines without autotuning, else the arguments as they are.
-
-    `batches` gives training images of side `side`.
-
-    The thread that autotunes a pipeline sleeps for ever longer spells, and `fit` waits for it after the last step:
-    seen to take 7 s on top of 13 s.
-    """
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        return batches(), validation
-    import tensorflow as tf
-
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    images, masks = (tf.TensorSpec((None, side, side, array.shape[-1]), tf.float32) for array in validation)
-    training = tf.data.Dataset.from_generator(batches, output_signature=(images, masks)).prefetch(2)
-    validation = tf.data.Dataset.from_tensor_slices(validation).batch(PREDICT_BATCH)
-    return training.with_options(options), validation.with_options(options)
-
-
-def predict(model, images) -> np.ndarray:
-    """Probabilities for images (N, H, W, C), in batches: (N, H, W, 1), float32."""
-    starts = range(0, len(images), PREDICT_BATCH)
-    return np.concatenate([model.predict_on_batch(images[start : start + PREDICT_BATCH]) for start in starts])
-
-
-def score(masks, probs) -> tuple[dict, list[dict]]:
-    """Score probabilities (or hard masks) against masks, both (N, H, W, 1).
-
-    Returns:
-        The scores of the set: soft and pooled `dice_coeff` and `iou_metric`; hard (>= 0.5) means over the images
-        `image_dice` and `image_iou`; soft means `soft_image_dice` and `soft_image_iou`; for the four per-image
-        scores the 5th percentile (`_p5`) and the minimum (`_min`) too.
-        A row per image: `image`, `foreground` (share of the true mask) and its four scores.
-    """
-    import keras
-
-    import metrics
-
-    check_arrays(probs, masks)
-    hard = (probs >= 0.5).astype("float32")
-    both = {"dice": metrics.dice_coeff, "iou": metrics.iou_metric}
-    of_images = {
-        f"{kind}image_{name}": keras.ops.convert_to_numpy(function(masks, pred, axis=(1, 2, 3)))
-        for kind, pred in (("", hard), ("soft_", probs))
-        for name, function in both.items()
-    }
-    scores = {"dice_coeff": float(both["dice"](masks, probs)), "iou_metric": float(both["iou"](masks, probs))}
-    for name, values in of_images.items():
-        scores[name] = float(values.mean())
-        scores[f"{name}_p5"] = float(np.percentile(values, 5))
-        scores[f"{name}_min"] = float(values.min())
-    rows = [
-        {"image": i, "foreground": float(masks[i].mean()), **{name: float(v[i]) for name, v in of_images.items()}}
-        for i in range(len(masks))
-    ]
-    return scores, rows
-
-
-def baselines(validation: tuple, test: tuple) -> dict[str, dict]:
-    """Scores on the test set of what needs no network: all background, and the best global threshold.
-
-    The threshold, in grey values, is the one of 0.00, 0.01, ..., 1.00 with the best mean Dice on the validation set.
-    """
-    import keras
-
-    from metrics import dice_coeff
-
-    def mean_dice(threshold):
-        hard = (validation[0] >= threshold).astype("float32")
-        return float(keras.ops.mean(dice_coeff(validation[1], hard, axis=(1, 2, 3))))
-
-    best = max(np.arange(101) / 100, key=mean_dice)
-    images, masks = test
-    return {
-        "all background": score(masks, np.zeros_like(masks))[0],
-        "best global threshold": {"threshold": best, **score(masks, (images >= best).astype("float32"))[0]},
-    }
-
-
-def describe_failure(history: dict, masks, probs) -> str | None:
-    """One sentence if the training ended in nothing useful, else None."""
-    advice = "Try --loss dice+bce, a lower --learning-rate, another --seed, or larger objects."
-    if not all(math.isfinite(loss) for loss in history["loss"]):
-        return f"The loss became NaN or infinite: the network is broken and its scores mean nothing. {advice}"
-    share, true = float((probs >= 0.5).mean()), float(masks.mean())
-    if share < 0.01 * true:
-        return f"The training collapsed: the predicted masks are all background (all black). {advice}"
-    if true < 1 and share == 1:
-        return f"The training collapsed: every predicted mask is all foreground (all white). {advice}"
-    return None
-
-
-def plot_curves(history: dict, path: Path) -> None:
-    """Loss, Dice and IoU by epoch, training and validation, with the selected epoch marked."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    epochs = history["epoch"]
-    best = int(np.nanargmax(history["val_image_dice"]))
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    panels = {"Loss": ["loss"], "Dice": ["dice_coeff", "image_dice"], "IoU": ["iou_metric", "image_iou"]}
-    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for name, style in zip(names, ("-", ":"), strict=False):
-            kind = {"loss": "", "dice_coeff": ", soft, pooled", "iou_metric": ", soft, pooled"}.get(
-                name, ", hard, per image"
-            )
-            for prefix, label, color in (("", "training", ORANGE), ("val_", "validation", BLUE)):
-                values = np.asarray(history[prefix + name], float)
-                if title != "Loss":
-                    values = np.clip(values, 0.01, 0.9995)  # the ends of a logit scale lie at infinity
-                axes.plot(epochs, values, style, color=color, marker=".", label=label + kind)
-        axes.axvline(epochs[best], color="0.5", linewidth=0.8, zorder=0)
-        axes.annotate(
-            f"best epoch {epochs[best]}",
-            (epochs[best], 0.97 if title == "Loss" else 0.03),  # where no curve passes
-            xycoords=("data", "axes fraction"),
-            xytext=(-3, 0),
-            textcoords="offset points",
-            rotation=90,
-            ha="right",
-            va="top" if title == "Loss" else "bottom",
-            fontsize=8,
-            color="0.35",
-        )
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
-        if title == "Loss":
-            losses = np.asarray(history["loss"] + history["val_loss"], float)
-            if losses.min() > 0 and losses.max() > 10 * losses.min():  # else a log scale has hardly a tick
-                axes.set_yscale("log")
-                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.yaxis.set_minor_locator(NullLocator())
-                axes.yaxis.set_major_formatter(plain)
-        else:  # so that 0.99 and 0.995 are apart
-            axes.set_yscale("logit")
-            low = min(0.5, *(v for n in names for v in history["val_" + n][-1:]))
-            axes.set_ylim(max(0.01, low), 0.9995)
-            axes.yaxis.set_major_locator(FixedLocator([0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998]))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(plain)
-        axes.set(title=title, xlabel="epoch", ylabel=f"{title} ({axes.get_yscale()} scale)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=150)
-
-
-def around(mask, margin: int = 4) -> tuple[slice, ...]:
-    """The square window around the true pixels of `mask` (H, W), with a margin; the whole image if there are none."""
-    found = np.argwhere(mask)
-    if not len(found):
-        return slice(None), slice(None)
-    low, high = found.min(axis=0), found.max(axis=0) + 1
-    side = min((high - low).max() + 2 * margin, min(mask.shape))
-    start = np.clip((low + high - side) // 2, 0, np.array(mask.shape) - side)
-    return tuple(slice(first, first + side) for first in start)
-
-
-def plot_predictions(images, masks, probs, dice, path: Path) -> None:
-    """Rows of image, truth, probability and errors: two typical images and the two worst, each with its Dice.
-
-    The errors are shown enlarged, around the object and whatever was taken for one.
-    """
-    from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    order = np.argsort(dice)  # from the worst to the best
-    middle = [order[round(q * (len(order) - 1))] for q in (0.65, 0.35)]
-    rows = [("typical", i) for i in dict.fromkeys(middle)] + [("worst", i) for i in order[:2]]
-    colors = {"true negative": "black", "true positive": "0.8", "false positive": ORANGE, "false negative": BLUE}
-    figure = Figure(figsize=(8.6, 2.12 * len(rows) + 0.7), layout="constrained")
-    grid = figure.subplots(len(rows), 4, squeeze=False)
-    for line, (kind, i) in zip(grid, rows, strict=True):
-        true, hard = masks[i, ..., 0] == 1, probs[i, ..., 0] >= 0.5
-        line[0].imshow(images[i], cmap="gray", vmin=0, vmax=1)
-        line[1].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
-        shade = line[2].imshow(probs[i], cmap="viridis", vmin=0, vmax=1)
-        zoom = around(true | hard)
-        line[3].imshow(
-            np.select([true & hard, hard, true], [1, 2, 3], 0)[zoom],
-            cmap=ListedColormap(list(colors.values())),
-            vmin=0,
-            vmax=3,
-            interpolation="nearest",
-        )
-        line[0].set_ylabel(f"{kind}: image {i}\nDice {dice[i]:.4f}")
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-    height, width = images.shape[1:3]
-    for axes, title in zip(
-        grid[0], (f"image, {width} x {height} px", "true mask", "probability", "errors at 0.5, enlarged"), strict=True
-    ):
-        axes.set_title(title, fontsize=10)
-    figure.colorbar(shade, ax=grid[:, 2], location="bottom", shrink=0.9, pad=0.01, label="probability of object")
-    figure.legend(
-        handles=[Patch(facecolor=c, edgecolor="0.5", label=n) for n, c in colors.items()],
-        loc="outside lower right",
-        ncols=2,
-        fontsize=8,
-        frameon=False,
-    )
-    figure.savefig(path, dpi=130)
-
-
-def format_table(rows: dict[str, dict]) -> str:
-    """A plain table of test scores, one row per name, for the console."""
-    columns = {
-        "image_dice": "Dice",
-        "image_dice_p5": "5th pct",
-        "image_dice_min": "min",
-        "image_iou": "IoU",
-        "image_iou_p5": "5th pct",
-        "image_iou_min": "min",
-        "dice_coeff": "soft Dice",
-        "iou_metric": "soft IoU",
-    }
-    lines = [f"{'':22}{'hard at 0.5, per image':^60}{'pooled':^22}"]
-    lines.append(f"{'':22}" + "".join(f"{title:>10}" for title in columns.values()))
-    lines += [f"{name:22}" + "".join(f"{scores[key]:10.4f}" for key in columns) for name, scores in rows.items()]
-    return "\n".join(lines)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -636,7 +317,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     fit = parser.add_argument_group("training").add_argument
     fit("--epochs", type=int, default=15, metavar="N", help="passes over the training images")
     fit("--batch-size", type=int, metavar="N", help="images per step")
-    fit("--optimizer", choices=("muon", "adam"), help="see muon.py")
+    fit("--optimizer", choices=("muon", "adam"), help="see lab/muon.py")
     fit("--learning-rate", type=float, metavar="R", help="peak step size, above 0")
     fit("--schedule", choices=("cosine", "constant"), help="course of the learning rate")
     fit(
@@ -697,19 +378,21 @@ def check_args(args: argparse.Namespace) -> None:
 
 def write_results(folder: Path, network, prepared, history, results, rows, test, probs, own) -> None:
     """Write every file of the run into `folder`."""
-    image_files.save_model(network, folder / "model.keras", prepared)
+    model_file.save_model(network, folder / "model.keras", prepared)
     if own:
         names = {part: [sample.name for sample in samples] for part, samples in own.items()}
         (folder / "split.json").write_text(json.dumps(names, indent=1))
-        image_files.plot_dataset([sample for samples in own.values() for sample in samples], folder / "dataset.png")
+        pictures.plot_dataset([sample for samples in own.values() for sample in samples], folder / "dataset.png")
     (folder / "history.json").write_text(json.dumps(history, indent=1))
     (folder / "scores.json").write_text(json.dumps(results, indent=1))
     with open(folder / "per_image.csv", "w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
-    plot_curves(history, folder / "curves.png")
-    plot_predictions(*test, probs, np.array([row["image_dice"] for row in rows]), folder / "predictions.png")
+    lab_results.plot_curves(history, folder / "curves.png")
+    lab_results.plot_predictions(
+        *test, probs, np.array([row["image_dice"] for row in rows]), folder / "predictions.png"
+    )
 
 
 def main(argv=None) -> dict:
@@ -734,18 +417,18 @@ def stop(error: Exception) -> None:
 
 def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
     """What `main` does once the settings are known to be good."""
-    prepare_tensorflow()
+    backend.prepare_tensorflow()
     import keras
 
     if args.deterministic:
-        make_deterministic()
-    precision = choose_precision(args.precision)
+        backend.make_deterministic()
+    precision = backend.choose_precision(args.precision)
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(args.seed)
     model = build_unet((None, None, 1), args.filters, skips=args.skips)  # training images may be smaller than others
     if own:
-        validation, _ = image_files.grid_crops(own["validation"], args.size, args.val_images)
-        test, crops = image_files.grid_crops(own["test"], args.size, args.test_images)
+        validation, _ = pictures.grid_crops(own["validation"], args.size, args.val_images)
+        test, crops = pictures.grid_crops(own["test"], args.size, args.test_images)
         samples, what, source = own["training"], "own pictures", str(args.images)
     else:
         validation, test = make_data(args, args.val_images, VALIDATION), make_data(args, args.test_images, TEST)
@@ -768,14 +451,14 @@ def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
         history = train(model, args, validation, lambda epoch, logs: run.metrics(logs, step=epoch + 1), samples)
         seconds = time.perf_counter() - started
 
-        probs = predict(model, test[0])
-        scores, rows = score(test[1], probs)
+        probs = training.predict(model, test[0])
+        scores, rows = lab_results.score(test[1], probs)
         if own:
             rows = [{"crop": crop, **row} for crop, row in zip(crops, rows, strict=True)]
-        failure = describe_failure(history, test[1], probs)
+        failure = lab_results.describe_failure(history, test[1], probs)
         results = {
             "test": scores,
-            "baselines": baselines(validation, test),
+            "baselines": lab_results.baselines(validation, test),
             "last_epoch": {name: values[-1] for name, values in history.items()},
             "selected_epoch": history["epoch"][int(np.argmax(history["val_image_dice"]))],
             "failure": failure,
@@ -788,7 +471,7 @@ def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
         # Without optimizer and loss the saved network needs nothing of ours: it loads in any Keras 3 program.
         network = build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
         network.set_weights(model.get_weights())
-        prepared = image_files.describe_training(seen_in_training(args, samples), preprocessing(args))
+        prepared = pictures.describe_training(seen_in_training(args, samples), preprocessing(args))
         # Written aside and then moved: an interruption leaves no half-written file, nor a mixture of two runs.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out_dir) as aside:
             write_results(Path(aside), network, prepared, history, results, rows, test, probs, own)
@@ -803,7 +486,7 @@ def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
         run.model(network, example=test[0][:1])
 
     print(f"\nTest set, {len(rows)} images:" if own is None else f"\nTest set, {len(rows)} crops of your pictures:")
-    print(format_table({**results["baselines"], f"U-Net, epoch {results['selected_epoch']}": scores}))
+    print(lab_results.format_table({**results["baselines"], f"U-Net, epoch {results['selected_epoch']}": scores}))
     print(
         f"\nTrained in {seconds:.0f} s. Files: {args.out_dir}. "
         f"MLflow run: {run.run_id}, to see it: {tracking.how_to_view()}"
@@ -811,29 +494,6 @@ def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
     if failure:
         print(f"\nWARNING: {failure}", file=sys.stderr)
     return scores
-
-
-def prepare_tensorflow() -> None:
-    """Set what TensorFlow reads when it is imported; what the user has set stays."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its notes on drivers that are not there; exceptions stay
-    # TensorFlow's own memory pool: with the system's, every step maps and clears its memory anew (20% slower).
-    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        # oneDNN's convolutions, which TensorFlow takes by itself only where a processor has AVX-512 VNNI or the like:
-        # with AVX2 alone, an epoch takes three quarters of the time.
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
-
-def make_deterministic() -> None:
-    """Ask the backend for operations that give the same bits every time."""
-    import keras
-
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
-    else:
-        print(f"--deterministic is TensorFlow's; the backend is {keras.backend.backend()}: seeds alone are set.")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from lab import backend
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-sys.path.insert(0, str(ROOT))
 
-import unet_segmentation  # noqa: E402
-
-unet_segmentation.prepare_tensorflow()
+backend.prepare_tensorflow()
 
 PACKAGES = ("numpy", "scipy", "keras", "tensorflow", "torch", "jax", "monai", "torchmetrics")
 
@@ -56,7 +55,7 @@ def machine() -> dict:
 
 def circumstances() -> dict:
     """Date, machine, versions and commit."""
-    import tracking
+    from lab import tracking
 
     versions = {}
     for name in PACKAGES:
@@ -66,7 +65,7 @@ def circumstances() -> dict:
             continue
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "machine": machine(),
         "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,  # was it quiet?
         "versions": versions,

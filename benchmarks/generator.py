@@ -1,6 +1,6 @@
 """Time the generator beside the noise that it draws and beside MONAI's test images, and show how its cost grows.
 
-    python benchmarks/generator.py     # under a minute
+    python -m benchmarks.generator     # under a minute
 
 `lab / noise` is what circles, masks and clipping cost on top of N * H * W float32 normal numbers from NumPy's default
 generator; `memory / noise` what it costs to touch as much new memory as images and masks fill, which on a virtual
@@ -10,8 +10,9 @@ noise.
 
 import statistics
 
-import _common
 import numpy as np
+
+from benchmarks import _common
 
 ROUNDS = 5
 PIXELS = 2**24  # of every point where the size grows: 64 MiB of images

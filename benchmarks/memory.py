@@ -1,6 +1,6 @@
 """Peak memory of a training as its images grow in number: flat when they are made anew, growing when they are kept.
 
-    python benchmarks/memory.py        # about 3 minutes; not on Windows
+    python -m benchmarks.memory        # about 3 minutes; not on Windows
 
 Each point is `unet_segmentation.py` in a process of its own, one epoch on 128x128 images, with a network of 2 channels
 in the first block: the images are what is looked at, not the network.
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-import _common
+from benchmarks import _common
 
 COUNTS = (128, 1024, 8192)
 SMALL = "--no-small-images --epochs 1 --filters 2 --batch-size 8 --val-images 8 --test-images 8"

@@ -1,6 +1,6 @@
 """Time the lab's metrics on 1,000 masks beside MONAI's and torchmetrics's, which must give the same numbers.
 
-    python benchmarks/metrics_speed.py     # under a minute
+    python -m benchmarks.metrics_speed     # under a minute
 
 Hard masks (1000, 128, 128), one Dice or IoU per image. Every side gets its own kind of tensor, made beforehand; the
 lab is also timed from NumPy arrays, whose values it checks.
@@ -8,8 +8,9 @@ lab is also timed from NumPy arrays, whose values it checks.
 
 import statistics
 
-import _common
 import numpy as np
+
+from benchmarks import _common
 
 NUM_MASKS, SIZE, ROUNDS = 1000, 128, 15
 IMAGE = (1, 2, 3)

@@ -1,8 +1,8 @@
 """Dice against noise: the best global threshold, the network, and the best that knows the answer's shape.
 
-    python benchmarks/noise.py                          # 4 trainings of some minutes
-    python benchmarks/noise.py --noise 0.25 --seeds 1   # or some of them, added to what is recorded
-    python benchmarks/noise.py --plot                   # only the figure and the table, from what is recorded
+    python -m benchmarks.noise                          # 4 trainings of some minutes
+    python -m benchmarks.noise --noise 0.25 --seeds 1   # or some of them, added to what is recorded
+    python -m benchmarks.noise --plot                   # only the figure and the table, from what is recorded
 
 One default training per noise level and seed; at the default noise that of `scores.py` counts, where it is recorded.
 All three are scored on the training's own test set, 512 images; the curve goes to pictures/noise.png.
@@ -17,9 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import _common
-import scores
-from circle_fit import draw_circles, fit_circles
+from benchmarks import _common, scores
+from benchmarks.circle_fit import draw_circles, fit_circles
 
 LEVELS = (0.1, 0.25, 0.5, 1.0)
 DEFAULT = 0.25  # of unet_segmentation.py
@@ -32,29 +31,30 @@ LINES = {  # name: (label, colour of Okabe and Ito 2008, marker)
 
 def run(noise: float, seed: int) -> dict:
     """Train with one noise level and seed; score threshold, network and circle fit on its test set."""
-    import unet_segmentation as lab
+    import unet_segmentation as unet
+    from lab import results
 
     flags = ["--noise", str(noise), "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:
-        results = recorded(noise, seed)
-        if results is None:
+        found = recorded(noise, seed)
+        if found is None:
             command = [sys.executable, "unet_segmentation.py", *flags]
             command += ["--out-dir", folder, "--run-name", f"noise {noise}"]
             store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
             subprocess.run(command, cwd=_common.ROOT, env={**os.environ, **store}, check=True)
-            results = json.loads((Path(folder) / "scores.json").read_text())
-        images, masks = lab.make_data(lab.parse_args([*flags, "--out-dir", folder]), 512, lab.TEST)
-    fit = lab.score(masks, draw_circles(fit_circles(images, noise), images.shape[1:3]))[0]
+            found = json.loads((Path(folder) / "scores.json").read_text())
+        images, masks = unet.make_data(unet.parse_args([*flags, "--out-dir", folder]), 512, unet.TEST)
+    fit = results.score(masks, draw_circles(fit_circles(images, noise), images.shape[1:3]))[0]
     kept = ("image_dice", "image_dice_p5", "image_dice_min", "image_iou")
-    sides = {"threshold": results["baselines"]["best global threshold"], "network": results["test"], "fit": fit}
+    sides = {"threshold": found["baselines"]["best global threshold"], "network": found["test"], "fit": fit}
     return {
         "noise": noise,
         "seed": seed,
         **{name: {key: values[key] for key in kept} for name, values in sides.items()},
-        "training_seconds": results["training_seconds"],
-        "precision": results["provenance"]["precision"],
-        "failure": results["failure"],
-        "commit": results["provenance"].get("mlflow.source.git.commit"),
+        "training_seconds": found["training_seconds"],
+        "precision": found["provenance"]["precision"],
+        "failure": found["failure"],
+        "commit": found["provenance"].get("mlflow.source.git.commit"),
     }
 
 

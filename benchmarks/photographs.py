@@ -4,7 +4,7 @@
     python unet_segmentation.py $flags --no-small-images --out-dir outputs/plain
     python unet_segmentation.py $flags --varied --out-dir outputs/varied
     python unet_segmentation.py $flags --varied --seed 1 --out-dir outputs/varied1     # and so on
-    python benchmarks/photographs.py outputs/plain outputs/varied outputs/varied1
+    python -m benchmarks.photographs outputs/plain outputs/varied outputs/varied1
 
 The photographs are scikit-image's: ancient coins, and a cell under the microscope, reduced by 3 to the size of the
 circles. Beside the networks stand Otsu's threshold (1979) and the watershed of scikit-image's own tutorial, with its
@@ -22,11 +22,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from _common import ROOT, table, write
 from PIL import Image
 
-import images
 import predict
+from benchmarks._common import ROOT, table, write
+from lab import pictures
 
 MASKS = ROOT / "benchmarks" / "photographs"
 SEEDS = {  # row, column and radius of each object, in pixels: by hand
@@ -109,8 +109,8 @@ def plot(panels: dict[str, dict], scores: dict, path: Path) -> None:
         for axes in line:
             axes.axis("off")
         for axes, (method, mask) in zip(line, masks.items(), strict=False):
-            image = images.preprocess(picture, *images.grey_range(picture, images.STRETCHED))
-            axes.imshow(images.overlay(image, np.zeros_like(mask) if method == "photograph" else mask))
+            image = pictures.preprocess(picture, *pictures.grey_range(picture, pictures.STRETCHED))
+            axes.imshow(pictures.overlay(image, np.zeros_like(mask) if method == "photograph" else mask))
             dice = f"\nDice {scores[name][method]:.3f}" if method in scores[name] else ""
             axes.set_title((name if method == "photograph" else method) + dice, fontsize=9)
     figure.savefig(path, dpi=120)
@@ -126,7 +126,7 @@ def main(argv=None) -> None:
     if args.references:
         for name, picture in pictures.items():
             Image.fromarray(reference(picture, SEEDS[name])).save(MASKS / f"{name}_mask.png")
-    true = {name: images.read_mask(MASKS / f"{name}_mask.png") for name in pictures}
+    true = {name: pictures.read_mask(MASKS / f"{name}_mask.png") for name in pictures}
     models = {
         "U-Net, plain circles": predict.load_model(args.plain / "model.keras"),
         "U-Net, varied circles": predict.load_model(args.varied[0] / "model.keras"),

@@ -1,6 +1,6 @@
 """Time prediction with the network in memory and with the same network saved and loaded again.
 
-    python benchmarks/prediction.py    # under a minute
+    python -m benchmarks.prediction    # under a minute
 
 The numbers must be the same bit for bit, and so should be the speed.
 """
@@ -9,8 +9,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import _common
 import numpy as np
+
+from benchmarks import _common
 
 NUM_IMAGES, SIZE, ROUNDS = 32, 128, 5
 
@@ -20,7 +21,8 @@ def compare(precision: str) -> list[dict]:
     import keras
 
     from data_synth import make_circles
-    from unet_segmentation import build_unet, predict
+    from lab.training import predict
+    from unet_segmentation import build_unet
 
     keras.config.set_dtype_policy(precision)
     images, _ = make_circles(NUM_IMAGES, SIZE)

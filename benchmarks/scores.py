@@ -1,8 +1,8 @@
 """Train the U-Net as the README's table says, seed by seed, and record every score with its circumstances.
 
-    python benchmarks/scores.py                          # 3 seeds of each row, nothing else running
-    python benchmarks/scores.py --rows lab --seeds 0 1   # or some of them
-    python benchmarks/scores.py --table                  # print the README's tables from what is recorded
+    python -m benchmarks.scores                          # 3 seeds of each row, nothing else running
+    python -m benchmarks.scores --rows lab --seeds 0 1   # or some of them
+    python -m benchmarks.scores --table                  # print the README's tables from what is recorded
 
 Each run is the command of its row, in a process of its own. Results go to benchmarks/results/scores.json as soon as
 each run ends; a run that is recorded there is not repeated.

@@ -1,11 +1,11 @@
 """Print the README's table of comparisons from what is recorded in benchmarks/results.
 
-python benchmarks/summary.py
+python -m benchmarks.summary
 """
 
 import json
 
-from _common import RESULTS, table
+from benchmarks._common import RESULTS, table
 
 
 def comparisons() -> str:

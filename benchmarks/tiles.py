@@ -1,6 +1,6 @@
 """Measure predict.py: start-up to the first mask, pixels per second beside model.predict, memory for a huge picture.
 
-    python benchmarks/tiles.py outputs/unet/model.keras     # 5 minutes, Linux or macOS
+    python -m benchmarks.tiles outputs/unet/model.keras     # 5 minutes, Linux or macOS
 
 The huge picture has 16,000 x 16,000 pixels and is predicted by a network of one 1x1 convolution, because the U-Net
 would take half an hour; what the U-Net itself needs for a tile is measured apart and comes on top.
@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _common import ROOT, in_turns, ratio, write
 from PIL import Image
 
-import images
 import predict
+from benchmarks._common import ROOT, in_turns, ratio, write
+from lab import model_file, pictures
 
 SIDE = 16_000
 
@@ -48,10 +48,11 @@ def save_cheap_model(path: Path) -> None:
     layer = keras.layers.Conv2D(1, 1, activation="sigmoid")
     network = keras.Model(inputs, layer(inputs))
     layer.set_weights([np.full((1, 1, 1, 1), 200.0), np.array([-100.0])])
-    images.save_model(
+    model_file.save_model(
         network,
         path,
-        images.describe_training(np.random.default_rng(0).random((4, 9, 9, 1)), images.ABSOLUTE) | {"size": [128, 128]},
+        pictures.describe_training(np.random.default_rng(0).random((4, 9, 9, 1)), pictures.ABSOLUTE)
+        | {"size": [128, 128]},
     )
 
 

@@ -1,7 +1,7 @@
 """Wall time until the validation Dice of the report (soft, pooled) is reached: lab, literal recipe, and MONAI.
 
-    python benchmarks/time_to_score.py                  # two hours or so, nothing else running
-    python benchmarks/time_to_score.py --sides monai    # one side alone, added to what is recorded
+    python -m benchmarks.time_to_score                  # two hours or so, nothing else running
+    python -m benchmarks.time_to_score --sides monai    # one side alone, added to what is recorded
 
 Each side is a process of its own: its clock starts with the process, so that imports and set-up count. The sides take
 turns, seed by seed. `lab, short` is the lab's recipe with one pass over as many images as it takes; the report's recipe
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-import _common
+from benchmarks import _common
 
 TARGET = 0.9937  # val_dice_coeff of the report
 LIMIT = 600  # seconds that MONAI gets
@@ -33,12 +33,12 @@ def monai_side(seed: int) -> None:
     from monai.losses import DiceLoss
     from monai.networks.nets import UNet
 
-    import unet_segmentation as lab
+    import unet_segmentation as unet
 
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--no-small-images", "--train-images", str(IMAGES), "--batch-size", str(BATCH)]
-        args = lab.parse_args([*flags, "--seed", str(seed), "--out-dir", folder])
+        args = unet.parse_args([*flags, "--seed", str(seed), "--out-dir", folder])
 
     def images_first(array):
         return torch.from_numpy(array).permute(0, 3, 1, 2)
@@ -47,9 +47,9 @@ def monai_side(seed: int) -> None:
     network = network.to(memory_format=torch.channels_last)
     print(f"MONAI's UNet with {sum(p.numel() for p in network.parameters()):,} parameters")
     loss_of, adam = DiceLoss(sigmoid=True), torch.optim.Adam(network.parameters(), 1e-3)
-    bfloat16 = lab.choose_precision("auto") == "mixed_bfloat16"
-    images, masks = map(images_first, lab.make_data(args, args.val_images, lab.VALIDATION))
-    for step, batch in enumerate(lab.training_batches(args), 1):
+    bfloat16 = unet.choose_precision("auto") == "mixed_bfloat16"
+    images, masks = map(images_first, unet.make_data(args, args.val_images, unet.VALIDATION))
+    for step, batch in enumerate(unet.training_batches(args), 1):
         x, true = map(images_first, batch)
         adam.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -71,7 +71,7 @@ SIDES = {
     "lab, short": [*LAB, "--epochs", "1", "--train-images", "1600"],
     "report, float32": [*LAB, "--recipe", "report", "--precision", "float32"],
     "report": [*LAB, "--recipe", "report", "--precision", "mixed_bfloat16"],
-    "monai": [sys.executable, __file__, "--work"],
+    "monai": [sys.executable, "-m", "benchmarks.time_to_score", "--work"],
 }
 
 

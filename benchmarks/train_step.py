@@ -1,6 +1,6 @@
 """Compare the training step of the lab's network with PyTorch's, and both with the machine's matrix product.
 
-    python benchmarks/train_step.py        # about 4 minutes, nothing else running
+    python -m benchmarks.train_step        # about 4 minutes, nothing else running
 
 The same network (as many parameters, as many multiplications), the same Dice loss, Adam, 128x128 images, in float32
 and in bfloat16. Each side is a process of its own that stays warm; they are asked in turns. PyTorch is run as its users
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 
-import _common
+from benchmarks import _common
 
 SIZE, BATCHES = 128, (4, 8)
 CALLS = {"4": 4, "8": 2, "matrix": 4}  # calls in one turn: about a second
@@ -142,7 +142,7 @@ class Worker:
 
     def __init__(self, side: str, precision: str):
         backend = SIDES[side] or "tensorflow"
-        command = [sys.executable, __file__, "--work", side, "--precision", precision]
+        command = [sys.executable, "-m", "benchmarks.train_step", "--work", side, "--precision", precision]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -1,8 +1,8 @@
 """Build the lab report: run what is not recorded yet, draw the figures, typeset both editions.
 
-    python report/build.py                  # all of it; seconds where everything is recorded
-    python report/build.py --only e2        # run one experiment (again from its missing cells), and nothing else
-    python report/build.py --list           # what there is, what is recorded, what it took
+    python -m report.build                  # all of it; seconds where everything is recorded
+    python -m report.build --only e2        # run one experiment (again from its missing cells), and nothing else
+    python -m report.build --list           # what there is, what is recorded, what it took
 
 Every cell of an experiment goes to report/results.json as soon as it is done, so an interrupted build goes on where it
 stopped. To run a cell again, delete it from that file. No number is typed into the text: Typst reads results.json, and
@@ -16,9 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-import experiments  # first: it puts the scripts on the path
-import figures
-from experiments import tracking
+from lab import tracking
+from report import experiments, figures
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -1,6 +1,6 @@
 """The report's experiments, as plain functions: cells that compute, and one summary per experiment.
 
-    python report/build.py --only e2    # is how they are run
+    python -m report.build --only e2    # is how they are run
 
 A cell is one training, or one computation, with one seed: it is what `build.py` records and never repeats. A summary
 turns the recorded cells of its experiment into the numbers that the report cites. E1 and E7 have few cells of their
@@ -14,22 +14,21 @@ import json
 import math
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 import zlib
 from pathlib import Path
 
+import numpy as np
+
+import data_synth
+import unet_segmentation as unet
+from lab import backend, results, tracking, training
+from lab.memory import layer_costs, training_memory
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-
-import data_synth  # noqa: E402
-import tracking  # noqa: E402
-import unet_segmentation as lab  # noqa: E402
-
-lab.prepare_tensorflow()
+backend.prepare_tensorflow()
 
 EXPERIMENT = "Lab_Report"
 SEEDS = (0, 1, 2)
@@ -48,20 +47,20 @@ def trained(name: str, seed: int, flags: str):
     """
     import keras
 
-    args = lab.parse_args([*SMALL.split(), *flags.split(), "--seed", str(seed)])
+    args = unet.parse_args([*SMALL.split(), *flags.split(), "--seed", str(seed)])
     keras.config.set_dtype_policy(args.precision)
     keras.utils.set_random_seed(args.seed)
-    model = lab.build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
+    model = unet.build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
     validation, test = (
-        lab.make_data(args, args.val_images, lab.VALIDATION),
-        lab.make_data(args, args.test_images, lab.TEST),
+        unet.make_data(args, args.val_images, unet.VALIDATION),
+        unet.make_data(args, args.test_images, unet.TEST),
     )
     with tracking.tracked_run(EXPERIMENT, run_name=f"{name}, seed {seed}", params=vars(args)) as run:
         started = time.perf_counter()
-        history = lab.train(model, args, validation, lambda epoch, logs: run.metrics(logs, step=epoch + 1))
+        history = unet.train(model, args, validation, lambda epoch, logs: run.metrics(logs, step=epoch + 1))
         seconds = time.perf_counter() - started
-        probs = lab.predict(model, test[0])
-        scores, _ = lab.score(test[1], probs)
+        probs = training.predict(model, test[0])
+        scores, _ = results.score(test[1], probs)
         run.metrics({f"test_{key}": value for key, value in scores.items()})
     return test[1], probs, history, scores, seconds, model
 
@@ -103,7 +102,7 @@ def e1_cells():
 
 def network() -> dict:
     """Side and channels of each block of the default U-Net, and its parameters."""
-    model = lab.build_unet()
+    model = unet.build_unet()
     blocks = [layer for layer in model.layers if layer.name.endswith("conv2")]
     rows = [
         {"name": layer.name.removesuffix("_conv2"), "side": layer.output.shape[1], "channels": layer.output.shape[-1]}
@@ -116,14 +115,14 @@ def predictions() -> dict:
     """Two typical and the two worst test images of the lab's recipe at seed 0: index, Dice, probabilities."""
     with tempfile.TemporaryDirectory() as folder:  # a model that lies about may be of another recipe
         flags = ["--seed", "0", "--out-dir", folder]
-        lab.main([*flags, "--run-name", "E1, lab recipe, seed 0"])
+        unet.main([*flags, "--run-name", "E1, lab recipe, seed 0"])
         import keras
 
         import metrics
 
-        args = lab.parse_args(flags)
-        images, masks = lab.make_data(args, args.test_images, lab.TEST)
-        probs = lab.predict(keras.models.load_model(Path(folder) / "model.keras"), images)
+        args = unet.parse_args(flags)
+        images, masks = unet.make_data(args, args.test_images, unet.TEST)
+        probs = training.predict(keras.models.load_model(Path(folder) / "model.keras"), images)
     dice = np.asarray(metrics.dice_coeff(masks, (probs >= 0.5).astype("float32"), axis=(1, 2, 3)))
     order = np.argsort(dice)
     chosen = [("typical", int(order[round(q * (len(order) - 1))])) for q in (0.65, 0.35)]
@@ -269,7 +268,7 @@ def imbalance(share: str, loss: str, seed: int) -> dict:
         "accuracy": float(((probs >= 0.5) == masks).mean()),
         "background_accuracy": float(1 - masks.mean()),
         "foreground": float(masks.mean()),
-        "collapsed": int(lab.describe_failure(history, masks, probs) is not None),
+        "collapsed": int(results.describe_failure(history, masks, probs) is not None),
         **calibration(masks, probs),
         "seconds": seconds,
     }
@@ -560,7 +559,7 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
 
     import metrics
 
-    args = lab.parse_args(f"--train-images {TRAIN_VOLUMES} --epochs {epochs} --seed {seed} {TRAINING}".split())
+    args = unet.parse_args(f"--train-images {TRAIN_VOLUMES} --epochs {epochs} --seed {seed} {TRAINING}".split())
     noise = VOLUME_NOISE[level]
 
     def spheres(num, *stream):
@@ -574,14 +573,14 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
     keras.utils.set_random_seed(seed)
     model = volume_net(ndim, filters)
     dice, bce = metrics.DiceLoss(), keras.losses.BinaryCrossentropy()
-    model.compile(lab.choose_optimizer(args), lambda masks, probs: dice(masks, probs) + bce(masks, probs))
+    model.compile(training.choose_optimizer(args), lambda masks, probs: dice(masks, probs) + bce(masks, probs))
     maps = sum(math.prod(layer.output.shape[1:]) for layer in model.layers) * 4 / 2**20  # float32
     times = []
     with tracking.tracked_run(
         EXPERIMENT, run_name=f"E6, {ndim}D, noise {level}, seed {seed}", params=vars(args)
     ) as run:
         for epoch in range(epochs):
-            images, masks = spheres(TRAIN_VOLUMES, lab.TRAIN, epoch)
+            images, masks = spheres(TRAIN_VOLUMES, unet.TRAIN, epoch)
             started = time.perf_counter()
             losses = [
                 model.train_on_batch(flat(images[i : i + args.batch_size]), flat(masks[i : i + args.batch_size]))
@@ -589,7 +588,7 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
             ]
             times.append(time.perf_counter() - started)
             run.metrics({"loss": float(np.mean(losses))}, step=epoch + 1)
-        images, masks = spheres(64, lab.TEST)
+        images, masks = spheres(64, unet.TEST)
         probs = np.concatenate([model.predict_on_batch(flat(volume[None])) for volume in images]).reshape(masks.shape)
         hard = (probs >= 0.5).astype(np.float32)
         scores = np.asarray(metrics.dice_coeff(masks, hard, axis=(1, 2, 3, 4)))
@@ -648,12 +647,12 @@ def costs() -> dict:
     found = {}
     for name, options in VARIANTS.items():
         model = conv3d_analysis.build_conv3d(**{**BASE, **options})
-        rows = conv3d_analysis.layer_costs(model)
+        rows = layer_costs(model)
         found[name] = {
             "parameters": sum(row["parameters"] for row in rows),
             "giga_multiply_adds": sum(row["multiply_adds"] for row in rows) / 1e9,
             "activations_mib": sum(row["activation_bytes"] for row in rows) / 2**20,
-            "predicted_mib": conv3d_analysis.training_memory(model)["total"],
+            "predicted_mib": training_memory(model)["total"],
         }
     weights = {f"k{k}": k**3 * 32 * 32 + 32 for k in (3, 5, 7)}
     feature_maps = {f"side{side}": side**3 * 32 * 4 / 2**20 for side in (64, 128)}
@@ -714,7 +713,7 @@ def repeats() -> dict:
 def fingerprints(deterministic: bool) -> list[dict]:
     """Dice and the SHA-256 of the trained weights, for each seed."""
     if deterministic:
-        lab.make_deterministic()
+        backend.make_deterministic()
     found = []
     for seed in SEEDS:
         name = f"E8, {'deterministic' if deterministic else 'default'}"

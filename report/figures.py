@@ -1,6 +1,6 @@
 """The report's figures, one function each, all of one family, drawn from results.json.
 
-    python report/figures.py    # draws all of them again; build.py does so too
+    python -m report.figures    # draws all of them again; build.py does so too
 
 Vector graphics whose text is set by Typst in the font of the report. `say(english, french)` picks the edition's words.
 """
@@ -9,14 +9,17 @@ import json
 import logging
 from pathlib import Path
 
-import experiments  # first: it puts the scripts on the path
 import numpy as np
-from experiments import data_synth, lab
 from matplotlib import rc_context
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+import data_synth
+import unet_segmentation as unet
+from lab.results import around
+from report import experiments
 
 # Okabe and Ito 2008: told apart by every reader.
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
@@ -143,7 +146,7 @@ def curves(results, say):
 def predictions(results, say):
     """Image, truth, probability and enlarged errors of two typical and the two worst test images."""
     e1 = results["e1"]
-    images, masks = data_synth.make_circles(e1["num_images"], 128, seed=(0, lab.TEST))
+    images, masks = data_synth.make_circles(e1["num_images"], 128, seed=(0, unet.TEST))
     colors = {
         "black": say("background, right", "fond, juste"),
         "0.8": say("circle, right", "cercle, juste"),
@@ -156,7 +159,7 @@ def predictions(results, say):
     for line, shown in zip(grid, e1["shown"], strict=True):
         i, probs = shown["image"], experiments.unpack(shown["probs"])
         true, hard = masks[i, ..., 0] == 1, probs >= 0.5
-        zoom = lab.around(true | hard)
+        zoom = around(true | hard)
         for axes, picture, cmap in zip(line, (images[i], masks[i], probs), ("gray", "gray", "viridis"), strict=False):
             axes.imshow(picture, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
         errors = np.select([true & hard, hard, true], [1, 2, 3], 0)

@@ -1,6 +1,5 @@
 """The circle fit against the circles that were drawn, and the benchmarks' small helpers by arithmetic."""
 
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,12 +7,9 @@ import numpy as np
 import pytest
 
 import data_synth
+from benchmarks import _common, circle_fit
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-
-import _common  # noqa: E402
-import circle_fit  # noqa: E402
 
 
 def likelihood(images, masks, noise):
@@ -81,7 +77,8 @@ def test_ratio_is_the_median_of_the_rounds_own_ratios():
 
 def test_work_of_a_training_step_by_hand():
     import keras
-    import train_step
+
+    from benchmarks import train_step
 
     inputs = keras.Input((8, 6, 1))
     x = keras.layers.Conv2D(4, 3, padding="same")(inputs)
@@ -97,4 +94,4 @@ def test_every_comparison_says_where_and_when_it_was_made():
         result = _common.read(name)
         if result:  # those that are recorded
             assert result["date"] and result["machine"]["cores"] and result["versions"]["keras"]
-            assert result["command"].startswith(f"python benchmarks/{name}.py")
+            assert result["command"].startswith((f"python benchmarks/{name}.py", f"python -m benchmarks.{name}"))

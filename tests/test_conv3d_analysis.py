@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import conv3d_analysis as lab
+import conv3d_analysis as conv3d
 import unet_segmentation
+from lab import memory
 
 CONFIG = {
     "input_shape": (16, 16, 16, 1),
@@ -45,7 +46,7 @@ BAD = [
 
 @pytest.mark.parametrize("downsampling", ["late", "early"])
 def test_mask_has_the_spatial_shape_of_the_volume(downsampling):
-    model = lab.build_conv3d((8, 16, 24, 2), 2, 3, downsampling)
+    model = conv3d.build_conv3d((8, 16, 24, 2), 2, 3, downsampling)
     mask = model.predict(np.zeros((1, 8, 16, 24, 2)), verbose=0)
     assert mask.shape == (1, 8, 16, 24, 1) and 0 <= mask.min() <= mask.max() <= 1
 
@@ -57,8 +58,8 @@ def test_parameters_are_those_of_a_hand_count(filters, kernel):
     widths += [(4 * f, 2 * f), (2 * f, 2 * f), (2 * f, f), (f, f)]  # decoder, after concatenation
     expected = sum(kernel**3 * a * b + b for a, b in widths)
     expected += sum(2**3 * a * b + b for a, b in [(4 * f, 2 * f), (2 * f, f)]) + f + 1
-    model = lab.build_conv3d((8, 8, 8, 1), filters, kernel)
-    assert model.count_params() == expected == sum(row["parameters"] for row in lab.layer_costs(model))
+    model = conv3d.build_conv3d((8, 8, 8, 1), filters, kernel)
+    assert model.count_params() == expected == sum(row["parameters"] for row in conv3d.layer_costs(model))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -73,7 +74,7 @@ def test_multiply_adds_are_those_counted_one_by_one(ndim):
         inputs = keras.Input((*range(5, 5 + ndim), 2))
         model = keras.Model(inputs, layer(inputs))
         counted = np.sum(model.predict(np.ones((2, *inputs.shape[1:])), verbose=0), dtype=float)
-        assert lab.layer_costs(model, batch_size=2)[-1]["multiply_adds"] == counted
+        assert conv3d.layer_costs(model, batch_size=2)[-1]["multiply_adds"] == counted
 
 
 def test_costs_of_the_unet_are_those_of_a_hand_count():
@@ -86,21 +87,21 @@ def test_costs_of_the_unet_are_those_of_a_hand_count():
             macs += pixels * 9 * (2 * width * width + width * width) + (pixels // 4) * 4 * 2 * width * width
         width_in = width
     macs += 128**2 * 32
-    rows = lab.layer_costs(unet_segmentation.build_unet())
+    rows = conv3d.layer_costs(unet_segmentation.build_unet())
     assert sum(row["multiply_adds"] for row in rows) == macs
     assert sum(row["parameters"] for row in rows) == 1_925_025
 
 
 def test_activation_bytes_follow_batch_and_precision():
-    single, double = (lab.layer_costs(lab.make_model(CONFIG), batch) for batch in (1, 2))
-    half = lab.layer_costs(lab.make_model({**CONFIG, "precision": "mixed_bfloat16"}))
+    single, double = (conv3d.layer_costs(conv3d.make_model(CONFIG), batch) for batch in (1, 2))
+    half = conv3d.layer_costs(conv3d.make_model({**CONFIG, "precision": "mixed_bfloat16"}))
     for a, b, c in zip(single, double, half, strict=True):
         assert a["activation_bytes"] == 4 * math.prod(a["output_shape"]) == b["activation_bytes"] / 2
         assert c["activation_bytes"] == a["activation_bytes"] / (1 if c["name"] in ("volume", "mask") else 2)
 
 
 def test_kernel_size_changes_weights_and_arithmetic_but_no_activation():
-    small, large = (lab.layer_costs(lab.build_conv3d(kernel_size=kernel)) for kernel in (3, 7))
+    small, large = (conv3d.layer_costs(conv3d.build_conv3d(kernel_size=kernel)) for kernel in (3, 7))
     assert [row["activation_bytes"] for row in small] == [row["activation_bytes"] for row in large]
     convolutions = [(a, b) for a, b in zip(small, large, strict=True) if "_conv" in a["name"]]
     assert all(b["multiply_adds"] * 27 == a["multiply_adds"] * 343 for a, b in convolutions)
@@ -108,7 +109,7 @@ def test_kernel_size_changes_weights_and_arithmetic_but_no_activation():
 
 def test_open_input_shape_is_refused():
     with pytest.raises(ValueError, match="fixed input shape"):
-        lab.layer_costs(unet_segmentation.build_unet((None, None, 1)))
+        conv3d.layer_costs(unet_segmentation.build_unet((None, None, 1)))
 
 
 def test_live_memory_of_two_layers_is_that_of_a_hand_replay():
@@ -123,12 +124,12 @@ def test_live_memory_of_two_layers_is_that_of_a_hand_replay():
     images, target, mask, mask_gradient = 1, 1, 0, 1  # the mask is linear: freed once the loss is known
     hold = images + target * 0 + mask + mask_gradient + 16 + 16  # hidden output and its gradient
     second = batch * voxels * hold + 4 * (16 + 1)  # and the gradient of the second layer's weights
-    assert lab.training_memory(model, batch)["live"] * lab.MIB == pytest.approx(second)
+    assert memory.training_memory(model, batch)["live"] * memory.MIB == pytest.approx(second)
 
 
 def test_every_tensor_is_allocated_once_and_freed_once():
-    for model in (lab.build_conv3d(), unet_segmentation.build_unet()):
-        events = lab.step_events(lab.step_operations(model, 1))
+    for model in (conv3d.build_conv3d(), unet_segmentation.build_unet()):
+        events = memory.step_events(memory.step_operations(model, 1))
         alive = set()
         for name, size in events:
             assert (name in alive) == (size is None)
@@ -137,16 +138,16 @@ def test_every_tensor_is_allocated_once_and_freed_once():
 
 
 def test_pool_cuts_reuses_and_doubles():
-    mib = lab.MIB
-    assert lab.pool_bytes([("a", mib), ("a", None), ("b", mib)]) == mib  # the same chunk again
-    assert lab.pool_bytes([("a", mib), ("b", mib), ("c", mib)]) == 3 * mib  # a second region
-    assert lab.pool_bytes([("a", mib), ("b", mib), ("a", None), ("b", None), ("c", 2 * mib)]) == 2 * mib  # joined
-    assert lab.pool_bytes([("a", 5 * mib), ("a", None), ("b", 3 * mib), ("c", 3 * mib)]) == 6 * mib  # cut, then not
+    mib = memory.MIB
+    assert memory.pool_bytes([("a", mib), ("a", None), ("b", mib)]) == mib  # the same chunk again
+    assert memory.pool_bytes([("a", mib), ("b", mib), ("c", mib)]) == 3 * mib  # a second region
+    assert memory.pool_bytes([("a", mib), ("b", mib), ("a", None), ("b", None), ("c", 2 * mib)]) == 2 * mib  # joined
+    assert memory.pool_bytes([("a", 5 * mib), ("a", None), ("b", 3 * mib), ("c", 3 * mib)]) == 6 * mib  # cut, then not
 
 
 def test_memory_grows_with_voxels_filters_batch_and_optimizer():
     def total(batch=1, optimizer="adam", **changes):
-        return lab.training_memory(lab.make_model({**CONFIG, **changes}), batch, optimizer)["total"]
+        return memory.training_memory(conv3d.make_model({**CONFIG, **changes}), batch, optimizer)["total"]
 
     assert total(optimizer="sgd") < total() < total(filters=8)
     assert total(input_shape=(32, 32, 32, 1)) < total(input_shape=(64, 64, 64, 1), downsampling="early")
@@ -155,23 +156,23 @@ def test_memory_grows_with_voxels_filters_batch_and_optimizer():
 
 
 def test_what_fits_really_is_predicted_to_fit():
-    batches, table = lab.fit_in(1.5, CONFIG)
+    batches, table = conv3d.fit_in(1.5, CONFIG)
     for sides in table.values():
         assert sides == sorted(sides, reverse=True)  # a larger batch leaves less for the patch
     assert max(table[8]) > max(table[64]) and batches[0] == 1
 
 
 def test_recorded_study_holds_what_it_says():
-    study = json.loads((Path(lab.__file__).parent / "benchmarks" / "results" / "conv3d_study.json").read_text())
-    summary = lab.summarize(study["rows"])
+    study = json.loads((Path(conv3d.__file__).parent / "benchmarks" / "results" / "conv3d_study.json").read_text())
+    summary = conv3d.summarize(study["rows"])
     assert summary.items() <= study["summary"].items()
     assert summary["median_error"] <= 0.15 and summary["largest_error"] <= 0.30 and summary["spearman"] >= 0.98
     assert study["provenance"]["git.dirty"] == "false"
 
 
 def test_simulation_is_fixed_by_its_seed():
-    assert lab.simulate(20, seed=1) == lab.simulate(20, seed=1) != lab.simulate(20, seed=2)
-    assert all(0 <= dice <= 1 for dice in lab.simulate(500, seed=0)["simulated/dice"])
+    assert conv3d.simulate(20, seed=1) == conv3d.simulate(20, seed=1) != conv3d.simulate(20, seed=2)
+    assert all(0 <= dice <= 1 for dice in conv3d.simulate(500, seed=0)["simulated/dice"])
 
 
 @pytest.mark.parametrize(("flags", "words"), BAD)
@@ -179,14 +180,14 @@ def test_bad_flags_are_one_sentence_exit_code_2_and_no_run(flags, words, store, 
     import mlflow
 
     with pytest.raises(SystemExit) as stop:
-        lab.main(flags.split())
+        conv3d.main(flags.split())
     assert stop.value.code == 2 and words in capsys.readouterr().err
-    assert mlflow.MlflowClient().get_experiment_by_name(lab.EXPERIMENT) is None
+    assert mlflow.MlflowClient().get_experiment_by_name(conv3d.EXPERIMENT) is None
 
 
 def test_help_answers_before_keras_is_imported():
     code = "import sys, conv3d_analysis; assert not {'keras', 'tensorflow', 'matplotlib', 'mlflow'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(lab.__file__).parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(conv3d.__file__).parent)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,7 @@ def finished(tmp_path_factory, migrated_database):
     folder = tmp_path_factory.mktemp("conv3d")
     (folder / "mlflow.db").write_bytes(migrated_database.read_bytes())
     flags = "--input-shape 16 16 16 1 --filters 4 --steps 5 --seed 3 --out-dir out"
-    environment = {**os.environ, "PYTHONPATH": str(Path(lab.__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(conv3d.__file__).parent)}
     code = "import sys, conv3d_analysis; print('id', conv3d_analysis.main(sys.argv[1:]))"
     script = folder / "run.py"
     script.write_text(f"{code.split('; ')[0]}\nif __name__ == '__main__':\n    {code.split('; ')[1]}\n")
@@ -226,12 +227,12 @@ def test_run_holds_architecture_parameters_and_marked_simulation(finished, monke
     assert run.data.tags["mlflow.note.content"].startswith("SIMULATED")
     assert "SIMULATED, not trained" in console
     history = client.get_metric_history(run_id, "simulated/dice")
-    assert [m.value for m in history] == lab.simulate(5, seed=3)["simulated/dice"]
+    assert [m.value for m in history] == conv3d.simulate(5, seed=3)["simulated/dice"]
     assert [m.step for m in history] == [1, 2, 3, 4, 5]
     assert all("/" in key for key in run.data.metrics)
     assert run.data.metrics["measured/peak_mib"] > 0
 
-    artifacts = folder / "mlruns" / lab.EXPERIMENT / run_id / "artifacts"
+    artifacts = folder / "mlruns" / conv3d.EXPERIMENT / run_id / "artifacts"
     assert {path.name for path in artifacts.iterdir()} == {
         "layers.csv",
         "model",
@@ -240,9 +241,9 @@ def test_run_holds_architecture_parameters_and_marked_simulation(finished, monke
         "tradeoffs.png",
     }
     simulation = json.loads((artifacts / "simulation.json").read_text())
-    assert simulation["seed"] == 3 and simulation["formula"] == lab.SIMULATION
+    assert simulation["seed"] == 3 and simulation["formula"] == conv3d.SIMULATION
     rebuilt = keras.models.model_from_json((artifacts / "model" / "architecture.json").read_text())
-    built = lab.build_conv3d((16, 16, 16, 1), 4)
+    built = conv3d.build_conv3d((16, 16, 16, 1), 4)
     assert json.loads(rebuilt.to_json()) == json.loads(built.to_json())
     assert rebuilt.count_params() == built.count_params()
     rebuilt.set_weights(built.get_weights())
@@ -257,9 +258,9 @@ def test_study_measures_the_grid_as_children_of_one_run(store, monkeypatch):
     import mlflow
 
     grid = [{**CONFIG, "filters": 8}, {**CONFIG, "input_shape": (4096, 4096, 4096, 1)}]
-    monkeypatch.setattr(lab, "study_grid", lambda: grid)
-    parent = lab.main(["--study", "--out-dir", "out"])
-    runs = mlflow.search_runs(experiment_names=[lab.EXPERIMENT], output_format="list")
+    monkeypatch.setattr(conv3d, "study_grid", lambda: grid)
+    parent = conv3d.main(["--study", "--out-dir", "out"])
+    runs = mlflow.search_runs(experiment_names=[conv3d.EXPERIMENT], output_format="list")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
     assert sorted(run.data.tags["status"] for run in children) == ["measured", "would not fit"]
     rows = json.loads((store / "out" / "conv3d_study.json").read_text())["rows"]
@@ -301,10 +302,10 @@ def test_a_real_server_serves_the_run_over_its_rest_api(finished):
                 assert server.poll() is None, (folder / "server.log").read_text()
                 time.sleep(0.5)
         experiments = {e["name"]: e["experiment_id"] for e in api("experiments/search", max_results=10)["experiments"]}
-        runs = api("runs/search", experiment_ids=[experiments[lab.EXPERIMENT]])["runs"]
+        runs = api("runs/search", experiment_ids=[experiments[conv3d.EXPERIMENT]])["runs"]
         assert [run["info"]["run_id"] for run in runs] == [run_id]
         history = api(f"metrics/get-history?run_id={run_id}&metric_key=simulated/loss")["metrics"]
-        assert [m["value"] for m in history] == lab.simulate(5, seed=3)["simulated/loss"]
+        assert [m["value"] for m in history] == conv3d.simulate(5, seed=3)["simulated/loss"]
         listed = {file["path"] for file in api(f"artifacts/list?run_id={run_id}")["files"]}
         assert {"layers.csv", "tradeoffs.png", "model"} <= listed
         architecture = json.loads(ask(f"get-artifact?run_uuid={run_id}&path=model/architecture.json"))

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from muon import NEWTON_SCHULZ, Muon, orthogonalize
+from lab.muon import NEWTON_SCHULZ, Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
@@ -31,7 +31,7 @@ def test_orthogonalize_is_the_published_iteration_on_the_whole_matrix(shape):
 
 
 def test_orthogonalize_stays_bounded_where_products_are_rounded_to_bfloat16(monkeypatch):
-    import muon
+    from lab import muon
 
     rng, rounded = np.random.default_rng(3), lambda x: keras.ops.cast(keras.ops.cast(x, "bfloat16"), "float32")
     matmul = keras.ops.matmul

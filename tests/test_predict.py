@@ -14,9 +14,9 @@ import pytest
 from keras import layers
 from PIL import Image
 
-import images
 import predict
 import unet_segmentation
+from lab import model_file, patches, pictures
 
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
 
@@ -30,18 +30,18 @@ def threshold_network(size=16, steepness=200.0):
     return network
 
 
-def save_model(network, path, settings=images.ABSOLUTE, seen=SEEN):
-    images.save_model(network, path, {**settings, "size": list(network.input_shape[1:3]), "seen": seen})
+def save_model(network, path, settings=pictures.ABSOLUTE, seen=SEEN):
+    model_file.save_model(network, path, {**settings, "size": list(network.input_shape[1:3]), "seen": seen})
     return path
 
 
 @pytest.fixture(scope="module")
-def model_file(tmp_path_factory):
+def model_path(tmp_path_factory):
     return save_model(threshold_network(), tmp_path_factory.mktemp("model") / "model.keras")
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def picture_folder(tmp_path):
     """Pictures of 7 x 5 to 90 x 70 pixels, dark with bright squares; the squares."""
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -58,42 +58,42 @@ def table(folder):
     return list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
 
 
-def test_masks_are_exact_and_of_the_pictures_size(model_file, pictures, tmp_path, capsys):
-    folder, truths = pictures
+def test_masks_are_exact_and_of_the_pictures_size(model_path, picture_folder, tmp_path, capsys):
+    folder, truths = picture_folder
     masks, out = tmp_path / "masks", tmp_path / "out"
     masks.mkdir()
     for name, truth in truths.items():
         Image.fromarray(truth).save(masks / f"{name}_mask.png")
     flags = ["--out-dir", str(out), "--masks", str(masks), "--probabilities"]
-    assert predict.main([str(model_file), str(folder), *flags]) == 0
+    assert predict.main([str(model_path), str(folder), *flags]) == 0
     assert "[4/4] p3.png" in capsys.readouterr().out
     for row, (name, truth) in zip(table(out), truths.items(), strict=True):
         mask = np.asarray(Image.open(out / f"{name}_mask.png"))
         np.testing.assert_array_equal(mask, truth * 255)
         assert Image.open(out / f"{name}_overlay.png").size == mask.shape[::-1]
-        probability = images.read_picture(out / f"{name}_probability.png")
+        probability = pictures.read_picture(out / f"{name}_probability.png")
         assert probability.dtype == np.uint16
         np.testing.assert_array_equal(probability >= 2**15, truth)
         assert float(row["foreground"]) == pytest.approx(truth.mean()) and row["objects"] == "2"
         assert float(row["dice"]) == float(row["iou"]) == 1 and float(row["confidence"]) > 0.99
 
 
-def test_the_table_holds_dice_and_iou_against_other_masks(model_file, pictures, tmp_path):
-    folder, truths = pictures
+def test_the_table_holds_dice_and_iou_against_other_masks(model_path, picture_folder, tmp_path):
+    folder, truths = picture_folder
     (tmp_path / "masks").mkdir()
     other = truths["p1"].copy()
     other[-3:] = False  # 4 of 13 true pixels are left, with the 9 that are not there: Dice 8 / 17
     Image.fromarray(other).save(tmp_path / "masks" / "p1.png")
     flags = ["--out-dir", str(tmp_path / "out"), "--masks", str(tmp_path / "masks")]
-    assert predict.main([str(model_file), str(folder / "p1.png"), *flags]) == 0
+    assert predict.main([str(model_path), str(folder / "p1.png"), *flags]) == 0
     row = table(tmp_path / "out")[0]
     assert float(row["dice"]) == pytest.approx(8 / 17) and float(row["iou"]) == pytest.approx(4 / 13)
 
 
-def test_one_unreadable_picture_does_not_stop_the_others(model_file, pictures, tmp_path, capsys):
-    folder, _ = pictures
+def test_one_unreadable_picture_does_not_stop_the_others(model_path, picture_folder, tmp_path, capsys):
+    folder, _ = picture_folder
     (folder / "p11.png").write_text("text")
-    assert predict.main([str(model_file), str(folder), "--out-dir", str(tmp_path / "out")]) == 1
+    assert predict.main([str(model_path), str(folder), "--out-dir", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
     assert "p11.png cannot be read" in captured.err and "1 of 5 failed" in captured.out
     assert [row["picture"] for row in table(tmp_path / "out")] == ["p0.png", "p1.png", "p2.png", "p3.png"]
@@ -101,12 +101,12 @@ def test_one_unreadable_picture_does_not_stop_the_others(model_file, pictures, t
     assert len(names) == 9 and not any("p11" in name or "partial" in name for name in names)
 
 
-def test_the_settings_come_from_the_model(pictures, tmp_path):
+def test_the_settings_come_from_the_model(picture_folder, tmp_path):
     """A stretched model finds in a dark picture what an absolute one does not."""
     picture = np.full((16, 16), 10, np.uint8)
     picture[4:8, 4:8] = 30
     Image.fromarray(picture).save(tmp_path / "dark.png")
-    for settings, found in ((images.ABSOLUTE, 0), (images.STRETCHED, 16)):
+    for settings, found in ((pictures.ABSOLUTE, 0), (pictures.STRETCHED, 16)):
         model = predict.load_model(save_model(threshold_network(), tmp_path / "model.keras", settings))
         assert np.count_nonzero(predict.segment(model, picture, 0.5)[0]) == found
 
@@ -120,10 +120,10 @@ def test_the_settings_come_from_the_model(pictures, tmp_path):
         (40, 0, "All"),
     ],
 )
-def test_useless_predictions_say_their_likely_cause(grey, threshold, words, model_file, tmp_path, capsys):
+def test_useless_predictions_say_their_likely_cause(grey, threshold, words, model_path, tmp_path, capsys):
     Image.fromarray(np.full((20, 20), grey, np.uint8)).save(tmp_path / "a.png")
     flags = ["--out-dir", str(tmp_path / "out"), "--threshold", str(threshold)]
-    assert predict.main([str(model_file), str(tmp_path / "a.png"), *flags]) == 0
+    assert predict.main([str(model_path), str(tmp_path / "a.png"), *flags]) == 0
     assert words in capsys.readouterr().err and words in table(tmp_path / "out")[0]["remark"]
 
 
@@ -154,7 +154,7 @@ def test_tiles_of_a_network_leave_no_seam(tmp_path, monkeypatch):
 def test_tiles_cover_an_axis_with_little_waste(length, least, multiple):
     side = predict.fit_tile(length, least, multiple)
     assert side % multiple == 0 and side <= predict.TILE + multiple
-    read = side * len(images.axis_tiles(length, side, predict.OVERLAP))
+    read = side * len(patches.axis_tiles(length, side, predict.OVERLAP))
     assert least <= read <= max(least, 1.05 * length + multiple)
 
 
@@ -187,7 +187,7 @@ def test_own_pictures_are_trained_on_and_predicted(store, tmp_path, capsys):
     assert {row["crop"].split(",")[0] for row in rows} == set(split["test"])
     assert json.loads((tmp_path / "out/scores.json").read_text())["test"] == scores
     assert (tmp_path / "out/dataset.png").exists()
-    assert images.read_preprocessing(tmp_path / "out/model.keras")["stretch"] == [1, 99]
+    assert model_file.read_preprocessing(tmp_path / "out/model.keras")["stretch"] == [1, 99]
     assert predict.load_model(tmp_path / "out/model.keras").multiples == (8, 8)
     assert predict.main(["out/model.keras", "pictures", "--masks", "masks"]) == 0
     assert "outside what training saw" not in capsys.readouterr().err
@@ -209,10 +209,11 @@ def bad_models(folder):
     threshold_network().save(folder / "plain.keras")
     with zipfile.ZipFile(folder / "broken.keras", "w") as archive:
         archive.writestr("config.json", "{")
-        archive.writestr(images.MEMBER, json.dumps({**images.ABSOLUTE, "size": [8, 8], "seen": SEEN}))
+        archive.writestr(model_file.MEMBER, json.dumps({**pictures.ABSOLUTE, "size": [8, 8], "seen": SEEN}))
     with zipfile.ZipFile(folder / "future.keras", "w") as archive:
         archive.writestr("config.json", "{}")
-        archive.writestr(images.MEMBER, json.dumps({**images.ABSOLUTE, "version": 2, "size": [8, 8], "seen": SEEN}))
+        future = {**pictures.ABSOLUTE, "version": 2, "size": [8, 8], "seen": SEEN}
+        archive.writestr(model_file.MEMBER, json.dumps(future))
     inputs = keras.Input((8, 8, 1))
     save_model(keras.Model(inputs, layers.Lambda(lambda x: x)(inputs)), folder / "lambda.keras")
     colour = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(1, 1)])
@@ -236,9 +237,9 @@ def refusal(arguments, capsys) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_bad_models_are_refused_in_one_sentence(pictures, tmp_path, capsys):
+def test_bad_models_are_refused_in_one_sentence(picture_folder, tmp_path, capsys):
     for name, words in bad_models(tmp_path).items():
-        said = refusal([tmp_path / f"{name}.keras", pictures[0], "--out-dir", tmp_path / "out"], capsys)
+        said = refusal([tmp_path / f"{name}.keras", picture_folder[0], "--out-dir", tmp_path / "out"], capsys)
         assert words in said and f"{name}.keras" in said
         assert not list((tmp_path / "out").glob("*"))
 
@@ -259,7 +260,7 @@ def test_bad_models_are_refused_in_one_sentence(pictures, tmp_path, capsys):
     ],
 )
 def test_bad_arguments_are_one_sentence_and_exit_code_2(
-    arguments, words, model_file, pictures, tmp_path, monkeypatch, capsys
+    arguments, words, model_path, picture_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     for name in ("nothing", "twin", "masks"):
@@ -267,15 +268,15 @@ def test_bad_arguments_are_one_sentence_and_exit_code_2(
     Path("text.png").write_text("text")
     Path("masks/p1.png").write_bytes(Path("pictures/p1.png").read_bytes())
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert words in refusal([model_file, *arguments], capsys)
+    assert words in refusal([model_path, *arguments], capsys)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_a_fresh_process_needs_nothing_but_the_file(tmp_path, pictures):
+def test_a_fresh_process_needs_nothing_but_the_file(tmp_path, picture_folder):
     file = save_model(unet_segmentation.build_unet(), tmp_path / "model.keras")
     script = Path(predict.__file__)
     done = subprocess.run(
-        [sys.executable, script, file, pictures[0] / "p3.png"],
+        [sys.executable, script, file, picture_folder[0] / "p3.png"],
         cwd=tmp_path, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

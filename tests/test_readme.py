@@ -2,17 +2,11 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from benchmarks import noise, photographs, scores, summary, time_to_score
 
-import noise  # noqa: E402
-import photographs  # noqa: E402
-import scores  # noqa: E402
-import summary  # noqa: E402
-import time_to_score  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_tables_are_those_of_the_recorded_runs():

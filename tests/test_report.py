@@ -4,20 +4,16 @@ import collections
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typst
 
-typst = pytest.importorskip("typst", reason="the report is typeset by the package typst")
+from report import build, experiments
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "report"
-sys.path.insert(0, str(REPORT))
-
-import build  # noqa: E402
-import experiments  # noqa: E402
 
 
 @pytest.fixture(scope="module")

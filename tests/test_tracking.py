@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tracking
-from tracking import TrackingError, how_to_view, open_store, tracked_run
+from lab import tracking
+from lab.tracking import TrackingError, how_to_view, open_store, tracked_run
 
-ROOT = Path(tracking.__file__).parent
+ROOT = Path(tracking.__file__).parent.parent
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 
 
@@ -126,7 +126,7 @@ class TestStatus:
 
 SLEEPER = """
 import signal, sys, time
-from tracking import tracked_run
+from lab.tracking import tracked_run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started pytest without it
 try:
     with tracked_run("Lab", run_name=sys.argv[1]):
@@ -136,7 +136,7 @@ except KeyboardInterrupt:
     sys.exit(130)
 """
 METRIC = """
-from tracking import tracked_run
+from lab.tracking import tracked_run
 with tracked_run("Lab") as run:
     run.metrics({"loss": 1}, step=0)
 """
@@ -181,7 +181,7 @@ def test_two_processes_on_a_fresh_store_both_succeed_in_silence(processes):
 
 def test_import_of_tracking_imports_neither_mlflow_nor_keras():
     slow = {"mlflow", "keras", "tensorflow", "numpy", "sqlalchemy"}
-    script = f"import sys, tracking; print({slow} & set(sys.modules))"
+    script = f"import sys, lab.tracking; print({slow} & set(sys.modules))"
     assert start(script, ROOT).communicate()[0] == "set()\n"
 
 

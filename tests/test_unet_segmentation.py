@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import unet_segmentation as lab
+import unet_segmentation as unet
 
 SMALL = ["--size", "32", "--radius", "2", "6", "--filters", "4", "--val-images", "4", "--test-images", "6"]
 BAD = [
@@ -47,9 +47,9 @@ def small_run(tmp_path_factory, migrated_database):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.chdir(folder)
         flags = "--epochs 3 --train-images 18 --batch-size 4 --precision float32 --run-name small"  # 18 = 4 * 4 + 2
-        scores = lab.main([*SMALL, *flags.split(), "--out-dir", "out"])
+        scores = unet.main([*SMALL, *flags.split(), "--out-dir", "out"])
         mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
-        run = mlflow.search_runs(experiment_names=[lab.EXPERIMENT], output_format="list")[0]
+        run = mlflow.search_runs(experiment_names=[unet.EXPERIMENT], output_format="list")[0]
         yield folder, scores, run, console.getvalue()
         mlflow.set_tracking_uri(None)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -59,18 +59,18 @@ def test_the_network_has_the_parameters_of_its_formula():
     widths = [(1, 32), (32, 64), (64, 128), (128, 256)]
     encoder = sum(9 * a * b + b + 9 * b * b + b for a, b in widths)
     decoder = sum(4 * 2 * b * b + b + 9 * 2 * b * b + b + 9 * b * b + b for b in (128, 64, 32))
-    assert lab.build_unet().count_params() == encoder + decoder + 32 + 1 == 1_925_025
+    assert unet.build_unet().count_params() == encoder + decoder + 32 + 1 == 1_925_025
 
 
 def test_ordinary_images_are_not_called_strange(tmp_path):
-    args = lab.parse_args(["--out-dir", str(tmp_path)])
-    seen = lab.image_files.describe_training(lab.seen_in_training(args), lab.preprocessing(args))["seen"]
-    images, _ = lab.make_data(args, 200, lab.TEST)
-    assert [i for i in range(200) if lab.image_files.describe_strangeness(images[i], seen)] == []
+    args = unet.parse_args(["--out-dir", str(tmp_path)])
+    seen = unet.pictures.describe_training(unet.seen_in_training(args), unet.preprocessing(args))["seen"]
+    images, _ = unet.make_data(args, 200, unet.TEST)
+    assert [i for i in range(200) if unet.pictures.describe_strangeness(images[i], seen)] == []
 
 
 def test_a_network_without_skips_has_no_concatenation_and_the_same_output_shape():
-    network = lab.build_unet((16, 24, 1), filters=2, skips=False)
+    network = unet.build_unet((16, 24, 1), filters=2, skips=False)
     assert network.output_shape == (None, 16, 24, 1)
     assert not any("Concatenate" in type(layer).__name__ for layer in network.layers)
 
@@ -78,21 +78,21 @@ def test_a_network_without_skips_has_no_concatenation_and_the_same_output_shape(
 @pytest.mark.parametrize(("flags", "words"), BAD)
 def test_bad_flags_are_one_sentence_and_exit_code_2(flags, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        lab.main([*flags.split(), "--out-dir", str(tmp_path)])
+        unet.main([*flags.split(), "--out-dir", str(tmp_path)])
     assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_an_output_folder_that_cannot_be_written_is_told_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as stop:
-        lab.main(["--out-dir", str(tmp_path / "file" / "out")])
+        unet.main(["--out-dir", str(tmp_path / "file" / "out")])
     assert stop.value.code == 2 and "cannot be written" in capsys.readouterr().err
 
 
 def test_a_dead_server_is_told_before_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(SystemExit) as stop:
-        lab.main(["--out-dir", str(tmp_path)])
+        unet.main(["--out-dir", str(tmp_path)])
     assert stop.value.code == 2 and "http://127.0.0.1:9" in capsys.readouterr().err
 
 
@@ -111,12 +111,12 @@ IMAGES, MASKS = np.full((2, 8, 8, 1), 0.5), np.zeros((2, 8, 8, 1))
 )
 def test_arrays_that_cannot_be_scored_are_refused(images, masks, words):
     with pytest.raises(ValueError, match=words):
-        lab.check_arrays(images, masks)
+        unet.lab_results.check_arrays(images, masks)
 
 
 def test_a_batch_larger_than_the_training_set_is_the_set():
-    args = lab.parse_args([*SMALL, "--train-images", "3", "--batch-size", "8"])
-    batches = lab.training_batches(args)
+    args = unet.parse_args([*SMALL, "--train-images", "3", "--batch-size", "8"])
+    batches = unet.training_batches(args)
     (first, _), (second, _) = next(batches), next(batches)
     assert first.shape == second.shape == (3, 16, 16, 1) and (first != second).any()
 
@@ -136,16 +136,16 @@ def test_a_batch_larger_than_the_training_set_is_the_set():
     ],
 )
 def test_training_images_have_half_the_side_where_one_circle_has_room(flags, side, tmp_path):
-    args = lab.parse_args([*flags.split(), "--train-images", "4", "--out-dir", str(tmp_path)])
-    assert lab.training_side(args) == side
-    images, masks = next(lab.training_batches(args))
+    args = unet.parse_args([*flags.split(), "--train-images", "4", "--out-dir", str(tmp_path)])
+    assert unet.training_side(args) == side
+    images, masks = next(unet.training_batches(args))
     assert images.shape == masks.shape == (4, side, side, 1)
-    assert lab.make_data(args, 1, lab.TEST)[0].shape == (1, args.size, args.size, 1)
+    assert unet.make_data(args, 1, unet.TEST)[0].shape == (1, args.size, args.size, 1)
 
 
 def test_fixed_images_come_back_in_every_epoch_in_another_order():
-    args = lab.parse_args([*SMALL, "--train-images", "6", "--batch-size", "6", "--fixed-images"])
-    batches = lab.training_batches(args)
+    args = unet.parse_args([*SMALL, "--train-images", "6", "--batch-size", "6", "--fixed-images"])
+    batches = unet.training_batches(args)
     first, second = (next(batches)[0] for _ in range(2))
     assert (first != second).any()
     np.testing.assert_array_equal(np.sort(first.sum(axis=(1, 2, 3))), np.sort(second.sum(axis=(1, 2, 3))))
@@ -157,7 +157,7 @@ def test_scores_are_those_of_scikit_learn_image_by_image():
     rng = np.random.default_rng(0)
     masks = (rng.random((7, 16, 16, 1)) < 0.3).astype("float32")
     probs = rng.random((7, 16, 16, 1)).astype("float32")
-    scores, rows = lab.score(masks, probs)
+    scores, rows = unet.lab_results.score(masks, probs)
     pairs = [(m.ravel(), p.ravel() >= 0.5) for m, p in zip(masks, probs, strict=True)]
     dice, iou = ([f(*pair) for pair in pairs] for f in (f1_score, jaccard_score))
     np.testing.assert_allclose([row["image_dice"] for row in rows], dice, atol=1e-5)
@@ -174,8 +174,8 @@ def test_scores_are_those_of_scikit_learn_image_by_image():
 def test_a_collapsed_training_is_said_in_words(loss, probs, words):
     masks = np.zeros((2, 8, 8, 1))
     masks[:, 2:4] = 1
-    assert words in lab.describe_failure({"loss": [loss]}, masks, np.full_like(masks, probs))
-    assert lab.describe_failure({"loss": [0.1]}, masks, masks) is None
+    assert words in unet.lab_results.describe_failure({"loss": [loss]}, masks, np.full_like(masks, probs))
+    assert unet.lab_results.describe_failure({"loss": [0.1]}, masks, masks) is None
 
 
 def test_a_run_writes_its_files(small_run):
@@ -222,7 +222,7 @@ def test_the_tracked_model_and_the_saved_one_are_the_same(small_run):
     saved = keras.models.load_model(folder / "out" / "model.keras")
     tracked = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
     assert saved.input_shape == (None, 32, 32, 1)  # of --size, though trained on images of 16x16
-    assert lab.image_files.read_preprocessing(folder / "out" / "model.keras")["size"] == [32, 32]
+    assert unet.model_file.read_preprocessing(folder / "out" / "model.keras")["size"] == [32, 32]
     image = np.random.default_rng(0).random((1, 32, 32, 1), "float32")
     np.testing.assert_allclose(saved.predict(image, verbose=0), tracked.predict(image, verbose=0), rtol=1e-6)
 
@@ -230,11 +230,11 @@ def test_the_tracked_model_and_the_saved_one_are_the_same(small_run):
 def test_the_saved_model_loads_in_a_fresh_process_that_knows_nothing_of_the_lab(small_run):
     code = "import keras; m = keras.models.load_model('out/model.keras'); print(m.count_params())"
     done = subprocess.run([sys.executable, "-c", code], cwd=small_run[0], capture_output=True, text=True)
-    assert done.stdout.split()[-1:] == [str(lab.build_unet((32, 32, 1), filters=4).count_params())], done.stderr
+    assert done.stdout.split()[-1:] == [str(unet.build_unet((32, 32, 1), filters=4).count_params())], done.stderr
 
 
 def test_a_store_that_breaks_during_training_leaves_complete_files_and_a_warning(store, monkeypatch, capsys):
-    train = lab.train
+    train = unet.train
 
     def train_and_break(*arguments):
         history = train(*arguments)
@@ -242,25 +242,26 @@ def test_a_store_that_breaks_during_training_leaves_complete_files_and_a_warning
             file.write_bytes(b"broken")
         return history
 
-    monkeypatch.setattr(lab, "train", train_and_break)
-    lab.main([*SMALL, "--epochs", "1", "--train-images", "4", "--precision", "float32", "--out-dir", "out"])
+    monkeypatch.setattr(unet, "train", train_and_break)
+    unet.main([*SMALL, "--epochs", "1", "--train-images", "4", "--precision", "float32", "--out-dir", "out"])
     assert len(list(Path("out").iterdir())) == 6
     assert "not recorded in MLflow run" in capsys.readouterr().err
 
 
 SAME_TWICE = """
-import json, keras, unet_segmentation as lab
-lab.make_deterministic()
-args = lab.parse_args("--size 32 --radius 3 8 --filters 4 --epochs 2 --train-images 10 --val-images 4".split())
+import json, keras, unet_segmentation as unet
+from lab import backend
+backend.make_deterministic()
+args = unet.parse_args("--size 32 --radius 3 8 --filters 4 --epochs 2 --train-images 10 --val-images 4".split())
 def run():
     keras.utils.set_random_seed(args.seed)
-    return lab.train(lab.build_unet((32, 32, 1), 4, depth=1), args, lab.make_data(args, 4, lab.VALIDATION))
+    return unet.train(unet.build_unet((32, 32, 1), 4, depth=1), args, unet.make_data(args, 4, unet.VALIDATION))
 print(json.dumps([run(), run()]))
 """
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(lab.__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(unet.__file__).parent)}
     done = subprocess.run(
         [sys.executable, "-c", SAME_TWICE], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -274,7 +275,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path):
 def test_an_interrupted_training_is_killed_and_leaves_no_file(store):
     import mlflow
 
-    script = [sys.executable, "-u", lab.__file__, *SMALL, "--epochs", "1000", "--out-dir", "out"]
+    script = [sys.executable, "-u", unet.__file__, *SMALL, "--epochs", "1000", "--out-dir", "out"]
     # A shell's background job ignores Ctrl-C, and so would its children.
     hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
@@ -290,5 +291,5 @@ def test_an_interrupted_training_is_killed_and_leaves_no_file(store):
         process.kill()
     assert process.returncode == 130
     assert list(Path("out").iterdir()) == []
-    runs = mlflow.search_runs(experiment_names=[lab.EXPERIMENT], output_format="list")
+    runs = mlflow.search_runs(experiment_names=[unet.EXPERIMENT], output_format="list")
     assert [run.info.status for run in runs] == ["KILLED"]

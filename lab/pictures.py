@@ -1,26 +1,22 @@
 """Pictures and masks from disk: reading, preprocessing, tiles and their blending, folders to train on.
 
-    import images
-    picture = images.read_picture("coins.png")                          # (H, W), uint8, uint16 or float32
-    image = images.preprocess(picture, *images.grey_range(picture, images.STRETCHED))   # float32 in [0, 1]
+    from lab import pictures
+    picture = pictures.read_picture("coins.png")                          # (H, W), uint8, uint16 or float32
+    image = pictures.preprocess(picture, *pictures.grey_range(picture, pictures.STRETCHED))   # float32 in [0, 1]
 
-Preprocessing is defined here and nowhere else. Its settings travel inside the model file (`save_model`,
-`read_preprocessing`), so that a network cannot be used with another preprocessing than it was trained with.
+Preprocessing is defined here and nowhere else. Its settings travel inside the model file
+(`lab/model_file.py`), so that a network cannot be used with another preprocessing than it was trained with.
 """
 
-import functools
 import hashlib
 import itertools
-import json
 import math
-import os
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from lab.patches import axis_tiles, cut_tile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -29,7 +25,6 @@ MAX_PIXELS = 500_000_000
 # Grey values are divided by the maximum of their type, or stretched: two percentiles of the picture become 0 and 1.
 ABSOLUTE = {"version": 1, "grey": "ITU-R 601 luma, transparent is black", "stretch": None}
 STRETCHED = {**ABSOLUTE, "stretch": [1, 99]}
-MEMBER = "preprocessing.json"  # in the model file, which is a zip archive
 QUANTILES = (1, 50, 99)  # percentiles of a picture that are compared with those seen in training
 
 
@@ -190,119 +185,6 @@ def describe_strangeness(image: np.ndarray, seen: dict, tolerance: float = 0.05)
                 "train on pictures like it, or with --varied."
             )
     return None
-
-
-# The model file
-
-
-def save_model(model, path: Path, preprocessing: dict) -> None:
-    """Save a Keras model with its preprocessing inside; whatever happens, `path` is never half-written."""
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=Path(path).parent) as aside:
-        file = Path(aside) / "model.keras"
-        model.save(file)
-        with zipfile.ZipFile(file, "a") as archive:  # Keras reads the members it knows and leaves the others alone
-            archive.writestr(MEMBER, json.dumps(preprocessing, indent=1))
-        os.replace(file, path)
-
-
-def read_preprocessing(path: Path) -> dict:
-    """The preprocessing inside a model file.
-
-    Raises:
-        ValueError: if the file is no Keras model, is damaged, or holds no preprocessing that is understood here.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            text = archive.read(MEMBER) if MEMBER in names else None
-    except FileNotFoundError:
-        raise ValueError(f"the model {path} does not exist.") from None
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no Keras model, or a damaged one ({error}); a .keras file is expected.") from None
-    if "config.json" not in names:
-        raise ValueError(f"{path} is a zip archive, but no Keras model; a .keras file is expected.")
-    if text is None:
-        raise ValueError(
-            f"{path} does not say how pictures must be prepared for it; train with unet_segmentation.py, or save "
-            "the model with images.save_model(model, path, images.describe_training(training_images, images.ABSOLUTE))."
-        )
-    try:
-        found = json.loads(text)
-        if found["version"] == ABSOLUTE["version"] and {"stretch", "size", "seen"} <= set(found):
-            return found
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"the preprocessing inside {path} is damaged or of another version of this program.")
-
-
-# Tiles
-
-
-def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, np.ndarray]]:
-    """Tiles along one axis: (start, weights) each. The weights of all tiles that hold a pixel sum to 1.
-
-    Evenly spaced, from the first pixel to the last, neighbours overlapping by at least `overlap`; their weights
-    rise and fall as a cosine over `overlap` pixels (Tukey window). One tile where the axis is not longer than it.
-    """
-    from scipy.signal.windows import tukey
-
-    if not 0 <= overlap < tile:
-        raise ValueError(f"overlap must be in [0, tile), here [0, {tile}); got {overlap}.")
-    if length <= tile:
-        return [(0, np.ones(tile, np.float32))]
-    num = math.ceil((length - overlap) / (tile - overlap))
-    starts = [round(i * (length - tile) / (num - 1)) for i in range(num)]
-    window = tukey(tile + 2, min(1, 2 * overlap / tile))[1:-1]  # without the zeros at its ends
-    total = np.zeros(length)
-    for start in starts:
-        total[start : start + tile] += window
-    return [(start, (window / total[start : start + tile]).astype(np.float32)) for start in starts]
-
-
-def reflect(places: np.ndarray, length: int) -> np.ndarray:
-    """Indices folded back into [0, length) by reflection at the first and last pixel."""
-    period = max(1, 2 * (length - 1))
-    folded = places % period
-    return np.minimum(folded, period - folded) if length > 1 else 0 * places
-
-
-def cut_tile(picture: np.ndarray, starts, tile) -> np.ndarray:
-    """The tile at `starts`, reflected where it reaches over the end of `picture`."""
-    axes = zip(picture.shape, starts, tile, strict=True)
-    return picture[np.ix_(*(reflect(np.arange(start, start + side), length) for length, start, side in axes))]
-
-
-def predict_tiles(
-    picture: np.ndarray, predict: Callable, tile: tuple[int, ...], overlap: int = 32, batch: int = 1
-) -> Iterator[np.ndarray]:
-    """Predict a picture (H, W) or a volume (D, H, W) of any size in overlapping tiles, blended without a seam.
-
-    Args:
-        picture: of any size and type.
-        predict: tiles (N, *tile, 1) of the picture's type -> values (N, *tile, 1).
-        tile: sides of a tile; where the picture is smaller, it is reflected.
-        overlap: pixels that neighbouring tiles share, at least, in [0, tile).
-        batch: tiles per call of `predict`.
-
-    Yields:
-        Bands of the result, float32, from the first line to the last: in memory are the picture and one row of tiles.
-    """
-    rows, *others = (axis_tiles(length, side, overlap) for length, side in zip(picture.shape, tile, strict=True))
-    row_ends = [start for start, _ in rows[1:]] + [picture.shape[0]]
-    places = list(itertools.product(*others))
-    pending = np.zeros((tile[0], *picture.shape[1:]), np.float32)
-    for row, end in zip(rows, row_ends, strict=True):
-        for first in range(0, len(places), batch):
-            group = [(row, *place) for place in places[first : first + batch]]
-            tiles = np.stack([cut_tile(picture, [start for start, _ in place], tile) for place in group])
-            for place, values in zip(group, predict(tiles[..., None])[..., 0], strict=True):
-                region = pending[:, *(slice(start, start + len(weights)) for start, weights in place[1:])]
-                weight = functools.reduce(np.multiply.outer, [weights for _, weights in place])
-                inside = tuple(slice(side) for side in region.shape)
-                region += (values * weight)[inside]
-        done = end - row[0]
-        yield pending[:done].copy()
-        pending = np.concatenate([pending[done:], np.zeros_like(pending[:done])])
 
 
 # Folders to train on

@@ -1,78 +1,47 @@
 """One MLflow run, opened and closed properly; shared by every script.
 
-    with tracked_run("2D_UNet_Segmentation", params=vars(args)) as run:
+    with tracked_run("2D_UNet_Segmentation", params=vars(args), journal=args.out_dir) as run:
         run.metrics({"loss": 0.3}, step=1)
 
-The store is MLflow's own default, `mlflow.db` and `./mlruns` in the current directory, unless
-MLFLOW_TRACKING_URI says otherwise. A store that cannot be used is a `TrackingError` before any training; once
-training runs, no failure of the store stops it: what could not be recorded is listed in `Run.missing` and
-named in a warning at the end.
+A store that cannot be used is a `TrackingError` before any training (see lab/store.py). Once training runs, no failure
+of the store stops it: what the store missed waits in memory and in a file of the journal's folder, and is sent when
+the store is back, or at the next start. What has not got there by the end is in `Run.missing`, and is named.
 """
 
-import getpass
-import logging
+import json
 import os
 import platform
-import re
-import shlex
-import signal
-import sqlite3
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-OPENING_SECONDS = 120  # how long to wait for another process that is creating the store; that takes 6 to 10 s
-RECHECK_SECONDS = 30  # after a failure, how often to ask whether the store is back
-SETTINGS = {  # environment variables, where the user has not set them
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 4 minutes per call with MLflow's defaults
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
-}
+from lab import store
+from lab.signals import SIGNALS, Stopped, raise_swallowed, signals_raise, signals_wait
+from lab.store import TrackingError, check_server, first_line, how_to_view, masked, warn
+
+__all__ = ["Run", "Stopped", "TrackingError", "how_to_view", "masked", "open_store", "signals_raise", "tracked_run"]
+
+WAIT_SECONDS = 30  # after a failure, how long the store is left alone
+JOURNAL = "mlflow_pending_{}.jsonl"  # of one run, by its id: one line for each thing that the store has not got
 
 
-class TrackingError(RuntimeError):
-    """The MLflow store cannot be used; the message says what came, what was expected and how to mend it."""
-
-
-class Stopped(SystemExit):
-    """SIGTERM or SIGHUP as an exception, so that `finally` blocks run; exit code 128 + signal number."""
-
-
-def open_store(experiment: str) -> str:
+def open_store(experiment: str, journal: str | Path | None = None) -> str:
     """Open the store, creating it and the experiment where needed; return the experiment's id.
 
-    Call it before the work starts: it takes a fraction of a second (some 10 s once, for a new store).
+    Call it before the work starts: it takes a fraction of a second (some 10 s once, for a new store). What earlier
+    runs left in the folder `journal` is sent, and the runs of this machine whose process is gone are closed as KILLED.
     Raises TrackingError if the store or the experiment cannot be used.
     """
-    mlflow = _import_mlflow()
-    uri, file = _store()
-    if experiment == "Default":
-        raise TrackingError(
-            "The experiment must have a name of its own, not 'Default': MLflow keeps that one for runs "
-            "without an experiment, and its artifacts may lie elsewhere."
-        )
+    client, experiment_id = store.open_experiment(experiment)
     try:
-        if file is None:
-            _check_server(uri)
-            return _experiment_id(mlflow.MlflowClient(uri), experiment, file)
-        with _opening_lock(file):
-            _check_database(file)
-            return _experiment_id(mlflow.MlflowClient(uri), experiment, file)
-    except TrackingError:
-        raise
-    except Exception as error:
-        mend = (
-            f"move {file.name} away, and a new one is created"
-            if file
-            else "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the current directory"
-        )
-        raise TrackingError(f"MLflow cannot use the store {_shown(uri)} ({_first_line(error)}); {mend}.") from error
+        if journal is not None:
+            _send_journals(client, Path(journal))
+        _close_dead_runs(client)
+    except Exception as error:  # the new run does not need it
+        warn(f"MLflow could not mend what earlier runs left open ({first_line(error)}); the next start tries again.")
+    return experiment_id
 
 
 @contextmanager
@@ -84,189 +53,172 @@ def tracked_run(
     tags: dict | None = None,
     description: str | None = None,
     parent_run_id: str | None = None,
+    resume_run_id: str | None = None,
+    journal: str | Path | None = None,
 ) -> Iterator["Run"]:
     """Open a run, yield it, and close it with the status that tells how the block ended.
 
     Normal end, `sys.exit(0)`: FINISHED. Exception, other exit codes: FAILED. Ctrl-C, SIGTERM, SIGHUP: KILLED.
-    The exception goes on its way; SIGTERM becomes exit code 143. `params` is usually `vars(args)`.
+    The exception goes on its way; SIGTERM becomes exit code 143. MLflow itself tags user, script and commit.
     Raises TrackingError if the run cannot be opened.
+
+    Args:
+        experiment: its name; it is created where needed.
+        run_name, tags, description: what MLflow's interface shows.
+        params: the settings, usually `vars(args)`. A resumed run keeps those that it began with.
+        parent_run_id: the run under which this one is listed.
+        resume_run_id: the run that goes on instead of a new one. If the store does not hold it, that is said, and a
+            new run begins.
+        journal: the folder of the file that keeps what the store missed, `mlflow_pending_<run id>.jsonl`.
     """
-    mlflow = _import_mlflow()
-    experiment_id = open_store(experiment)
-    uri, file = _store()
+    experiment_id = open_store(experiment, journal)
+    mlflow = store.import_mlflow()
+    uri, file = store.locate()
+    client = mlflow.MlflowClient(uri)
+    first_tags = _first_tags(parent_run_id)
+    note = {"mlflow.note.content": description} if description else {}
     environment = os.environ.get("MLFLOW_TRACKING_URI")
-    handlers = _raise_on_signals()
-    try:
-        # Within the block, subprocesses and plain `mlflow` calls, in whatever directory, mean the same store.
-        # set_tracking_uri writes MLFLOW_TRACKING_URI for them; it is put back below.
-        mlflow.set_tracking_uri(uri)
+    run, status = None, "FINISHED"
+    with signals_raise():
         try:
-            parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-            client = mlflow.MlflowClient(uri)
-            run_id = client.create_run(experiment_id, run_name=run_name, tags=parent).info.run_id
-        except Exception as error:
-            raise TrackingError(
-                f"MLflow cannot start a run in experiment {experiment!r} of {_shown(uri)} "
-                f"({_first_line(error)}); check that the store can be written to."
-            ) from error
-        run = Run(client, run_id, uri, file)
-        status = "FINISHED"
-        try:
-            note = {"mlflow.note.content": description} if description else {}
-            run.tags({**_source_tags(), **provenance(), **note, **(tags or {})})
-            run.params(params or {})
-            yield run
+            # Within the block, subprocesses and plain `mlflow` calls, in whatever directory, mean the same store.
+            # set_tracking_uri writes MLFLOW_TRACKING_URI for them; it is put back below.
+            mlflow.set_tracking_uri(uri)
+            with signals_wait():
+                try:
+                    found = _reopen(client, resume_run_id, first_tags) if resume_run_id else None
+                    found = found or client.create_run(experiment_id, run_name=run_name, tags=first_tags)
+                except Exception as error:
+                    raise TrackingError(
+                        f"MLflow cannot start a run in experiment {experiment!r} of {uri} ({first_line(error)}); "
+                        "check that the store can be written to."
+                    ) from None
+                run = Run(client, found, uri, file, journal)
+            with signals_raise():  # what foreign code swallowed is raised here, before the status is settled
+                run.tags({**note, **(tags or {})})
+                run.params(params or {})
+                yield run
         except BaseException as error:
             status = _status(error)
             raise
         finally:
-            run._close(status)
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-        mlflow.set_tracking_uri(environment)  # None takes the variable away
+            with signals_wait():
+                if run:
+                    run._close(status)
+                mlflow.set_tracking_uri(environment)  # None takes the variable away
 
 
 class Run:
-    """An open run. No method raises because of the store: what it could not record is added to `missing`."""
+    """An open run. No method raises because of the store: what that has not got is in `missing`."""
 
-    def __init__(self, client, run_id: str, uri: str, file: Path | None):
-        self.run_id = run_id
-        self.missing: list[str] = []
+    def __init__(self, client, found, uri: str, file: Path | None, journal: str | Path | None):
+        self.run_id = found.info.run_id
         self._client, self._uri, self._file = client, uri, file
-        self._failed = False  # the last call failed
-        self._next_check = 0.0  # time.monotonic() before which a store that does not answer is not asked again
+        self._settled = set(found.data.params)  # of a resumed run: MLflow refuses another value
+        self._journal = Path(journal).absolute() / JOURNAL.format(self.run_id) if journal is not None else None
+        self._queue: list[dict] = []  # what the store has not got, oldest first
+        self._lost: list[str] = []  # what it refused, or what cannot wait
+        self._down: dict[str, float] = {}  # "database", "artifacts": left alone until this time.monotonic()
+        self._told: set[str] = set()  # which of the two the user knows to fail
 
-    def metrics(self, values: dict[str, float], step: int | None = None) -> None:
-        """Record numbers, in one request. NaN stays NaN; MLflow stores an infinity as the largest float."""
-        from mlflow.entities import Metric
+    @property
+    def missing(self) -> list[str]:
+        """What the store has not got."""
+        return self._lost + [entry["what"] for entry in self._queue]
 
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, float(value), now, step or 0) for key, value in values.items()]
+    def metrics(self, values: dict[str, float], step: int | None = None, timestamp: int | None = None) -> None:
+        """Record numbers, in one request. NaN stays NaN; MLflow stores an infinity as the largest float.
+
+        `timestamp`, in milliseconds since 1970, is now if it is not given. A point that is recorded again with its
+        former step, timestamp and value does not double.
+        """
         what = f"metrics at step {step}" if step is not None else f"metrics {', '.join(values)}"
-        self._record(what, lambda: self._client.log_batch(self.run_id, metrics=metrics))
+        numbers = {key: float(value) for key, value in values.items()}
+        self._record("metrics", what, values=numbers, step=step or 0, timestamp=timestamp or _now())
 
     def params(self, values: dict[str, object]) -> None:
         """Record settings. MLflow cuts a value at 6000 characters: a longer one becomes a text artifact."""
-        from mlflow.entities import Param
-
-        params = [Param(key, self._short(value, f"params/{key}.txt", 6000)) for key, value in values.items()]
-        self._record(f"params {', '.join(values)}", lambda: self._client.log_batch(self.run_id, params=params))
+        new = {key: value for key, value in values.items() if key not in self._settled}
+        texts = {key: self._short(value, f"params/{key}.txt", 6000) for key, value in new.items()}
+        if texts:
+            self._record("params", f"params {', '.join(texts)}", values=texts)
 
     def tags(self, values: dict[str, object]) -> None:
         """Record tags. MLflow would cut a value at 8000 characters: a longer one becomes a text artifact."""
-        from mlflow.entities import RunTag
-
-        tags = [RunTag(key, self._short(value, f"tags/{key}.txt", 8000)) for key, value in values.items()]
-        self._record(f"tags {', '.join(values)}", lambda: self._client.log_batch(self.run_id, tags=tags))
+        texts = {key: self._short(value, f"tags/{key}.txt", 8000) for key, value in values.items()}
+        if texts:
+            self._record("tags", f"tags {', '.join(texts)}", values=texts)
 
     def text(self, text: str, path: str) -> None:
         """Record `text` as the artifact `path`, for instance "model/architecture.json"."""
-        self._record(f"text {path}", lambda: self._client.log_text(self.run_id, text, path))
+        self._record("text", f"text {path}", text=text, path=path)
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Record a file as an artifact, in `folder` if given."""
-        self._record(f"file {Path(path).name}", lambda: self._client.log_artifact(self.run_id, str(path), folder))
+        self._record("file", f"file {Path(path).name}", path=str(Path(path).absolute()), folder=folder)
 
-    def dataset(self, images, masks, *, name: str, context: str, source: str) -> None:
-        """Record shape and checksum of a data set; `source` is the call that makes it again."""
+    def dataset(self, images, masks, *, name: str, context: str, source: str, num_samples: int | None = None) -> None:
+        """Record a data set's shapes, its checksum, and `source`, the call that makes it again.
 
-        def record():
-            import mlflow.data
-            from mlflow.data.code_dataset_source import CodeDatasetSource
-            from mlflow.entities import Dataset, DatasetInput, InputTag
-
-            # A plain string would be taken for a path; the source of a synthetic set is code.
-            code = CodeDatasetSource(tags={"mlflow.source.name": source})
-            dataset = Dataset(**mlflow.data.from_numpy(images, targets=masks, name=name, source=code).to_dict())
-            tags = [InputTag("mlflow.data.context", context), InputTag("source", source)]
-            inputs = [DatasetInput(dataset, tags)]
-            try:
-                self._client.log_inputs(self.run_id, datasets=inputs)
-            except mlflow.MlflowException as error:
-                if "IntegrityError" not in str(error):
-                    raise
-                # Another process recorded the same data set at the same moment; now MLflow finds it there.
-                self._client.log_inputs(self.run_id, datasets=inputs)
-
-        self._record(f"dataset {name}", record)
-
-    def model(self, model, *, example) -> None:
-        """Record a Keras model with its signature, which is inferred from `example`, a batch of inputs.
-
-        `mlflow.keras.load_model(f"runs:/{run_id}/model")` loads it again.
+        A set that is drawn while it is used is never whole in memory: give some of its samples as `images` and
+        `masks`, and how many there are as `num_samples`. The shapes are then those of the whole set, the checksum is
+        that of the samples, and the profile says of how many ("digest_of_samples").
         """
+        import mlflow.data
+        from mlflow.data.code_dataset_source import CodeDatasetSource
 
-        def record():
-            import keras
-            import mlflow.keras
+        # A plain string would be taken for a path; the source of a synthetic set is code.
+        code = CodeDatasetSource(tags={"mlflow.source.name": source})
+        dataset = mlflow.data.from_numpy(images, targets=masks, name=name, source=code).to_dict()
+        if num_samples is not None:
+            profile = {"num_samples": num_samples, "digest_of_samples": len(images)}
+            for key, array in (("features", images), ("targets", masks)):
+                profile[f"{key}_shape"] = [num_samples, *array.shape[1:]]
+                profile[f"{key}_size"] = array[0].size * num_samples
+                profile[f"{key}_nbytes"] = array[0].nbytes * num_samples
+            dataset["profile"] = json.dumps(profile)
+        tags = {"mlflow.data.context": context, "source": source}
+        self._record("dataset", f"dataset {name}", dataset=dataset, tags=tags)
 
-            names = dict.fromkeys((keras.backend.backend(), "keras", "numpy"))
-            versions = [f"{name}=={sys.modules[name].__version__}" for name in names]
-            signature = mlflow.models.infer_signature(example, model.predict(example, verbose=0))
-            # log_model works on the active run only; end_run("RUNNING") leaves it open for what follows.
-            mlflow.start_run(run_id=self.run_id, nested=True)
-            try:
-                mlflow.keras.log_model(model, name="model", signature=signature, pip_requirements=versions)
-            finally:
-                mlflow.end_run("RUNNING")
+    def model(self, model, *, example, registered_model_name: str | None = None) -> None:
+        """Record a Keras model. Its signature has the type of `example`, a batch of inputs, and -1 for open sides.
 
-        self._record("model", record)
+        `mlflow.keras.load_model(f"runs:/{run_id}/model")` loads it again; with `registered_model_name` it is also
+        the newest version of `models:/NAME`. A model that the store does not take at once is not kept for later.
+        """
+        import keras
+        import mlflow.keras
+        import numpy as np
+        from mlflow.models.signature import ModelSignature
+        from mlflow.types import Schema, TensorSpec
 
-    def _record(self, what: str, record: Callable[[], object]) -> None:
-        """Call `record`; where the store fails, note `what` in `missing` and let the training go on."""
-        if self._failed and not self._store_answers():
-            self.missing.append(what)
-            return
+        def schema(dtype, shape):
+            return Schema([TensorSpec(np.dtype(dtype), [-1 if side is None else side for side in shape])])
+
+        raise_swallowed()
+        inputs, outputs = model.inputs[0], model.outputs[0]
+        names = dict.fromkeys((keras.backend.backend(), "keras", "numpy"))
         try:
-            record()
-            self._failed = False
+            with signals_wait():
+                check_server(self._uri, seconds=2)
+                # log_model works on the active run only; end_run("RUNNING") leaves it open for what follows.
+                mlflow.start_run(run_id=self.run_id, nested=True)
+                try:
+                    mlflow.keras.log_model(
+                        model,
+                        name="model",
+                        signature=ModelSignature(
+                            schema(example.dtype, inputs.shape), schema(outputs.dtype, outputs.shape)
+                        ),
+                        pip_requirements=[f"{name}=={sys.modules[name].__version__}" for name in names],
+                        registered_model_name=registered_model_name,
+                    )
+                finally:
+                    mlflow.end_run("RUNNING")
         except Exception as error:
-            if not self.missing:
-                _warn(f"MLflow could not record {what} ({_first_line(error)}); the script goes on without it.")
-            self._failed = True
-            self.missing.append(what)
-
-    def _store_answers(self) -> bool:
-        """A quick question after a failure, so that a dead store does not cost a time-out per epoch."""
-        if time.monotonic() < self._next_check:
-            return False
-        try:
-            if self._file is None:
-                _check_server(self._uri, seconds=2)
-            else:
-                address = f"{self._file.as_uri()}?mode=rw"
-                with closing(sqlite3.connect(address, uri=True, timeout=1, isolation_level=None)) as database:
-                    database.execute("BEGIN IMMEDIATE")
-            return True
-        except (TrackingError, sqlite3.Error):
-            self._next_check = time.monotonic() + RECHECK_SECONDS
-            return False
-
-    def _close(self, status: str) -> None:
-        what, interrupt = f"the end of the run ({status})", None
-        self._next_check = 0.0
-        # In a thread, for Ctrl-C strikes the main one only: an interrupted transaction would keep its lock.
-        ended = threading.Event()  # not Thread.join, which takes the thread for ended once it is interrupted
-
-        def end():
-            self._record(what, lambda: self._client.set_terminated(self.run_id, status))
-            ended.set()
-
-        threading.Thread(target=end, daemon=True).start()
-        for _ in range(2):  # the first Ctrl-C while closing waits for the end, the second does not
-            try:
-                ended.wait()
-                break
-            except (KeyboardInterrupt, Stopped) as error:
-                interrupt = error
-        else:
-            self.missing.append(what)
-        if self.missing:
-            more = f" and {len(self.missing) - 10} more" if len(self.missing) > 10 else ""
-            _warn(f"not recorded in MLflow run {self.run_id}: {'; '.join(self.missing[:10])}{more}.")
-        if interrupt and status == "FINISHED":  # else the block's own exception is on its way
-            raise interrupt
+            self._lost.append("model")
+            warn(f"MLflow could not record the model ({first_line(error)}); it is not kept for later.")
+            self._record("half model", "the end of the half model")
 
     def _short(self, value: object, path: str, limit: int) -> str:
         text = str(value)
@@ -275,315 +227,247 @@ class Run:
         self.text(text, path)
         return f"{len(text)} characters, see the artifact {path}"
 
+    def _record(self, kind: str, what: str, **content) -> None:
+        """Send one thing, after those that wait; `what` is its name for the user."""
+        raise_swallowed()
+        self._queue.append({"what": what, "kind": kind, **content})
+        if time.monotonic() < self._down.get(_place(kind), 0):
+            self._write_journal(self._queue[-1:], append=True)
+        else:
+            self._flush()
 
-def how_to_view() -> str:
-    """The line to paste to see the runs: a command for the current directory, or the server's address."""
-    _import_mlflow()
-    uri, file = _store()
-    if uri.startswith(("http://", "https://")):
-        return _shown(uri)
-    # `mlflow ui` does not read MLFLOW_TRACKING_URI, and an old ./mlruns/<number>/meta.yaml diverts it.
-    diverted = "MLFLOW_BACKEND_STORE_URI" in os.environ or any(Path("mlruns").glob("[0-9]*/meta.yaml"))
-    if file == Path("mlflow.db").absolute() and not diverted:
-        return "mlflow ui"
-    address = f'"{_shown(uri)}"' if os.name == "nt" else shlex.quote(_shown(uri))
-    return f"mlflow ui --backend-store-uri {address}"
-
-
-def _import_mlflow():
-    """Import MLflow: 2 s, so not at the top of this file, and the settings must come first."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        # These two log every failure, with a traceback or once per attempt; `_warn` says it in one line.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return mlflow
-
-
-def _store() -> tuple[str, Path | None]:
-    """The store's URI, absolute, and its SQLite file if it is one.
-
-    The default is said, never left to MLflow: an old ./mlruns/<number>/meta.yaml would change it.
-    """
-    from sqlalchemy.engine import URL, make_url
-
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    name = make_url(uri).database if uri.startswith("sqlite:") else None
-    if name in (None, "", ":memory:"):
-        return uri, None
-    file = Path(name).absolute()
-    if not Path(name).is_absolute():
-        uri = f"sqlite:///{file.as_posix()}"
-        if make_url(uri).database != file.as_posix():  # a % or ? in the path needs escaping
-            uri = URL.create("sqlite", database=file.as_posix()).render_as_string()
-    return uri, file
-
-
-def _check_server(uri: str, seconds: float = 5) -> None:
-    """Ask a server whether it is there before MLflow does, with its patience; ask no other store."""
-    if not uri.startswith(("http://", "https://")):
-        return
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import (
-        http_request,
-    )  # MLflow's own, for its certificates, proxies and passwords
-
-    mend = "start it, correct MLFLOW_TRACKING_URI, or unset that to use mlflow.db in the current directory"
-    try:
-        answer = http_request(
-            get_default_host_creds(uri),
-            "/health",
-            "GET",
-            timeout=seconds,
-            max_retries=0,
-            raise_on_status=False,
-        )
-    except Exception as error:
-        raise TrackingError(f"No MLflow server answers at {_shown(uri)} within {seconds} s; {mend}.") from error
-    # A gate that asks for a password (401, 403) hides /health; the first real call then carries the user's.
-    if answer.status_code not in (401, 403) and (answer.status_code != 200 or answer.text.strip() != "OK"):
-        raise TrackingError(
-            f"{_shown(uri)} is not a working MLflow server: it answered /health with status "
-            f"{answer.status_code} where 200 and 'OK' were expected; {mend}."
-        )
-
-
-@contextmanager
-def _opening_lock(file: Path) -> Iterator[None]:
-    """Let one process at a time open the store: two that create it at once would break it for good.
-
-    SQLite's own lock, on an empty file that stays: it works on every system and ends with its holder.
-    """
-    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-        raise TrackingError(
-            f"The MLflow store {file} cannot be written: its folder is missing or read-only; "
-            "run in a folder that you can write to, or correct MLFLOW_TRACKING_URI."
-        )
-    deadline = time.monotonic() + OPENING_SECONDS
-    # One second at a time, because SQLite does not notice Ctrl-C while it waits.
-    with closing(sqlite3.connect(f"{file}.lock", timeout=1, isolation_level=None)) as lock:
-        while True:
+    def _flush(self) -> None:
+        """Send what waits, oldest first. Database and artifacts may fail apart; each is then left alone for a while."""
+        for entry in list(self._queue) if not self._down or self._server_answers() else []:
+            place = _place(entry["kind"])
+            if time.monotonic() < self._down.get(place, 0):
+                continue
             try:
-                lock.execute("BEGIN EXCLUSIVE")
-                break
-            except sqlite3.Error as error:
-                if "locked" not in str(error):
-                    raise TrackingError(f"{file}.lock cannot be used ({error}); delete it and run again.") from error
-                if time.monotonic() > deadline:
-                    raise TrackingError(
-                        f"Another process has kept {file}.lock for {OPENING_SECONDS} s; wait for the "
-                        "other scripts to start, or end the one that hangs."
-                    ) from error
-        yield
+                # A server has its own transactions, and may keep us waiting: Ctrl-C need not wait for it.
+                with signals_wait() if self._file else nullcontext():
+                    self._send(entry)
+                    self._queue.remove(entry)
+                self._down.pop(place, None)
+            except Exception as error:
+                self._note_failure(entry, place, error)
+        for place in self._told - {_place(entry["kind"]) for entry in self._queue}:
+            warn(f"MLflow answers again: what its {place} missed is recorded.")
+            self._told.remove(place)
+        self._write_journal(self._queue)
 
-
-def _check_database(file: Path) -> None:
-    """Look at the file before MLflow does, which tries an unreadable one for 100 s."""
-    if not file.exists():
-        return
-    import mlflow
-
-    try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=20)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            version = "SELECT version_num FROM alembic_version"
-            row = database.execute(version).fetchone() if "alembic_version" in tables else None
-    except sqlite3.Error as error:
-        raise TrackingError(
-            f"{file} cannot be read as an MLflow database ({error}); move it away, and a new one is "
-            "created, or restore it from a backup."
-        ) from error
-    if not os.access(file, os.W_OK):
-        raise TrackingError(f"{file} is read-only, and a run must be written to it; change its permissions.")
-    if tables and "alembic_version" not in tables:
-        raise TrackingError(
-            f"{file} is a SQLite file, but not an MLflow database; move it away, or name another one "
-            "in MLFLOW_TRACKING_URI."
-        )
-    versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
-    if row and not any(versions.glob(f"{row[0]}_*.py")):
-        raise TrackingError(
-            f"{file} was written by a newer MLflow than the installed {mlflow.__version__} (schema "
-            f"{row[0]}); install that MLflow, or move the file away, and a new one is created."
-        )
-
-
-def _experiment_id(client, experiment: str, file: Path | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        location = None  # a server chooses for itself
-        if file:
-            # Absolute and beside the database; MLflow would take the current directory.
-            location = (file.parent / "mlruns" / re.sub(r"[^\w.-]", "_", experiment)).as_uri()
-            _check_artifacts(experiment, location, file)
+    def _server_answers(self) -> bool:
+        """A quick question after a failure, so that a dead server does not cost its time-outs again."""
         try:
-            return client.create_experiment(experiment, artifact_location=location)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(experiment)  # another process was faster
-    if found.lifecycle_stage == "deleted":
-        raise TrackingError(
-            f"Experiment {experiment!r} is in MLflow's trash, which keeps its name; bring it back with "
-            f"`mlflow experiments restore -x {found.experiment_id}` or remove it for good with "
-            f"`mlflow gc --experiment-ids {found.experiment_id}`."
-        )
-    if file:
-        new_name = shlex.quote(f"{experiment}_old")
-        rename = f"`mlflow experiments rename -x {found.experiment_id} --new-name {new_name}`"
-        _check_artifacts(experiment, found.artifact_location, file, rename)
-    return found.experiment_id
+            check_server(self._uri, seconds=2)
+            return True
+        except TrackingError:
+            self._down = dict.fromkeys(("database", "artifacts"), time.monotonic() + WAIT_SECONDS)
+            return False
 
+    def _note_failure(self, entry: dict, place: str, error: Exception) -> None:
+        what, because = entry["what"], first_line(error)
+        file_is_gone = entry["kind"] == "file" and not Path(entry["path"]).exists()
+        if file_is_gone or getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+            if not self._lost:
+                warn(f"MLflow could not record {what} ({because}); the script goes on without it.")
+            self._queue.remove(entry)
+            self._lost.append(what)
+            return
+        if place not in self._told:
+            warn(f"MLflow could not record {what} ({because}); it is kept for later, and the script goes on.")
+        self._told.add(place)
+        self._down[place] = time.monotonic() + WAIT_SECONDS
 
-def _check_artifacts(experiment: str, location: str, file: Path, rename: str = "") -> None:
-    """See that this script can write to the experiment's artifact folder, which is fixed for good."""
-    from mlflow.utils.file_utils import local_file_uri_to_path
-    from mlflow.utils.uri import is_local_uri
+    def _send(self, entry: dict) -> None:
+        """Call MLflow. What is sent twice, because an answer was lost, leaves what it leaves when it is sent once."""
+        from mlflow import MlflowException
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-    if location.startswith("mlflow-artifacts:"):
-        raise TrackingError(
-            f"Experiment {experiment!r} was created in the web interface, so its artifacts lie at "
-            f"{location}, which only a server can reach; rename it with {rename}, and the script "
-            "creates its own, or set MLFLOW_TRACKING_URI to the running server."
-        )
-    if not is_local_uri(location):
-        return
-    folder = Path(local_file_uri_to_path(location))
-    try:
-        if folder.is_relative_to(file.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        elif not folder.exists():
-            raise TrackingError(
-                f"Experiment {experiment!r} keeps its artifacts in {folder}, which is gone (was the "
-                f"database moved?); rename it with {rename}, and the script creates a new one."
-            )
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise OSError("not a folder that can be written to")
-    except OSError as error:
-        raise TrackingError(
-            f"Experiment {experiment!r} keeps its artifacts in {folder}, which cannot be used "
-            f"({error}); make it a folder that you can write to."
-        ) from error
+        client, run_id = self._client, self.run_id
+        match entry["kind"]:
+            case "metrics":
+                point = entry["timestamp"], entry["step"]
+                client.log_batch(run_id, metrics=[Metric(*item, *point) for item in entry["values"].items()])
+            case "params":
+                client.log_batch(run_id, params=[Param(*item) for item in entry["values"].items()])
+            case "tags":
+                client.log_batch(run_id, tags=[RunTag(*item) for item in entry["values"].items()])
+            case "text":
+                client.log_text(run_id, entry["text"], entry["path"])
+            case "file":
+                client.log_artifact(run_id, entry["path"], entry["folder"])
+            case "dataset":
+                tags = [InputTag(*item) for item in entry["tags"].items()]
+                inputs = [DatasetInput(Dataset(**entry["dataset"]), tags)]
+                try:
+                    client.log_inputs(run_id, datasets=inputs)
+                except MlflowException as error:
+                    if "IntegrityError" not in str(error):
+                        raise
+                    # Another process recorded the same data set at the same moment; now MLflow finds it there.
+                    client.log_inputs(run_id, datasets=inputs)
+            case "half model":
+                _fail_half_models(client, run_id)
+            case "end":
+                client.set_terminated(run_id, entry["status"], entry["timestamp"])
 
+    def _write_journal(self, entries: list[dict], append: bool = False) -> None:
+        """Let the journal hold what waits; where nothing waits, there is none."""
+        if self._journal is None or not (entries or self._journal.exists()):
+            return
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+        try:
+            if append:
+                with self._journal.open("a", encoding="utf-8") as file:
+                    file.write(lines)
+            elif entries:
+                aside = self._journal.with_name(f".partial-{self._journal.name}")
+                aside.write_text(lines, encoding="utf-8")
+                os.replace(aside, self._journal)
+            else:
+                self._journal.unlink()
+        except OSError as error:
+            warn(f"{self._journal} cannot be written ({error.strerror}): what MLflow missed is kept in memory only.")
+            self._journal = None
 
-def _raise_on_signals() -> dict:
-    """Turn SIGTERM and SIGHUP into `Stopped` (only the main thread may); return the former handlers."""
+    def _close(self, status: str) -> None:
+        end = {"what": f"the end of the run ({status})", "kind": "end", "status": status, "timestamp": _now()}
+        self._queue.append(end)
+        self._down = dict.fromkeys(("database", "artifacts"), 0.0)  # ask both again, but a server whether it is there
+        self._flush()
+        self._tell_missing()
 
-    def stop(signum, frame):
-        raise Stopped(128 + signum)
-
-    former = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-            signum = getattr(signal, name, None)
-            # Someone else's handler stays, and so does `nohup`.
-            if signum is not None and signal.getsignal(signum) is signal.SIG_DFL:
-                former[signum] = signal.signal(signum, stop)
-    return former
+    def _tell_missing(self) -> None:
+        missing = self.missing
+        if missing:
+            more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+            kept = f" The next start sends what {self._journal} holds." if self._queue and self._journal else ""
+            warn(f"not recorded in MLflow run {self.run_id}: {'; '.join(missing[:10])}{more}.{kept}")
 
 
 def _status(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt | Stopped):
+    if isinstance(error, KeyboardInterrupt):
         return "KILLED"
     if isinstance(error, SystemExit) and error.code in (None, 0):
         return "FINISHED"
-    return "FAILED"
+    killed = isinstance(error, SystemExit) and error.code in [128 + signum for signum in SIGNALS]
+    return "KILLED" if killed else "FAILED"
 
 
-def _source_tags() -> dict[str, str]:
-    """Who ran which script: what MLflow's interface shows as "Created by" and "Source"."""
+def _place(kind: str) -> str:
+    return "artifacts" if kind in ("text", "file") else "database"
+
+
+def _now() -> int:
+    return int(time.time() * 1000)  # milliseconds
+
+
+# What earlier runs left
+
+
+def _first_tags(parent_run_id: str | None) -> dict[str, str]:
+    """User, script and commit as MLflow finds them, and the process, so that a later one can see that it is gone."""
+    import psutil
+    from mlflow.tracking.context import registry
+
+    process = psutil.Process()
+    tags = {"process.host": _host(), "process.id": process.pid, "process.started": process.create_time()}
+    if parent_run_id:
+        tags["mlflow.parentRunId"] = parent_run_id
+    return {key: str(value) for key, value in registry.resolve_tags(tags).items()}
+
+
+def _host() -> str:
+    """This machine; on Linux with its space of process numbers, for each container counts its own."""
+    with suppress(OSError):
+        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+    return platform.node()
+
+
+def _is_gone(tags: dict[str, str]) -> bool:
+    """Whether a run's process was on this machine and has ended; its number may be another one's by now."""
+    import psutil
+
+    if tags.get("process.host") != _host():
+        return False
     try:
-        user = getpass.getuser()
-    except Exception:  # no account with this number, as in some containers
-        user = "unknown"
-    return {
-        "mlflow.user": user,
-        "mlflow.source.name": sys.argv[0],
-        "mlflow.source.type": "LOCAL",
-    }
+        process = psutil.Process(int(tags["process.id"]))
+        same = abs(process.create_time() - float(tags["process.started"])) < 2  # seconds: clocks are set now and then
+        return not same or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, KeyError, ValueError):
+        return False  # nobody knows
 
 
-def _git_tags(folder: Path) -> dict[str, str]:
-    """Commit of `folder` and whether tracked files differ; nothing where git does not track this file."""
+def _close_dead_runs(client) -> None:
+    """Close the runs of this machine that say RUNNING and whose process is gone, in every experiment of the store."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for run in client.search_runs(experiments, f"status = 'RUNNING' AND tags.`process.host` = '{_host()}'"):
+        run_id = run.info.run_id
+        # Asked again once its process is gone: it may have ended the run well since the search.
+        if not _is_gone(run.data.tags) or client.get_run(run_id).info.status != "RUNNING":
+            continue
+        _fail_half_models(client, run_id)
+        points = [point for key in run.data.metrics for point in client.get_metric_history(run_id, key)]
+        last_sign = max((point.timestamp for point in points), default=run.info.start_time)
+        client.set_terminated(run_id, "KILLED", last_sign)
+        warn(f"MLflow run {run.info.run_name} ({run_id}) said RUNNING, but its process is gone: now it says KILLED.")
 
-    def git(*arguments: str) -> str:
-        # A git hook sets GIT_DIR and the like, which point to another repository than the folder's.
-        others = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-        }
-        return subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
-            env=others,
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        ).stdout.strip()
+
+def _fail_half_models(client, run_id: str) -> None:
+    """Mark as FAILED the models of a run that were never finished."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+        if model.status == "PENDING":
+            client.finalize_logged_model(model.model_id, "FAILED")
+
+
+def _send_journals(client, folder: Path) -> None:
+    """Send what earlier runs could not record; a journal that is empty then goes."""
+    from mlflow import MlflowException
+
+    uri, file = store.locate()
+    for path in sorted(folder.glob(JOURNAL.format("*"))):
+        run_id = path.stem.rpartition("_")[2]
+        entries = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):  # the last line, cut off
+                entries.append(json.loads(line))
+        try:
+            found = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            warn(
+                f"{path} keeps what MLflow run {run_id} could not record, but the store {uri} does not hold that run; "
+                "set MLFLOW_TRACKING_URI to the store that does, or delete the file."
+            )
+            continue
+        has_ended = any(entry["kind"] == "end" for entry in entries)
+        if not has_ended and not _is_gone(found.data.tags):
+            continue  # its process will send them
+        run = Run(client, found, uri, file, folder)
+        run._queue = entries
+        run._flush()
+        run._tell_missing()
+        if len(run.missing) < len(entries):
+            warn(f"MLflow run {run_id} now holds {len(entries) - len(run.missing)} things that it had missed.")
+
+
+def _reopen(client, run_id: str, tags: dict[str, str]):
+    """Let a run go on; None, and a line that says so, where the store does not hold it."""
+    from mlflow import MlflowException
+    from mlflow.entities import RunTag
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        commit = git("rev-parse", "HEAD")
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".")
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": commit, "git.dirty": "true" if dirty else "false"}
-
-
-def provenance() -> dict[str, str]:
-    """Versions, device and git commit, for tags and result files. Only what the script has imported already."""
-    tags = {"python.version": platform.python_version(), "platform": platform.platform()}
-    backend = sys.modules["keras"].backend.backend() if "keras" in sys.modules else None
-    if backend:
-        tags["keras.backend"] = backend
-    for name in ("numpy", "mlflow", "keras", backend):
-        if name in sys.modules:
-            tags[f"{name}.version"] = sys.modules[name].__version__
-    return {**tags, "device": _device(backend), **_git_tags(Path(__file__).resolve().parent)}
-
-
-def _device(backend: str | None) -> str:
-    """Name of the graphics or tensor processors that the backend sees, else of the processor."""
-    names: list[str] = []
-    try:
-        if backend == "tensorflow":
-            config = sys.modules["tensorflow"].config
-            names = [
-                config.experimental.get_device_details(gpu).get("device_name", "GPU")
-                for gpu in config.list_physical_devices("GPU")
-            ]
-        elif backend == "jax":
-            names = [device.device_kind for device in sys.modules["jax"].devices() if device.platform != "cpu"]
-        elif backend == "torch":
-            cuda = sys.modules["torch"].cuda
-            names = [cuda.get_device_name(index) for index in range(cuda.device_count())]
-    except Exception:
-        names = []  # a tag is not worth a failed run
-    if names:
-        return f"{len(names)} x {names[0]}"
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        match = re.search(r"model name\s*:\s*(.+)", info.read_text(errors="replace"))
-        model = match[1].strip() if match else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {cores} cores"
-
-
-def _shown(uri: str) -> str:
-    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", uri)  # a password is not for the terminal's history
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+        found = client.get_run(run_id)
+        if found.info.lifecycle_stage == "active":
+            client.update_run(run_id, status="RUNNING")
+            client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
+            return found
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    warn(f"MLflow run {run_id} is not in this store any more (deleted, or in another one): a new run begins.")
+    return None

@@ -1,0 +1,319 @@
+"""The MLflow store: where it is, whether it can be used, and what may be shown of its address.
+
+It is MLflow's own default, `mlflow.db` and `./mlruns` in the current directory, unless MLFLOW_TRACKING_URI says
+otherwise. A store that cannot be used is one sentence that says so, before any work.
+"""
+
+import logging
+import os
+import re
+import shlex
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+OPENING_SECONDS = 120  # how long to wait for another process that is creating the store; that takes 6 to 10 s
+LOCK_SECONDS = 60  # how long to wait for a database that another program holds
+SETTINGS = {  # environment variables, where the user has not set them
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 4 minutes per call with MLflow's defaults
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
+}
+NAME = re.compile(r"[\w.-]{1,20}")  # of a user; what is longer is a token
+SECRET = "password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key|signature|credential"
+
+
+class TrackingError(RuntimeError):
+    """The MLflow store cannot be used; the message says what came, what was expected and how to mend it."""
+
+    def __init__(self, message: str):
+        super().__init__(masked(message))
+
+
+def import_mlflow():
+    """Import MLflow: 2 s, so not at the top of a file, and the settings must come first."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        # These log every failure, with a traceback or once per attempt; `warn` says it in one line.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return mlflow
+
+
+def locate() -> tuple[str, Path | None]:
+    """The store's URI, absolute, and its SQLite file if it is one.
+
+    The default is said, never left to MLflow: an old ./mlruns/<number>/meta.yaml would change it.
+    """
+    from sqlalchemy.engine import URL, make_url
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    name = make_url(uri).database if uri.startswith("sqlite:") else None
+    if name in (None, "", ":memory:"):
+        return uri, None
+    file = Path(name).absolute()
+    if not Path(name).is_absolute():
+        uri = f"sqlite:///{file.as_posix()}"
+        if make_url(uri).database != file.as_posix():  # a % or ? in the path needs escaping
+            uri = URL.create("sqlite", database=file.as_posix()).render_as_string()
+    return uri, file
+
+
+def how_to_view() -> str:
+    """The line to paste to see the runs: a command for the current directory, or the server's address."""
+    uri, file = locate()
+    if uri.startswith(("http://", "https://")):
+        return masked(uri)
+    # `mlflow ui` does not read MLFLOW_TRACKING_URI, and an old ./mlruns/<number>/meta.yaml diverts it.
+    diverted = "MLFLOW_BACKEND_STORE_URI" in os.environ or any(Path("mlruns").glob("[0-9]*/meta.yaml"))
+    if file == Path("mlflow.db").absolute() and not diverted:
+        return "mlflow ui"
+    address = f'"{masked(uri)}"' if os.name == "nt" else shlex.quote(masked(uri))
+    return f"mlflow ui --backend-store-uri {address}"
+
+
+def open_experiment(experiment: str):
+    """Open the store, creating it and the experiment where needed; return a client and the experiment's id.
+
+    Raises TrackingError if the store or the experiment cannot be used.
+    """
+    mlflow = import_mlflow()
+    uri, file = locate()
+    if experiment == "Default":
+        raise TrackingError(
+            "The experiment must have a name of its own, not 'Default': MLflow keeps that one for runs without an "
+            "experiment, and its artifacts may lie elsewhere."
+        )
+    try:
+        if file is None:
+            check_server(uri)
+            client = mlflow.MlflowClient(uri)
+            return client, _experiment_id(client, experiment, file)
+        with _opening_lock(file):
+            _while_locked(file, lambda: _check_database(file))
+            client = mlflow.MlflowClient(uri)
+            return client, _while_locked(file, lambda: _experiment_id(client, experiment, file))
+    except TrackingError:
+        raise
+    except Exception as error:
+        mend = (
+            f"move {file.name} away, and a new one is created"
+            if file
+            else "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the current directory"
+        )
+        # Without its cause, whose text may hold a password.
+        raise TrackingError(f"MLflow cannot use the store {uri} ({first_line(error)}); {mend}.") from None
+
+
+def check_server(uri: str, seconds: float = 5) -> None:
+    """Ask a server once whether it is there, before MLflow does with its patience; ask no other store."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    import requests
+
+    names = ("USERNAME", "PASSWORD", "TOKEN", "SERVER_CERT_PATH", "INSECURE_TLS", "CLIENT_CERT_PATH")
+    user, password, token, authority, unchecked, own = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in names)
+    mend = "start it, correct MLFLOW_TRACKING_URI, or unset that to use mlflow.db in the current directory"
+    try:
+        answer = requests.get(
+            f"{uri.rstrip('/')}/health",
+            timeout=seconds,
+            auth=(user, password) if user and password else None,
+            headers={"Authorization": f"Bearer {token}"} if token else None,
+            verify=authority or str(unchecked).lower() not in ("true", "1"),
+            cert=own,
+        )
+    except Exception as error:
+        name = type(error).__name__
+        raise TrackingError(f"No MLflow server answers at {uri} within {seconds} s ({name}); {mend}.") from None
+    # A gate that asks for a password (401, 403) hides /health; the first real call then carries the user's.
+    if answer.status_code not in (401, 403) and (answer.status_code != 200 or answer.text.strip() != "OK"):
+        raise TrackingError(
+            f"{uri} is not a working MLflow server: it answered /health with status {answer.status_code} where 200 "
+            f"and 'OK' were expected; {mend}."
+        )
+
+
+def _opening_lock(file: Path):
+    """Let one process at a time open the store: two that create it at once would break it for good."""
+    import filelock
+
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise TrackingError(
+            f"The MLflow store {file} cannot be written: its folder is missing or read-only; run in a folder that you "
+            "can write to, or correct MLFLOW_TRACKING_URI."
+        )
+    try:
+        return filelock.FileLock(f"{file}.lock", timeout=OPENING_SECONDS).acquire()
+    except filelock.Timeout:
+        raise TrackingError(
+            f"Another process has kept {file}.lock for {OPENING_SECONDS} s; wait for the other scripts to start, or "
+            "end the one that hangs."
+        ) from None
+    except OSError as error:
+        raise TrackingError(f"{file}.lock cannot be used ({error}); delete it and run again.") from error
+
+
+def _while_locked(file: Path, call: Callable):
+    """Call again, for a minute, where another program holds the database."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if "database is locked" not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise TrackingError(
+                    f"Another program has held {file} for {LOCK_SECONDS} s (database is locked). The file is not "
+                    "damaged: leave it where it is, wait for that program or end it, and start again."
+                ) from None
+        time.sleep(0.5)
+
+
+def _check_database(file: Path) -> None:
+    """Look at the file before MLflow does, which tries an unreadable one for 100 s."""
+    if not file.exists():
+        return
+    import mlflow
+
+    try:
+        # One second at a time: SQLite does not notice Ctrl-C while it waits.
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=1)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            version = "SELECT version_num FROM alembic_version"
+            row = database.execute(version).fetchone() if "alembic_version" in tables else None
+    except sqlite3.Error as error:
+        if "locked" in str(error):
+            raise
+        raise TrackingError(
+            f"{file} cannot be read as an MLflow database ({error}); move it away, and a new one is created, or "
+            "restore it from a backup."
+        ) from error
+    if not os.access(file, os.W_OK):
+        raise TrackingError(f"{file} is read-only, and a run must be written to it; change its permissions.")
+    if tables and "alembic_version" not in tables:
+        raise TrackingError(
+            f"{file} is a SQLite file, but not an MLflow database; move it away, or name another one in "
+            "MLFLOW_TRACKING_URI."
+        )
+    versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
+    if row and not any(versions.glob(f"{row[0]}_*.py")):
+        raise TrackingError(
+            f"{file} was written by a newer MLflow than the installed {mlflow.__version__} (schema {row[0]}); install "
+            "that MLflow, or move the file away, and a new one is created."
+        )
+
+
+def _experiment_id(client, experiment: str, file: Path | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        location = None  # a server chooses for itself
+        if file:
+            # Absolute and beside the database; MLflow would take the current directory.
+            location = (file.parent / "mlruns" / re.sub(r"[^\w.-]", "_", experiment)).as_uri()
+            _check_artifacts(experiment, location, file)
+        try:
+            return client.create_experiment(experiment, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(experiment)  # another process was faster
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"Experiment {experiment!r} is in MLflow's trash, which keeps its name; bring it back with "
+            f"`mlflow experiments restore -x {found.experiment_id}` or remove it for good with "
+            f"`mlflow gc --experiment-ids {found.experiment_id}`."
+        )
+    if file:
+        new_name = shlex.quote(f"{experiment}_old")
+        rename = f"`mlflow experiments rename -x {found.experiment_id} --new-name {new_name}`"
+        _check_artifacts(experiment, found.artifact_location, file, rename)
+    return found.experiment_id
+
+
+def _check_artifacts(experiment: str, location: str, file: Path, rename: str = "") -> None:
+    """See that this script can write to the experiment's artifact folder, which is fixed for good."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
+
+    if location.startswith("mlflow-artifacts:"):
+        raise TrackingError(
+            f"Experiment {experiment!r} was created in the web interface, so its artifacts lie at {location}, which "
+            f"only a server can reach; rename it with {rename}, and the script creates its own, or set "
+            "MLFLOW_TRACKING_URI to the running server."
+        )
+    if not is_local_uri(location):
+        return
+    folder = Path(local_file_uri_to_path(location))
+    try:
+        if folder.is_relative_to(file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        elif not folder.exists():
+            raise TrackingError(
+                f"Experiment {experiment!r} keeps its artifacts in {folder}, which is gone (was the database moved?); "
+                f"rename it with {rename}, and the script creates a new one."
+            )
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise OSError("not a folder that can be written to")
+    except OSError as error:
+        raise TrackingError(
+            f"Experiment {experiment!r} keeps its artifacts in {folder}, which cannot be used ({error}); make it a "
+            "folder that you can write to."
+        ) from error
+
+
+# What may be shown
+
+
+def masked(text: str) -> str:
+    """Hide passwords and tokens in a text: "http://me:secret@host" becomes "http://me:***@host".
+
+    Hidden are what stands before the @ of an address (a token in place of the user too), values of a query or a
+    header that are named like a password, and those of MLflow's own variables wherever they stand. Every text that
+    leaves the process goes through here, a foreign exception's too.
+    """
+
+    def address(match: re.Match) -> str:
+        user, _, password = match[2].partition(":")
+        return f"{match[1]}{user}:***@" if password and NAME.fullmatch(user) else f"{match[1]}***@"
+
+    text = re.sub(r"(\w[\w+.-]*://)(?!/)(\S*)@", address, text)  # to the last @: a password may hold / and @
+    text = re.sub(rf"(?i)((?:{SECRET})[\w-]*[\"']?\s*[=:]\s*[\"']?)[^\s&;,'\"]+", r"\1***", text)
+    text = re.sub(r"(?i)(authorization[\"']?\s*[=:]\s*[\"']?(?:\w+\s+)?)[^\s'\"]+", r"\1***", text)
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets() -> set[str]:
+    """The credentials in MLflow's variables, whole and in the pieces in which an error may name them."""
+    whole = [os.environ.get("MLFLOW_TRACKING_PASSWORD", ""), os.environ.get("MLFLOW_TRACKING_TOKEN", "")]
+    credentials = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")[2].rpartition("@")[0]
+    if not credentials.startswith("/"):  # else the path of a file
+        user, _, password = credentials.partition(":")
+        whole += [password] if password and NAME.fullmatch(user) else [user, password]
+    pieces = [piece for secret in whole for piece in (secret, *re.split(r"[/@:?#\s]", secret))]
+    return {form for piece in pieces if len(piece) > 2 for form in (piece, quote(piece, safe=""), unquote(piece))}
+
+
+def first_line(error: Exception) -> str:
+    """The line of a foreign error that says most, masked before it is cut: half a password would not be known."""
+    lines = [line for line in masked(str(error)).splitlines() if line.strip() and not line.startswith("(raised as")]
+    return (lines or [type(error).__name__])[0][:200]
+
+
+def warn(message: str) -> None:
+    print(f"warning: {masked(message)}", file=sys.stderr)

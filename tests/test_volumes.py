@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lab import volumes
+from lab import scans, views, volumes
 
 SHAPE = (4, 5, 6)  # (i, j, k) in the file
 TURNS = [
@@ -51,13 +51,13 @@ def test_a_marked_corner_comes_back_where_it_was_in_every_orientation(axes, sign
     suffix = ".nii" if signs[0] > 0 else ".nii.gz"
     path = write_nifti(tmp_path / f"scan{suffix}", array, affine, descrip=b"made for a test")
 
-    scan = volumes.open_scan(path)
+    scan = scans.open_scan(path)
     (found,) = np.argwhere(scan.voxels == 1000)
     np.testing.assert_allclose(scan.affine @ [*found, 1], affine @ [*corner, 1], atol=1e-4)
     # depth runs upwards, height to the front, width to the right
     np.testing.assert_allclose(scan.affine[:3, :3], np.fliplr(np.diag(scan.spacing[::-1])), atol=1e-5)
 
-    volumes.write_mask(scan.voxels == 1000, scan, tmp_path / f"mask{suffix}")
+    scans.write_mask(scan.voxels == 1000, scan, tmp_path / f"mask{suffix}")
     mask = nibabel.load(tmp_path / f"mask{suffix}")
     expected = np.zeros(SHAPE)
     expected[corner] = 1
@@ -69,7 +69,7 @@ def test_a_marked_corner_comes_back_where_it_was_in_every_orientation(axes, sign
 
 def test_nifti_axes_in_memory_are_k_j_i(tmp_path):
     array = noise()
-    scan = volumes.open_scan(write_nifti(tmp_path / "scan.nii", array))
+    scan = scans.open_scan(write_nifti(tmp_path / "scan.nii", array))
     np.testing.assert_array_equal(scan.voxels, array.T)
     assert scan.spacing == (2.0, 1.0, 0.5)
 
@@ -79,8 +79,8 @@ def test_codes_and_a_trailing_axis_of_one_survive(tmp_path):
     image.set_qform(make_affine(), code=1)
     image.set_sform(make_affine(), code=4)
     image.to_filename(tmp_path / "scan.nii.gz")
-    scan = volumes.open_scan(tmp_path / "scan.nii.gz")
-    volumes.write_mask(scan.voxels > 50, scan, tmp_path / "mask.nii.gz")
+    scan = scans.open_scan(tmp_path / "scan.nii.gz")
+    scans.write_mask(scan.voxels > 50, scan, tmp_path / "mask.nii.gz")
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     assert isinstance(mask, nibabel.Nifti2Image)
     assert mask.shape == (*SHAPE, 1)
@@ -92,7 +92,7 @@ def test_lengths_in_micrometres_become_millimetres(tmp_path):
     image = nibabel.Nifti1Image(noise(), make_affine(spacing=(500, 1000, 2000)))
     image.header.set_xyzt_units("micron")
     image.to_filename(tmp_path / "scan.nii")
-    assert volumes.open_scan(tmp_path / "scan.nii").spacing == pytest.approx((2.0, 1.0, 0.5))
+    assert scans.open_scan(tmp_path / "scan.nii").spacing == pytest.approx((2.0, 1.0, 0.5))
 
 
 # Reading by parts
@@ -106,7 +106,7 @@ def mapped_file(array):
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_voxels_stay_on_disk_in_their_own_type(suffix, tmp_path):
-    scan = volumes.open_scan(write_nifti(tmp_path / f"scan{suffix}", noise(), make_affine((2, 0, 1), (-1, 1, -1))))
+    scan = scans.open_scan(write_nifti(tmp_path / f"scan{suffix}", noise(), make_affine((2, 0, 1), (-1, 1, -1))))
     assert mapped_file(scan.voxels) is not None
     assert scan.voxels.dtype == np.int16
 
@@ -115,7 +115,7 @@ def test_stored_values_are_scaled_as_the_header_says(tmp_path):
     image = nibabel.Nifti1Image(noise(), make_affine())
     image.header.set_slope_inter(2.0, -1024.0)
     image.to_filename(tmp_path / "scan.nii.gz")
-    scan = volumes.open_scan(tmp_path / "scan.nii.gz")
+    scan = scans.open_scan(tmp_path / "scan.nii.gz")
     np.testing.assert_allclose(scan.voxels, nibabel.load(tmp_path / "scan.nii.gz").get_fdata().T)
     assert mapped_file(scan.voxels) is not None
 
@@ -125,7 +125,7 @@ def test_stored_values_are_scaled_as_the_header_says(tmp_path):
 def test_tiff_stacks_of_8_16_and_32_bits(dtype, compression, tmp_path):
     array = noise(dtype=dtype)
     tifffile.imwrite(tmp_path / "a.tif", array, compression=compression, photometric="minisblack")
-    scan = volumes.open_scan(tmp_path / "a.tif")
+    scan = scans.open_scan(tmp_path / "a.tif")
     np.testing.assert_array_equal(scan.voxels, array)
     assert scan.spacing is None
     assert mapped_file(scan.voxels) is not None
@@ -139,7 +139,7 @@ def test_imagej_and_ome_say_the_spacing(tmp_path):
     units = {f"PhysicalSize{axis}Unit": "nm" for axis in "XYZ"}
     tifffile.imwrite(tmp_path / "b.ome.tif", array, metadata={"axes": "ZYX", **sizes, **units})
     for name in ("a.tif", "b.ome.tif"):
-        scan = volumes.open_scan(tmp_path / name)
+        scan = scans.open_scan(tmp_path / name)
         assert scan.spacing == pytest.approx((0.5e-3, 0.25e-3, 0.2e-3))
         np.testing.assert_array_equal(scan.voxels, array)
 
@@ -147,9 +147,9 @@ def test_imagej_and_ome_say_the_spacing(tmp_path):
 def test_a_tiff_mask_is_written_with_the_scans_spacing(tmp_path):
     metadata = {"spacing": 0.5, "unit": "um", "axes": "ZYX"}
     tifffile.imwrite(tmp_path / "a.tif", noise(dtype=np.uint8), imagej=True, resolution=(5, 4), metadata=metadata)
-    scan = volumes.open_scan(tmp_path / "a.tif")
-    volumes.write_mask(scan.voxels > 50, scan, tmp_path / "a_mask.tif")
-    mask = volumes.read_mask(tmp_path / "a_mask.tif")
+    scan = scans.open_scan(tmp_path / "a.tif")
+    scans.write_mask(scan.voxels > 50, scan, tmp_path / "a_mask.tif")
+    mask = scans.read_mask(tmp_path / "a_mask.tif")
     np.testing.assert_array_equal(mask.voxels, noise(dtype=np.uint8) > 50)
     assert mask.spacing == pytest.approx(scan.spacing)
 
@@ -245,7 +245,7 @@ def bad_file(kind, folder):
 def test_what_is_no_volume_is_refused_in_one_sentence(kind, words, tmp_path):
     path = bad_file(kind, tmp_path)
     with pytest.raises(ValueError, match=words) as caught:
-        volumes.look_through(volumes.open_scan(path))
+        scans.look_through(scans.open_scan(path))
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
@@ -320,13 +320,21 @@ def test_all_that_is_wrong_with_a_folder_is_told_at_once(folders):
         assert any(re.search(words, line) for line in lines), (words, lines)
 
 
+def test_a_folder_without_any_object_is_refused(folders):
+    images, masks = folders
+    for number in range(3):
+        write_nifti(masks / f"{number}_mask.nii.gz", np.zeros(SHAPE, np.uint8))
+    with pytest.raises(ValueError, match="all masks.*are empty"):
+        volumes.read_folder(images, masks)
+
+
 def test_dicom_slices_are_told_how_to_become_nifti(tmp_path):
     (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(10))
     with pytest.raises(ValueError, match="dcm2niix"):
-        volumes.find_scans(tmp_path)
+        scans.find_scans(tmp_path)
     (tmp_path / "IM0001").unlink()
     with pytest.raises(ValueError, match="holds no scan"):
-        volumes.find_scans(tmp_path)
+        scans.find_scans(tmp_path)
 
 
 def test_thick_slices_and_different_spacings_are_said(folders):
@@ -354,9 +362,9 @@ def test_signed_grey_values_share_a_window_around_the_objects(tmp_path):
         scan = np.where(mask, rng.uniform(20, 50, mask.shape), rng.choice([-1000, 1000], mask.shape))
         write_nifti(images / f"{number}.nii", scan.astype(np.int16))
         write_nifti(masks / f"{number}.nii", mask)
-    samples = volumes.read_folder(images, masks)
-    assert volumes.common_window(samples) == pytest.approx([-10, 80], abs=2)
-    positive = [sample._replace(image=sample.image + 2000) for sample in samples]
+    pairs = volumes.read_folder(images, masks)
+    assert volumes.common_window(pairs) == pytest.approx([-10, 80], abs=2)
+    positive = [pair._replace(image=pair.image + 2000) for pair in pairs]
     assert volumes.common_window(positive) is None
 
 
@@ -374,7 +382,7 @@ def test_linear_resampling_keeps_a_ramp(tmp_path):
 def test_resampling_does_not_depend_on_the_slabs(shape, monkeypatch):
     array = np.random.default_rng(0).random((13, 17, 12), np.float32)
     whole, mask = volumes.resample(array, shape), volumes.resample(array > 0.5, shape)
-    monkeypatch.setattr(volumes, "SLAB", 100)
+    monkeypatch.setattr(scans, "SLAB", 100)
     np.testing.assert_allclose(volumes.resample(array, shape), whole, rtol=1e-5)
     np.testing.assert_array_equal(volumes.resample(array > 0.5, shape), mask)
 
@@ -400,11 +408,12 @@ def test_scans_are_brought_to_one_spacing(folders):
 def test_a_prediction_on_another_grid_goes_back_to_the_files(tmp_path):
     distance = np.linalg.norm(np.indices((20, 24, 28)) - np.array([10, 12, 14]).reshape(3, 1, 1, 1), axis=0)
     ball = (distance <= 8).astype(np.uint8)
-    scan = volumes.open_scan(write_nifti(tmp_path / "a.nii", ball.T, np.diag([1.0, 1, 1, 1])))
+    scan = scans.open_scan(write_nifti(tmp_path / "a.nii", ball.T, np.diag([1.0, 1, 1, 1])))
     grid = volumes.grid_shape(scan, (0.5, 0.5, 0.5))
     assert grid == (40, 48, 56)
-    probs = volumes.resample(scan.voxels.astype(np.float32), grid)[..., None]
-    mask = volumes.mask_of(iter([probs[:7], probs[7:]]), scan, grid, 0.5)
+    probs = volumes.resample(scan.voxels.astype(np.float32), grid)
+    found = np.concatenate(list(volumes.onto_own_grid(iter([probs[:7], probs[7:]]), scan, grid)))
+    mask = found >= 0.5
     assert mask.shape == (20, 24, 28)
     assert np.count_nonzero(mask != ball) < 0.02 * ball.sum()
 
@@ -415,10 +424,10 @@ def test_a_prediction_on_another_grid_goes_back_to_the_files(tmp_path):
 def test_the_three_views_pass_through_the_object():
     mask = np.zeros((10, 20, 30), bool)
     mask[2:5, 4:7, 20:23] = True
-    views = volumes.three_views(mask, (3.0, 1.0, 1.0))
-    assert list(views) == ["axial", "coronal", "sagittal"]
-    for (region, _), shape in zip(views.values(), [(20, 30), (10, 30), (10, 20)], strict=True):
+    found = views.three_views(mask, (3.0, 1.0, 1.0))
+    assert list(found) == ["axial", "coronal", "sagittal"]
+    for (region, _), shape in zip(found.values(), [(20, 30), (10, 30), (10, 20)], strict=True):
         assert mask[region].shape == shape
         assert np.count_nonzero(mask[region]) == 9
-    assert [height for _, height in views.values()] == [1.0, 3.0, 3.0]
-    assert np.argwhere(mask[views["axial"][0]])[:, 0].min() == 20 - 7  # the front is up
+    assert [height for _, height in found.values()] == [1.0, 3.0, 3.0]
+    assert np.argwhere(mask[found["axial"][0]])[:, 0].min() == 20 - 7  # the front is up

@@ -1,51 +1,205 @@
-"""A .keras file with its preprocessing inside: written, read, checked."""
+"""A .keras file with its preprocessing inside: written, read, checked.
+
+    model_file.save_model(network, "model.keras", pictures.describe_training(images, pictures.STRETCHED))
+    network, preprocessing = model_file.load_model("model.keras")
+
+A model file may come from anywhere. Nothing in it is run, nothing is believed to be as large as it says, and whatever
+is wrong with it becomes one sentence.
+"""
 
 import json
+import math
 import os
+import stat
 import tempfile
 import zipfile
 from pathlib import Path
-
-from lab.pictures import ABSOLUTE
+from typing import NamedTuple
 
 MEMBER = "preprocessing.json"  # in the model file, which is a zip archive
+# 1: networks of fixed sides, one channel, grey ranges that followed from the type of a picture. 2: `divisor` (what the
+# sides must be divisible by, or null for a network that works in its own size only), `channels`, `ndim`.
+VERSION = 2
+# Layers that run code of the file, or read other files.
+CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
+
+
+class Model(NamedTuple):
+    """A network and how images must be prepared for it."""
+
+    network: object  # Keras model, (N, *sides, channels) -> probabilities (N, *sides, 1)
+    preprocessing: dict
 
 
 def save_model(model, path: Path, preprocessing: dict) -> None:
-    """Save a Keras model with its preprocessing inside; whatever happens, `path` is never half-written."""
+    """Save a Keras model with its preprocessing inside; whatever happens, `path` is never half-written.
+
+    `divisor`, `channels` and `ndim` are found in the network unless `preprocessing` names them.
+
+    Raises:
+        ValueError: if the network's output is not as large as its input.
+    """
+    network = {"channels": model.input_shape[-1], "ndim": len(model.input_shape) - 2}
+    if "divisor" not in preprocessing:
+        network["divisor"] = find_divisor(model)
+    text = json.dumps({"version": VERSION, **network, **preprocessing}, indent=1)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=Path(path).parent) as aside:
         file = Path(aside) / "model.keras"
         model.save(file)
         with zipfile.ZipFile(file, "a") as archive:  # Keras reads the members it knows and leaves the others alone
-            archive.writestr(MEMBER, json.dumps(preprocessing, indent=1))
+            archive.writestr(MEMBER, text)
         os.replace(file, path)
 
 
+def find_divisor(model) -> int | None:
+    """What the sides of images must be divisible by, such as 2^depth of a U-Net; None if they are fixed."""
+    sides = model.input_shape[1:-1]
+    if None not in sides:
+        return None
+    for divisor in range(1, 257):
+        wanted = (7 * divisor,) * len(sides)  # 7 hides no factor: what halves sides divides 7, 14, 28 with a rest
+        try:
+            found = model.compute_output_shape((1, *wanted, model.input_shape[-1]))
+        except ValueError:  # nothing is left of sides so small, or they cannot be concatenated
+            continue
+        if found[1:-1] == wanted:
+            return divisor
+    raise ValueError(f"the network {model.name} does not give masks as large as its images, whatever their sides.")
+
+
 def read_preprocessing(path: Path) -> dict:
-    """The preprocessing inside a model file.
+    """The preprocessing inside a model file, of this version, with all keys.
 
     Raises:
         ValueError: if the file is no Keras model, is damaged, or holds no preprocessing that is understood here.
     """
+    return _read(path)[0]
+
+
+def load_model(path: Path) -> Model:
+    """Load a model file in safe mode.
+
+    Raises:
+        ValueError: if it is no Keras model, damaged, without preprocessing, with code in it (a Lambda layer or a class
+            of one's own), of another shape than (N, *sides, channels) -> probabilities (N, *sides, 1), or broken
+            (weights that are no finite numbers).
+    """
+    preprocessing, config = _read(path)
+    _refuse_code(path, config.get("config"))
+    import keras
+    import numpy as np
+
     try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        takes, gives, weights = model.input_shape, model.output_shape, model.get_weights()
+    except Exception as error:
+        if "lambda" in str(error).lower() or "Could not locate" in str(error):
+            raise _has_code(path) from None
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        raise ValueError(f"the model {path} is damaged ({reason}); train it again.") from None
+    _check_shapes(path, preprocessing, takes, gives)
+    if not all(np.isfinite(array).all() for array in weights):
+        raise ValueError(f"the model {path} has weights that are NaN or infinite: its training failed; train it again.")
+    return Model(model, preprocessing)
+
+
+def _read(path: Path) -> tuple[dict, dict]:
+    """The preprocessing and Keras's own description of the network: both checked as far as they can be unbuilt."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise ValueError("not a file")
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            _refuse_bomb(archive)
+            config = json.loads(archive.read("config.json")) if "config.json" in names else None
             text = archive.read(MEMBER) if MEMBER in names else None
     except FileNotFoundError:
         raise ValueError(f"the model {path} does not exist.") from None
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no Keras model, or a damaged one ({error}); a .keras file is expected.") from None
-    if "config.json" not in names:
+    except Exception as error:  # whatever foreign bytes make of an archive
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        raise ValueError(f"{path} is no Keras model, or a damaged one ({reason}); a .keras file is expected.") from None
+    if not isinstance(config, dict):
         raise ValueError(f"{path} is a zip archive, but no Keras model; a .keras file is expected.")
     if text is None:
         raise ValueError(
             f"{path} does not say how pictures must be prepared for it; train with unet_segmentation.py, or save "
             "the model with model_file.save_model(model, path, pictures.describe_training(images, pictures.ABSOLUTE))."
         )
+    return _check_preprocessing(path, text), config
+
+
+def _refuse_bomb(archive: zipfile.ZipFile) -> None:
+    """Keras compresses nothing: what is far larger than its bytes in the file would only fill the memory."""
+    for member in archive.infolist():
+        if member.file_size > max(2**24, 20 * member.compress_size):
+            raise ValueError(f"its member {member.filename} would unpack to {member.file_size:,} bytes")
+        if member.filename in ("config.json", MEMBER) and member.file_size > 2**26:
+            raise ValueError(f"its member {member.filename} has {member.file_size:,} bytes")
+
+
+def _check_preprocessing(path: Path, text: bytes) -> dict:
     try:
         found = json.loads(text)
-        if found["version"] == ABSOLUTE["version"] and {"stretch", "size", "seen"} <= set(found):
+        if found["version"] == 1:
+            found = {**found, "version": VERSION, "divisor": None, "channels": 1, "ndim": 2}
+        if found["version"] == VERSION and _is_sound(found):
             return found
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ValueError(f"the preprocessing inside {path} is damaged or of another version of this program.")
+
+
+def _is_sound(found: dict) -> bool:
+    def numbers(values, count):
+        return (
+            isinstance(values, list)
+            and len(values) == count
+            and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        )
+
+    stretch, divisor = found["stretch"], found["divisor"]
+    return (
+        found["ndim"] in (2, 3)
+        and type(found["channels"]) is int
+        and (divisor is None or type(divisor) is int and divisor > 0)
+        and numbers(found["size"], found["ndim"])
+        and all(type(side) is int and side > 0 for side in found["size"])
+        and all(found.get(key) is None or numbers(found[key], count) for key, count in (("window", 2), ("spacing", 3)))
+        and (stretch is None or numbers(stretch, 2) and 0 <= stretch[0] < stretch[1] <= 100)
+        and list(found["seen"]) == ["1%", "50%", "99%"]
+        and all(numbers(values, 2) for values in found["seen"].values())
+    )
+
+
+def _check_shapes(path: Path, preprocessing: dict, takes, gives) -> None:
+    """Raise ValueError unless the network is what its preprocessing says: (N, *sides, channels) -> (N, *sides, 1)."""
+    ndim, channels = preprocessing["ndim"], preprocessing["channels"]
+    letters = ", ".join("NDHW"[:1] + "NDHW"[-ndim:])
+    for verb, shape, last in (("takes", takes, channels), ("gives", gives, 1)):
+        if not isinstance(shape, tuple) or len(shape) != ndim + 2 or shape[-1] != last:
+            raise ValueError(f"the model {path} {verb} arrays of shape {shape}; ({letters}, {last}) was expected.")
+    if gives[1:-1] != takes[1:-1]:
+        raise ValueError(f"the model {path} makes {gives} of {takes}, not of equal sides.")
+    size = tuple(preprocessing["size"])
+    if any(side not in (None, own) for side, own in zip(takes[1:-1], size, strict=True)):
+        raise ValueError(f"the model {path} takes arrays of shape {takes}, but says that it was trained on {size}.")
+    if preprocessing["divisor"] is None and None in takes[1:-1]:
+        raise ValueError(f"the model {path} does not say what the sides of its images must be divisible by.")
+
+
+def _refuse_code(path: Path, config) -> None:
+    """Raise ValueError if a description of layers names anything but Keras's own, or layers that run code."""
+    if isinstance(config, dict):
+        module = config.get("module")
+        foreign = isinstance(module, str) and module != "builtins" and module.split(".")[0] != "keras"
+        own = ">" in str(config.get("registered_name"))  # "package>class", of whoever wrote the file
+        if foreign or own or config.get("class_name") in CODE:
+            raise _has_code(path)
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            _refuse_code(path, part)
+
+
+def _has_code(path: Path) -> ValueError:
+    return ValueError(f"the model {path} has code in it (a Lambda layer or a class); it is not run.")

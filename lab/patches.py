@@ -1,18 +1,53 @@
-"""Grids, tiles and their blending, in any number of dimensions."""
+"""Patches of pictures and volumes: random ones to train on, grids to validate on, tiles to predict; in any dimension.
+
+    images, masks = patches.random_patches(samples, num=8, size=128, seed=0, augment=patches.vary)
+    for slab in patches.predict_tiles(image, network.predict_on_batch, tile=(512, 512)): ...
+
+Every image has a trailing channel axis: a picture is (H, W, C), a volume (D, H, W, C). Masks come without it. Either
+may be an array, a memory map, or any object with `shape`, `dtype` and slicing by a tuple of slices: no more than the
+patch is read from it. What patches are cut from, a sample, is any object with
+
+    name       str
+    image      (*sides, C), as stored
+    mask       (*sides), anything but 0 is object
+    objects    flat indices of voxels of objects, by `find_objects`: taken once, not for every patch
+    prepare    a patch of the image (*size, C) as stored -> float32 in [0, 1], of the same shape
+"""
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+Size = int | Sequence[int]  # of all axes, or one per axis
+
+
+# Cutting
+
+
+def reflect(places: np.ndarray, length: int) -> np.ndarray:
+    """Indices folded back into [0, length) by reflection at the first and last voxel."""
+    period = max(1, 2 * (length - 1))
+    folded = places % period
+    return np.minimum(folded, period - folded) if length > 1 else 0 * places
+
+
+def cut_patch(array, starts: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """The patch of `size` at `starts` of (*sides) or (*sides, C), reflected where it reaches over the end."""
+    axes = zip(array.shape, starts, size, strict=False)  # not along the channels
+    places = [reflect(np.arange(start, start + side), length) for length, start, side in axes]
+    firsts = [axis.min() for axis in places]
+    read = tuple(slice(int(first), int(axis.max()) + 1) for first, axis in zip(firsts, places, strict=True))
+    return np.asarray(array[read])[np.ix_(*(axis - first for first, axis in zip(firsts, places, strict=True)))]
+
 
 def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, np.ndarray]]:
-    """Tiles along one axis: (start, weights) each. The weights of all tiles that hold a pixel sum to 1.
+    """Tiles along one axis: (start, weights) each. The weights of all tiles that hold a voxel sum to 1.
 
-    Evenly spaced, from the first pixel to the last, neighbours overlapping by at least `overlap`; their weights
-    rise and fall as a cosine over `overlap` pixels (Tukey window). One tile where the axis is not longer than it.
+    Evenly spaced, from the first voxel to the last, neighbours overlapping by at least `overlap`; their weights
+    rise and fall as a cosine over `overlap` voxels (Tukey window). One tile where the axis is not longer than it.
     """
     from scipy.signal.windows import tukey
 
@@ -29,45 +64,183 @@ def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, np.ndarr
     return [(start, (window / total[start : start + tile]).astype(np.float32)) for start in starts]
 
 
-def reflect(places: np.ndarray, length: int) -> np.ndarray:
-    """Indices folded back into [0, length) by reflection at the first and last pixel."""
-    period = max(1, 2 * (length - 1))
-    folded = places % period
-    return np.minimum(folded, period - folded) if length > 1 else 0 * places
+def per_axis(value: Size, ndim: int) -> tuple[int, ...]:
+    """One number per axis, from one for all of them or one for each."""
+    values = (value,) * ndim if np.ndim(value) == 0 else tuple(value)
+    if len(values) != ndim:
+        raise ValueError(f"one number for all {ndim} axes was expected, or one for each; got {value}.")
+    return values
 
 
-def cut_tile(picture: np.ndarray, starts, tile) -> np.ndarray:
-    """The tile at `starts`, reflected where it reaches over the end of `picture`."""
-    axes = zip(picture.shape, starts, tile, strict=True)
-    return picture[np.ix_(*(reflect(np.arange(start, start + side), length) for length, start, side in axes))]
+# Training and validation
+
+
+def find_objects(mask, most: int = 2**20, at_once: int = 2**24) -> np.ndarray:
+    """Flat indices of the voxels of objects in `mask` (*sides), evenly thinned out to at most `most`.
+
+    A mask on disk is read in slabs of about `at_once` voxels.
+    """
+    rest = math.prod(mask.shape[1:])
+    lines = max(1, at_once // rest)
+    found, step = [], 1
+    for first in range(0, mask.shape[0], lines):
+        slab = np.asarray(mask[(slice(first, first + lines),)])
+        found.append(first * rest + np.flatnonzero(slab)[::step])
+        while sum(map(len, found)) > most:
+            found, step = [places[::2] for places in found], 2 * step
+    return np.concatenate(found)
+
+
+def random_patches(
+    samples: Sequence, num: int, size: Size, seed, augment: Callable | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patches to train on, each from a sample and a place drawn at random.
+
+    Every second one holds a voxel of an object, if its sample has any: else small objects are hardly ever seen. Whether
+    the first one does is drawn too, so that half of them do in batches of one as well.
+
+    Args:
+        samples: see the top of this file.
+        num: number of patches.
+        size: sides of a patch; a sample that is smaller is reflected.
+        seed: whatever `np.random.default_rng` takes.
+        augment: image (*size, C), mask (*size), rng -> both, varied: such as `vary`.
+
+    Returns:
+        images (num, *size, C) and masks (num, *size, 1), float32.
+    """
+    rng = np.random.default_rng(seed)
+    aimed = rng.integers(2)
+    pairs = []
+    for i in range(num):
+        sample = samples[rng.integers(len(samples))]
+        sides = sample.mask.shape
+        patch = per_axis(size, len(sides))
+        room = np.maximum(1, np.subtract(sides, patch) + 1)
+        start = rng.integers(room)
+        if (i + aimed) % 2 and len(sample.objects):
+            voxel = np.unravel_index(sample.objects[rng.integers(len(sample.objects))], sides)
+            start = np.clip(voxel - rng.integers(patch), 0, room - 1)
+        pair = _cut_pair(sample, start, patch)
+        pairs.append(augment(*pair, rng) if augment else pair)
+    return _stack(pairs)
+
+
+def grid_patches(samples: Sequence, size: Size, most: int) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
+    """Patches that cover every sample, never augmented; where there are more than `most`, that many, evenly spread.
+
+    Returns:
+        (images (N, *size, C), masks (N, *size, 1)), float32, and where each lies: "cell.png, x 0, y 128".
+    """
+    places = []
+    for sample in samples:
+        sides = sample.mask.shape
+        axes = (axis_tiles(length, side, 0) for length, side in zip(sides, per_axis(size, len(sides)), strict=True))
+        places += [(sample, [start for start, _ in place]) for place in itertools.product(*axes)]
+    chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
+    places = [places[i] for i in chosen]
+    pairs = [_cut_pair(sample, starts, per_axis(size, len(starts))) for sample, starts in places]
+    return _stack(pairs), [f"{sample.name}, {describe_place(starts)}" for sample, starts in places]
+
+
+def describe_place(starts: Sequence) -> str:
+    """x first, as in a viewer: (128, 0) -> "x 0, y 128"; (4, 128, 0) -> "x 0, y 128, z 4"."""
+    return ", ".join(f"{axis} {start}" for axis, start in zip("xyz", reversed(starts), strict=False))
+
+
+def _cut_pair(sample, starts, size):
+    return sample.prepare(cut_patch(sample.image, starts, size)), cut_patch(sample.mask, starts, size) != 0
+
+
+def _stack(pairs):
+    images, masks = zip(*pairs, strict=True)
+    return np.stack(images).astype(np.float32, copy=False), np.stack(masks)[..., None].astype(np.float32)
+
+
+def vary(
+    image: np.ndarray,
+    mask: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    flips: Sequence[int] | None = None,
+    planes: Sequence[tuple[int, int]] | None = None,
+    contrast: float = 0.25,
+    brightness: float = 0.15,
+    tint: float = 0.1,
+    noise: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Augment an image (*size, C) in [0, 1] and its mask (*size): flips and quarter turns; the image's grey values too.
+
+    Args:
+        image: what the network would see.
+        mask: its mask.
+        rng: where the chances come from.
+        flips: axes that may be flipped; by default all of them.
+        planes: pairs of axes in which quarter turns are made; by default all pairs of equal sides.
+        contrast: grey values are spread around 0.5 by 1 - contrast to 1 + contrast.
+        brightness: -brightness to brightness is added to them.
+        tint: of colours, each channel is raised to a power of 1 - tint to 1 + tint of its own, as more or less of a
+            stain does it: what passes through n layers of dye is the n-th power of what passes through one.
+        noise: largest standard deviation of Gaussian noise.
+    """
+    axes = range(mask.ndim)
+    if planes is None:
+        planes = [plane for plane in itertools.combinations(axes, 2) if mask.shape[plane[0]] == mask.shape[plane[1]]]
+    flipped = [axis for axis in (axes if flips is None else flips) if rng.integers(2)]
+    image, mask = np.flip(image, flipped), np.flip(mask, flipped)
+    for plane in planes:
+        turns = rng.integers(4)
+        image, mask = np.rot90(image, turns, plane), np.rot90(mask, turns, plane)
+    channels = image.shape[-1]
+    if channels > 1 and tint:
+        image = image ** rng.uniform(1 - tint, 1 + tint, channels).astype(np.float32)
+    spread, shift = rng.uniform(1 - contrast, 1 + contrast), rng.uniform(-brightness, brightness)
+    image = (image - 0.5) * np.float32(spread) + np.float32(0.5 + shift)
+    if noise:
+        image = image + np.float32(rng.uniform(0, noise)) * rng.standard_normal(image.shape, np.float32)
+    return np.clip(image, 0, 1), mask
+
+
+# Prediction
+
+
+def fit_tile(length: int, least: int, divisor: int, most: int, overlap: int) -> int:
+    """The side of tiles that cover `length` voxels: few and hardly larger than needed, at most about `most`."""
+    num = max(1, -(-(length - overlap) // (most - overlap)))
+    side = -(-(length + (num - 1) * overlap) // num)
+    return max(least, -(-side // divisor) * divisor)
 
 
 def predict_tiles(
-    picture: np.ndarray, predict: Callable, tile: tuple[int, ...], overlap: int = 32, batch: int = 1
+    image, predict: Callable, tile: Sequence[int], overlap: Size = 32, batch: int = 1
 ) -> Iterator[np.ndarray]:
-    """Predict a picture (H, W) or a volume (D, H, W) of any size in overlapping tiles, blended without a seam.
+    """Predict a picture (H, W, C) or a volume (D, H, W, C) of any size in overlapping tiles, blended without a seam.
 
     Args:
-        picture: of any size and type.
-        predict: tiles (N, *tile, 1) of the picture's type -> values (N, *tile, 1).
-        tile: sides of a tile; where the picture is smaller, it is reflected.
-        overlap: pixels that neighbouring tiles share, at least, in [0, tile).
+        image: of any size and type; read tile by tile.
+        predict: tiles (N, *tile, C) of the image's type -> values (N, *tile, K).
+        tile: sides of a tile; where the image is smaller, it is reflected.
+        overlap: voxels that neighbouring tiles share, at least, in [0, tile).
         batch: tiles per call of `predict`.
 
     Yields:
-        Bands of the result, float32, from the first line to the last: in memory are the picture and one row of tiles.
+        Slabs (d, *sides[1:], K) of the result, float32, from the first to the last: in memory is one row of tiles.
     """
-    rows, *others = (axis_tiles(length, side, overlap) for length, side in zip(picture.shape, tile, strict=True))
-    row_ends = [start for start, _ in rows[1:]] + [picture.shape[0]]
+    sides = image.shape[:-1]
+    overlap = per_axis(overlap, len(sides))
+    rows, *others = (axis_tiles(*axis) for axis in zip(sides, tile, overlap, strict=True))
+    row_ends = [start for start, _ in rows[1:]] + [sides[0]]
     places = list(itertools.product(*others))
-    pending = np.zeros((tile[0], *picture.shape[1:]), np.float32)
+    pending = None
     for row, end in zip(rows, row_ends, strict=True):
         for first in range(0, len(places), batch):
             group = [(row, *place) for place in places[first : first + batch]]
-            tiles = np.stack([cut_tile(picture, [start for start, _ in place], tile) for place in group])
-            for place, values in zip(group, predict(tiles[..., None])[..., 0], strict=True):
+            results = predict(np.stack([cut_patch(image, [start for start, _ in place], tile) for place in group]))
+            if pending is None:
+                pending = np.zeros((tile[0], *sides[1:], results.shape[-1]), np.float32)
+            for place, values in zip(group, results, strict=True):
                 region = pending[:, *(slice(start, start + len(weights)) for start, weights in place[1:])]
-                weight = functools.reduce(np.multiply.outer, [weights for _, weights in place])
+                weight = functools.reduce(np.multiply.outer, [weights for _, weights in place])[..., None]
                 inside = tuple(slice(side) for side in region.shape)
                 region += (values * weight)[inside]
         done = end - row[0]

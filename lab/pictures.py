@@ -1,41 +1,62 @@
-"""Pictures and masks from disk: reading, preprocessing, tiles and their blending, folders to train on.
+"""Pictures and masks from disk: reading, preprocessing, folders to train on.
 
     from lab import pictures
-    picture = pictures.read_picture("coins.png")                          # (H, W), uint8, uint16 or float32
-    image = pictures.preprocess(picture, *pictures.grey_range(picture, pictures.STRETCHED))   # float32 in [0, 1]
+    image = pictures.read_picture("coins.png")                            # (H, W, 1) or, in colour, (H, W, 3)
+    image = pictures.preprocess(image, *pictures.grey_range(image, pictures.STRETCHED))   # float32 in [0, 1]
 
-Preprocessing is defined here and nowhere else. Its settings travel inside the model file
-(`lab/model_file.py`), so that a network cannot be used with another preprocessing than it was trained with.
+Preprocessing is defined here and nowhere else. Its settings travel inside the model file (`lab/model_file.py`), so that
+a network cannot be used with another preprocessing than it was trained with.
 """
 
+import dataclasses
+import functools
 import hashlib
-import itertools
 import math
+import stat
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from lab.patches import axis_tiles, cut_tile
+from lab.splits import split  # noqa: F401  until the scripts name it where it stands
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 MAX_PIXELS = 500_000_000
+STRIP = 2**22  # pixels that are converted at a time
 
-# Grey values are divided by the maximum of their type, or stretched: two percentiles of the picture become 0 and 1.
-ABSOLUTE = {"version": 1, "grey": "ITU-R 601 luma, transparent is black", "stretch": None}
+# Values are divided by the maximum of their type, or stretched: of each channel, two percentiles become 0 and 1.
+ABSOLUTE = {"grey": "ITU-R 601 luma, transparent is black", "stretch": None}
 STRETCHED = {**ABSOLUTE, "stretch": [1, 99]}
-QUANTILES = (1, 50, 99)  # percentiles of a picture that are compared with those seen in training
+QUANTILES = (1, 50, 99)  # percentiles of an image that are compared with those seen in training
 
 
-class Sample(NamedTuple):
-    """A picture of a folder, its mask, and the grey values that become 0 and 1."""
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A picture of a folder, or a region of it, with its mask: what `lab/patches.py` cuts patches from."""
 
     name: str
-    picture: np.ndarray  # (H, W), as read
+    image: np.ndarray  # (H, W, C), as read
     mask: np.ndarray  # (H, W), bool
-    low: float
-    high: float
+    low: np.ndarray  # (C,), the values that become 0
+    high: np.ndarray  # (C,), the values that become 1
+
+    @functools.cached_property
+    def objects(self) -> np.ndarray:
+        """Flat indices of the mask's true pixels, of a million at most."""
+        found = np.flatnonzero(self.mask)
+        return found[:: max(1, math.ceil(len(found) / 2**20))]
+
+    def prepare(self, patch: np.ndarray) -> np.ndarray:
+        """A patch of the image as the network sees it."""
+        return preprocess(patch, self.low, self.high)
+
+    def region(self, place: tuple[slice, ...]) -> "Sample":
+        """The part of the picture at `place`, with a name that says where it lies."""
+        axes = zip("xyz", reversed(place), strict=False)
+        where = " ".join(f"{axis} {part.start}-{part.stop - 1}" for axis, part in axes)
+        return dataclasses.replace(self, name=f"{self.name} ({where})", image=self.image[place], mask=self.mask[place])
 
 
 # Reading
@@ -43,9 +64,14 @@ class Sample(NamedTuple):
 
 def find_pictures(folder: Path) -> list[Path]:
     """The picture files directly in `folder`, sorted by name; ValueError if it is no folder or holds none."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder.")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    try:
+        names = sorted(folder.iterdir())
+        found = [path for path in names if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+        found = [path for path in found if not path.is_dir()]
+    except NotADirectoryError:
+        raise ValueError(f"{folder} is not a folder.") from None
+    except OSError as error:
+        raise ValueError(f"the folder {folder} cannot be read: {error.strerror}.") from None
     if not found:
         raise ValueError(f"the folder {folder} holds no picture ({', '.join(SUFFIXES)}).")
     return found
@@ -55,17 +81,21 @@ def open_picture(path: Path):
     """Decode a PNG, JPEG, TIFF or BMP file: a Pillow image, upright as a viewer shows it.
 
     Raises:
-        ValueError: if the file is missing, damaged or of another format, has several pages, no pixel, or more than
-            `MAX_PIXELS`.
+        ValueError: if the file is missing, damaged or of another format, is no regular file, has several pages or
+            frames, no pixel, or more than `MAX_PIXELS`.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow's would refuse 16,000 x 16,000
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for
+            raise ValueError("it is no file, but a folder, a pipe or a device")
         with Image.open(path, formats=FORMATS) as image:
-            problem = _size_problem(image)
+            problem = _frame_problem(image)
             if problem is None:
-                return ImageOps.exif_transpose(image)
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                return image
     except FileNotFoundError:
         problem = "does not exist"
     except Exception as error:  # whatever a decoder makes of foreign bytes
@@ -77,36 +107,63 @@ def open_picture(path: Path):
     raise ValueError(f"{path} {problem}.")
 
 
-def _size_problem(image) -> str | None:
+def _frame_problem(image) -> str | None:
+    """What forbids to decode an opened picture."""
     pixels = math.prod(image.size)
     if not 0 < pixels <= MAX_PIXELS:
         return f"has {pixels:,} pixels, where 1 to {MAX_PIXELS:,} can be read; cut it into parts"
-    if image.format == "TIFF" and image.n_frames > 1:
-        return f"holds {image.n_frames} pages; save each as a file of its own"
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # telephones put a preview behind the picture
+        what = "pages" if image.format == "TIFF" else "frames"
+        return f"holds {frames} {what}; save each as a file of its own"
     return None
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Read one grey channel: (H, W), uint8, uint16 or float32 in [0, 1], whatever the file holds.
+def read_picture(path: Path, channels: int | None = None) -> np.ndarray:
+    """Read a picture: (H, W, 1) if it is grey, (H, W, 3) if it is in colour, or with as many `channels` as are wanted.
 
-    Colours become luma 0.299 R + 0.587 G + 0.114 B (ITU-R 601), in 8 bits; transparent parts become black.
-    Raises ValueError as `open_picture` does, and for 32-bit values out of range.
+    uint8, uint16 or float32 in [0, 1], whatever the file holds; colours in 8 bits. Transparent parts become black. A
+    picture whose three colours are the same everywhere is grey. With `channels=1`, colours become luma,
+    0.299 R + 0.587 G + 0.114 B (ITU-R 601); with `channels=3`, grey is repeated.
+
+    Raises:
+        ValueError: as `open_picture` does, and for values that a picture cannot have.
     """
-    image = _on_black(open_picture(path))
+    image = open_picture(path)
     if image.mode == "F":
-        return _checked(path, np.asarray(image), 1).astype(np.float32)
-    if image.mode.startswith("I"):
-        return _checked(path, np.asarray(image), 2**16 - 1).astype(np.uint16)
-    return np.asarray(image.convert("L"))
+        found = _checked(path, np.asarray(image), 1).astype(np.float32)[..., None]
+    elif image.mode.startswith("I"):
+        found = _checked(path, np.asarray(image), 2**16 - 1).astype(np.uint16)[..., None]
+    elif image.mode == "L" and _is_signed(image):
+        found = _checked(path, np.asarray(image).view(np.int8), 127).view(np.uint8)[..., None]
+    elif channels == 1 or image.mode in ("1", "L", "LA", "La"):
+        found = _decode(image, "L")[..., None]
+    else:
+        found = _decode(image, "RGB")
+        if channels is None and all(np.array_equal(found[..., 0], found[..., i]) for i in (1, 2)):
+            found = np.ascontiguousarray(found[..., :1])
+    return np.repeat(found, 3, axis=-1) if channels == 3 and found.shape[-1] == 1 else found
 
 
-def _on_black(image):
+def _decode(image, mode: str) -> np.ndarray:
+    """The pixels on black: (H, W) of mode "L", (H, W, 3) of "RGB". In strips, so that few copies are in memory."""
     from PIL import Image
 
-    if image.has_transparency_data and image.mode != "I;16":
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
-    return image
+    width, height = image.size
+    pixels = np.empty((height, width) if mode == "L" else (height, width, 3), np.uint8)
+    lines = max(1, STRIP // width)
+    for top in range(0, height, lines):
+        strip = image.crop((0, top, width, min(top + lines, height)))
+        if image.has_transparency_data:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "black"), strip).convert("RGB")
+        pixels[top : top + lines] = np.asarray(strip.convert(mode))
+    return pixels
+
+
+def _is_signed(image) -> bool:
+    """Whether a TIFF says that its values are signed: Pillow reads 8 bits as unsigned all the same."""
+    return 2 in getattr(image, "tag_v2", {}).get(339, ())  # the tag SampleFormat
 
 
 def _checked(path, values, maximum):
@@ -114,7 +171,7 @@ def _checked(path, values, maximum):
     if not (low >= 0 and high <= maximum):  # also where one is NaN
         raise ValueError(
             f"{path} holds values from {low:g} to {high:g}, where its type should hold 0 to {maximum}; "
-            "save it with 8 or 16 bits per pixel."
+            "save it with 8 or 16 bits per pixel, unsigned."
         )
     return values
 
@@ -124,13 +181,16 @@ def read_mask(path: Path) -> np.ndarray:
 
     Raises ValueError as `open_picture` does, and for more values than two: with those that were found.
     """
-    image = _on_black(open_picture(path))
-    if image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):
-        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.uint32), -1, 0)
-        values = red << 16 | green << 8 | blue
-        shown = "#{:06x}".format
+    image = open_picture(path)
+    shown = "{:g}".format
+    if image.mode in ("1", "F") or image.mode.startswith("I"):
+        values = np.asarray(image)
+    elif image.mode == "L" and not image.has_transparency_data:
+        values = np.asarray(image).view(np.int8) if _is_signed(image) else np.asarray(image)
     else:
-        values, shown = np.asarray(image), "{:g}".format
+        red, green, blue = np.moveaxis(_decode(image, "RGB"), -1, 0)
+        values = red.astype(np.uint32) << 16 | green.astype(np.uint32) << 8 | blue
+        shown = "#{:06x}".format
     found = np.unique(values)
     if np.count_nonzero(found) > 1:
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
@@ -141,29 +201,77 @@ def read_mask(path: Path) -> np.ndarray:
     return values != 0
 
 
+def readable(name: str) -> str:
+    """A file's name as any terminal, table or plot can show it: what cannot be decoded or printed becomes "?"."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
 # Preprocessing
 
 
-def thin_out(picture: np.ndarray, most: int = 2**20) -> np.ndarray:
-    """Every k-th pixel along each axis, about `most` of them: enough for percentiles."""
-    step = math.ceil((picture.size / most) ** (1 / picture.ndim))
-    return picture[(slice(None, None, step),) * picture.ndim]
+def thin_out(image: np.ndarray, most: int = 2**20) -> np.ndarray:
+    """Every k-th pixel (*, C) along each axis, about `most` of them: enough for percentiles."""
+    ndim = image.ndim - 1
+    step = math.ceil((math.prod(image.shape[:-1]) / most) ** (1 / ndim))
+    return image[(slice(None, None, step),) * ndim]
 
 
-def grey_range(picture: np.ndarray, settings: dict) -> tuple[float, float]:
-    """The grey values of `picture` that become 0 and 1."""
-    maximum = float(np.iinfo(picture.dtype).max) if picture.dtype.kind in "ui" else 1.0
+def grey_range(image: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarray]:
+    """The values of each channel that become 0 and 1, (C,) each, of a picture (H, W, C) or a volume (D, H, W, C).
+
+    `settings` name two percentiles, `stretch`, or the same two values for every image, `window`.
+    """
+    channels = image.shape[-1]
+    if settings.get("window"):
+        low, high = settings["window"]
+        return np.full(channels, low, np.float32), np.full(channels, high, np.float32)
     if settings["stretch"] is None:
-        return 0.0, maximum
-    low, high = np.percentile(thin_out(picture), settings["stretch"])
-    return float(low), float(max(high, low + maximum / 255))  # at least one grey step: a flat picture stays flat
+        maximum = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
+        return np.zeros(channels, np.float32), np.full(channels, maximum, np.float32)
+    low, high = np.percentile(thin_out(image), settings["stretch"], axis=tuple(range(image.ndim - 1)))
+    least = [least_range(image[..., channel]) for channel in range(channels)]
+    return low.astype(np.float32), np.maximum(high, low + least).astype(np.float32)
 
 
-def preprocess(picture: np.ndarray, low: float, high: float) -> np.ndarray:
-    """clip((picture - low) / (high - low), 0, 1) in float32: what every network here is trained on and fed with."""
-    image = picture.astype(np.float32)
+def least_range(channel: np.ndarray) -> float:
+    """The smallest range of values (*sides) that may become 0 to 1: so that a flat channel stays flat.
+
+    It follows from the channel alone, so that its type, its exposure and its unit do not matter. What distinguishes
+    noise from a picture is that neighbours do not share it: its standard deviation is estimated from the differences
+    of neighbouring pixels, to which the steps between the levels add their own; what is left in means of 8 x 8 pixels
+    is structure. The range is at least 10 noise (noise / structure)^2, at most 20 noise: nothing where objects stand
+    out as much as the noise, and noise alone takes a quarter of the range.
+    """
+    blocks = _blocks(channel)
+    values = np.unique(blocks)
+    step = np.diff(values).min() if len(values) > 1 else 0
+    between = np.abs(np.diff(blocks, axis=-1))
+    sigma = np.median(between) / (0.6745 * math.sqrt(2)) if between.size else 0  # of normal noise
+    noise = math.sqrt(sigma**2 + step**2 / 12)
+    if noise == 0:
+        return 1.0  # one value only: any range makes it 0
+    structure = np.ptp(np.percentile(blocks.mean(axis=tuple(range(1, blocks.ndim, 2))), [1, 99]))
+    return 20 * noise / max(1, 2 * (structure / noise) ** 2)
+
+
+def _blocks(channel: np.ndarray, most: int = 2**20) -> np.ndarray:
+    """Blocks of 8 x 8 pixels, about `most` in all and evenly spread: (n, 8, m, 8), float32; in 3D likewise."""
+    sides = [max(1, min(8, length // 4)) for length in channel.shape]
+    counts = [length // side for length, side in zip(channel.shape, sides, strict=True)]
+    whole = channel[tuple(slice(num * side) for num, side in zip(counts, sides, strict=True))]
+    blocks = whole.reshape([n for pair in zip(counts, sides, strict=True) for n in pair])
+    step = math.ceil((whole.size / most) ** (1 / channel.ndim))
+    return blocks[(slice(None, None, step), slice(None)) * channel.ndim].astype(np.float32)
+
+
+def preprocess(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """clip((image - low) / (high - low), 0, 1) in float32: what every network here is trained on and fed with.
+
+    `image` is (..., C), `low` and `high` are (C,).
+    """
+    image = image.astype(np.float32)
     image -= np.float32(low)
-    image /= np.float32(high - low)
+    image /= np.subtract(high, low, dtype=np.float32)
     return np.clip(image, 0, 1, out=image)
 
 
@@ -175,14 +283,14 @@ def describe_training(images: np.ndarray, settings: dict) -> dict:
 
 
 def describe_strangeness(image: np.ndarray, seen: dict, tolerance: float = 0.05) -> str | None:
-    """A sentence if the grey values of a preprocessed picture lie outside what training saw, else None."""
+    """A sentence if the values of a preprocessed picture lie outside what training saw, else None."""
     for (name, (low, high)), value in zip(seen.items(), np.percentile(image, QUANTILES), strict=True):
         if not low - tolerance <= value <= high + tolerance:
             what = {"1%": "darkest 1%", "50%": "median", "99%": "brightest 1%"}[name]
             return (
                 f"its grey values lie outside what training saw ({what}: {value:.2f}, in training {low:.2f} to "
                 f"{high:.2f}): another exposure, inverted contrast or another kind of picture; "
-                "train on pictures like it, or with --varied."
+                "train on pictures like it, or with --recipe photographs."
             )
     return None
 
@@ -195,105 +303,71 @@ def stem_of_mask(path: Path) -> str:
     return path.stem.removesuffix("_mask")
 
 
-def read_folder(pictures: Path, masks: Path, settings: dict) -> list[Sample]:
+def find_masks(folder: Path) -> dict[str, Path]:
+    """The mask files of a folder by the names of their pictures; ValueError for two of one picture."""
+    found, problems = _by_name(find_pictures(folder), stem_of_mask)
+    if problems:
+        raise ValueError(" ".join(problems))
+    return found
+
+
+def _by_name(paths: Iterable[Path], stem) -> tuple[dict[str, Path], list[str]]:
+    found, problems = {}, []
+    for path in paths:
+        if stem(path) in found:
+            problems.append(f"{path} and {found[stem(path)].name} have the same name, {stem(path)}: remove one.")
+        found[stem(path)] = path
+    return found, problems
+
+
+def read_folder(images: Path, masks: Path, settings: dict) -> list[Sample]:
     """Read all pictures of a folder with their masks of another, by name.
 
-    Everything stays in memory: a byte per pixel, two with 16 bits, and one for the mask.
+    All in colour give samples of three channels; if one is grey, all are read as grey. Everything stays in memory: a
+    byte per pixel and channel, two with 16 bits, and one for the mask.
 
     Raises:
         ValueError: with all that is wrong, a line each: files without a partner, unreadable ones, different
-            sizes, wrong mask values, one name twice, one picture twice (it would be trained on and tested on).
+            sizes, wrong mask values, one name twice, one picture twice (it would be trained on and tested on),
+            no object in any mask.
     """
-    if pictures.resolve() == masks.resolve():
-        raise ValueError(f"pictures and masks must lie in two folders; both are {pictures}.")
-    samples, problems, known = [], [], {}
-    of_picture, of_mask = ({}, {})
-    for found, folder in ((of_picture, pictures), (of_mask, masks)):
-        for path in find_pictures(folder):
-            stem = stem_of_mask(path) if found is of_mask else path.stem
-            if stem in found:
-                problems.append(f"{path} and {found[stem].name} have the same name.")
-            found[stem] = path
-    problems += [f"{path} has no mask in {masks}." for stem, path in of_picture.items() if stem not in of_mask]
-    problems += [f"{path} has no picture in {pictures}." for stem, path in of_mask.items() if stem not in of_picture]
-    for stem in sorted(of_picture.keys() & of_mask.keys()):
+    if images.resolve() == masks.resolve():
+        raise ValueError(f"pictures and masks must lie in two folders; both are {images}.")
+    of_image, problems = _by_name(find_pictures(images), lambda path: path.stem)
+    of_mask, more = _by_name(find_pictures(masks), stem_of_mask)
+    problems += more
+    problems += [f"{path} has no mask in {masks}." for stem, path in of_image.items() if stem not in of_mask]
+    problems += [f"{path} has no picture in {images}." for stem, path in of_mask.items() if stem not in of_image]
+    found, known = [], {}
+    for stem in sorted(of_image.keys() & of_mask.keys()):
+        path = of_image[stem]
         try:
-            picture, mask = read_picture(of_picture[stem]), read_mask(of_mask[stem])
+            image, mask = read_picture(path), read_mask(of_mask[stem])
         except ValueError as error:
             problems.append(str(error))
             continue
-        if picture.shape != mask.shape:
-            problems.append(f"{of_picture[stem]} is {_sides(picture)} pixels, its mask {_sides(mask)}.")
-        twin = known.setdefault(hashlib.sha256(picture.tobytes()).digest(), stem)
+        if image.shape[:2] != mask.shape:
+            problems.append(f"{path} is {_sides(image)} pixels, its mask {_sides(mask)}.")
+        twin = known.setdefault(hashlib.sha256(image.tobytes()).digest(), stem)
         if twin != stem:
-            problems.append(f"{of_picture[stem]} shows the same as {of_picture[twin].name}.")
-        samples.append(Sample(of_picture[stem].name, picture, mask, *grey_range(picture, settings)))
+            problems.append(f"{path} shows the same as {of_image[twin].name}.")
+        found.append((path, image, mask))
+    if found and not any(mask.any() for *_, mask in found):
+        problems.append(f"all masks in {masks} are empty (black): there is nothing to learn.")
     if problems:
         raise ValueError(f"{len(problems)} things are wrong with the pictures:\n  " + "\n  ".join(problems))
-    return samples
+    colours = sum(image.shape[-1] == 3 for _, image, _ in found)
+    if 0 < colours < len(found):
+        print(f"{colours} of {len(found)} pictures in {images} are in colour, the others grey: all are used in grey.")
+        found = [(path, image if image.shape[-1] == 1 else read_picture(path, 1), mask) for path, image, mask in found]
+    return [Sample(path.name, image, mask, *grey_range(image, settings)) for path, image, mask in found]
 
 
-def _sides(picture):
-    return f"{picture.shape[1]} x {picture.shape[0]}"
+def _sides(image):
+    return f"{image.shape[1]} x {image.shape[0]}"
 
 
-def split(samples: list[Sample], seed: int, share: float = 0.15) -> dict[str, list[Sample]]:
-    """Training, validation and test pictures, drawn by `seed`: a `share` for each of the last two, at least one."""
-    if len(samples) < 3:
-        raise ValueError(f"at least 3 pictures are needed, to train, validate and test on; found {len(samples)}.")
-    part = max(1, round(share * len(samples)))
-    order = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))]
-    return {"training": order[2 * part :], "validation": order[:part], "test": order[part : 2 * part]}
-
-
-def grid_crops(samples: list[Sample], size: int, most: int) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
-    """Crops that cover every picture, never augmented: (images, masks), (N, size, size, 1) each, and their places.
-
-    Where there are more than `most`, that many of them, evenly spread.
-    """
-    places = []
-    for sample in samples:
-        axes = (axis_tiles(length, size, 0) for length in sample.picture.shape)
-        places += [(sample, [start for start, _ in place]) for place in itertools.product(*axes)]
-    chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
-    names = [f"{places[i][0].name}, x {places[i][1][1]}, y {places[i][1][0]}" for i in chosen]
-    return _stack([_crop(*places[i], size) for i in chosen]), names
-
-
-def random_crops(samples: list[Sample], num: int, size: int, seed, augment: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Crops to train on: images and masks (num, size, size, 1).
-
-    Every second one holds a pixel of an object, if its picture has any: else small objects are hardly ever seen.
-    """
-    rng = np.random.default_rng(seed)
-    crops = []
-    for i in range(num):
-        sample = samples[rng.integers(len(samples))]
-        room = np.maximum(1, np.array(sample.picture.shape) - size + 1)
-        start = rng.integers(room)
-        if i % 2 and sample.mask.any():
-            pixel = np.array(np.unravel_index(rng.choice(np.flatnonzero(sample.mask)), sample.mask.shape))
-            start = np.clip(pixel - rng.integers(size, size=2), 0, room - 1)
-        crop = _crop(sample, start, size)
-        crops.append(vary(*crop, rng) if augment else crop)
-    return _stack(crops)
-
-
-def vary(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Augment a square image and its mask (H, W): flips, quarter turns, and for the image contrast and brightness."""
-    turns, flip = rng.integers(4), rng.integers(2)
-    image, mask = (np.rot90(a[:, ::-1] if flip else a, turns) for a in (image, mask))
-    contrast, brightness = rng.uniform(0.75, 1.25), rng.uniform(-0.15, 0.15)
-    return np.clip((image - 0.5) * contrast + 0.5 + brightness, 0, 1), mask
-
-
-def _crop(sample, start, size):
-    picture, mask = (cut_tile(a, start, (size, size)) for a in (sample.picture, sample.mask))
-    return preprocess(picture, sample.low, sample.high), mask
-
-
-def _stack(crops):
-    return tuple(np.stack(arrays)[..., None].astype(np.float32) for arrays in zip(*crops, strict=True))
+# Pages to look at
 
 
 def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
@@ -311,26 +385,31 @@ def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
         axes.axis("off")
     for axes, i in zip(grid, chosen, strict=False):
         sample = samples[i]
-        axes.imshow(overlay(preprocess(sample.picture, sample.low, sample.high), sample.mask))
+        axes.imshow(overlay(sample.prepare(sample.image), sample.mask))
         what = f"{shares[i]:.1%} foreground" if shares[i] else "EMPTY MASK"
-        axes.set_title(f"{sample.name[-28:]}\n{_sides(sample.picture)} px, {what}", fontsize=8)
-    sides = np.array([sample.picture.shape for sample in samples])
+        title = f"{readable(sample.name)[-28:]}\n{_sides(sample.image)} px, {what}"
+        axes.set_title(title, fontsize=8, parse_math=False)  # names may hold $
+    sides = np.array([sample.mask.shape for sample in samples])
+    colours = "colour" if samples[0].image.shape[-1] == 3 else "grey"
     figure.suptitle(
-        f"{len(samples)} pictures, width {sides[:, 1].min()} to {sides[:, 1].max()} px, "
+        f"{len(samples)} pictures in {colours}, width {sides[:, 1].min()} to {sides[:, 1].max()} px, "
         f"height {sides[:, 0].min()} to {sides[:, 0].max()} px\nforeground {shares.min():.1%} to {shares.max():.1%}, "
         f"empty masks: {np.count_nonzero(shares == 0)}, full masks: {np.count_nonzero(shares == 1)}",
         fontsize=10,
     )
-    figure.savefig(path, dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters that the font does not have
+        figure.savefig(path, dpi=130)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image (H, W) in [0, 1] with the mask tinted and outlined: (H, W, 3), uint8."""
+    """The image (H, W, C) in [0, 1] with the mask tinted and outlined: (H, W, 3), uint8. Orange on grey, else cyan."""
     from scipy.ndimage import binary_erosion
 
     mask = mask.astype(bool)
-    colors = np.repeat(image[..., None] * 255, 3, axis=2)
-    orange = np.array([230, 159, 0], np.float32)
-    colors[mask] += 0.25 * (orange - colors[mask])
-    colors[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = orange
+    grey = image.shape[-1] == 1
+    colors = np.repeat(image * 255, 3, axis=2) if grey else image * np.float32(255)
+    line = np.array([230, 159, 0] if grey else [0, 255, 255], np.float32)
+    colors[mask] += 0.25 * (line - colors[mask])
+    colors[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = line
     return colors.astype(np.uint8)

@@ -1,14 +1,18 @@
-"""Reading, preprocessing, tiles and folders: every picture mode, every size, and mistakes told all at once."""
+"""Reading, preprocessing and folders: every picture mode, every kind of type, and mistakes told all at once."""
 
+import dataclasses
+import os
 import re
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import tifffile
 from PIL import Image
 
+import data_synth
 from lab import patches, pictures
 
 GREY = np.arange(0, 240, 20, dtype=np.uint8).reshape(3, 4)
@@ -22,44 +26,64 @@ def save(path, array, **options):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
 def test_a_lossless_grey_picture_is_read_as_it_is(suffix, tmp_path):
-    np.testing.assert_array_equal(pictures.read_picture(save(tmp_path / f"a{suffix}", GREY)), GREY)
+    np.testing.assert_array_equal(pictures.read_picture(save(tmp_path / f"a{suffix}", GREY)), GREY[..., None])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_16_bits_are_kept(suffix, tmp_path):
     array = GREY.astype(np.uint16) * 257 + 3
     picture = pictures.read_picture(save(tmp_path / f"a{suffix}", array))
-    np.testing.assert_array_equal(picture, array)
-    assert pictures.grey_range(picture, pictures.ABSOLUTE) == (0, 65535)
+    np.testing.assert_array_equal(picture, array[..., None])
+    assert pictures.grey_range(picture, pictures.ABSOLUTE) == ([0], [65535])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK"])
 def test_a_grey_picture_is_the_same_in_every_mode(mode, tmp_path):
     path = save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), Image.fromarray(GREY).convert(mode))
-    np.testing.assert_allclose(pictures.read_picture(path).astype(int), GREY, atol=1)
+    for channels, shape in ((None, (3, 4, 1)), (1, (3, 4, 1)), (3, (3, 4, 3))):
+        picture = pictures.read_picture(path, channels)
+        assert picture.shape == shape
+        np.testing.assert_allclose(picture.astype(int), np.broadcast_to(GREY[..., None], shape), atol=1)
 
 
-def test_colours_become_luma(tmp_path):
+def test_colours_stay_or_become_luma(tmp_path):
     pure = np.diag([255, 255, 255]).astype(np.uint8)[None]  # red, green and blue
-    weights = pictures.read_picture(save(tmp_path / "a.png", pure)) / 255
+    path = save(tmp_path / "a.png", pure)
+    np.testing.assert_array_equal(pictures.read_picture(path), pure)
+    weights = pictures.read_picture(path, channels=1)[..., 0] / 255
     np.testing.assert_allclose(weights, [[0.299, 0.587, 0.114]], atol=0.5 / 255)
 
 
-def test_transparent_is_black(tmp_path):
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_is_black(mode, tmp_path):
     white = np.full((2, 2, 4), 255, np.uint8)
     white[0, :, 3] = 0
-    np.testing.assert_array_equal(pictures.read_picture(save(tmp_path / "a.png", white)), [[0, 0], [255, 255]])
+    picture = pictures.read_picture(save(tmp_path / "a.png", Image.fromarray(white).convert(mode)))
+    np.testing.assert_array_equal(picture[..., 0], [[0, 0], [255, 255]])
+
+
+def test_a_picture_is_decoded_in_strips_without_a_seam(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "STRIP", 2000)
+    array = np.random.default_rng(0).integers(0, 255, (103, 200, 4), np.uint8)
+    on_black = np.round(array[..., :3] * (array[..., 3:] / 255)).astype(int)
+    picture = pictures.read_picture(save(tmp_path / "a.png", array))
+    np.testing.assert_allclose(picture, on_black, atol=1)
 
 
 def test_a_photo_stands_upright(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was held upright
-    assert pictures.read_picture(save(tmp_path / "a.jpg", GREY, exif=turned)).shape == (4, 3)
+    assert pictures.read_picture(save(tmp_path / "a.jpg", GREY, exif=turned)).shape == (4, 3, 1)
 
 
 def bad_pictures(folder):
+    """Files that cannot be read, and words of the sentence that says so."""
     (folder / "text.png").write_text("no picture")
     (folder / "empty.png").touch()
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "nowhere.png").symlink_to(folder / "gone.png")
     whole = save(folder / "whole.png", np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).read_bytes()
     (folder / "half.png").write_bytes(whole[: len(whole) // 2])
     header = bytearray(whole)
@@ -69,21 +93,53 @@ def bad_pictures(folder):
     header[16:24] = bytes(8)
     header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
     (folder / "nothing.png").write_bytes(header)
-    Image.fromarray(GREY).save(folder / "pages.tif", save_all=True, append_images=[Image.fromarray(GREY)])
+    other = Image.fromarray(GREY[::-1])
+    Image.fromarray(GREY).save(folder / "pages.tif", save_all=True, append_images=[other])
+    Image.fromarray(GREY).save(folder / "moving.png", save_all=True, append_images=[other])
+    Image.fromarray(GREY).save(folder / "gif.png", "GIF", save_all=True, append_images=[other])
     save(folder / "float.tif", GREY.astype(np.float32))
+    save(folder / "nan.tif", np.full((2, 2), np.nan, np.float32))
+    for kind in (np.int8, np.int16, np.int32):
+        tifffile.imwrite(folder / f"{kind.__name__}.tif", np.arange(-99, 100, dtype=kind).reshape(1, -1))
     return {
         "text": "no PNG", "empty": "no PNG", "half": "cannot be read", "huge": "1,000,000,000 pixels",
-        "nothing": "cannot be read", "pages": "2 pages", "float": "from 0 to 220", "missing": "does not exist",
+        "nothing": "cannot be read", "pages": "2 pages", "moving": "2 frames", "gif": "no PNG",
+        "float": "from 0 to 220", "nan": "from nan to nan", "int8": "from -99 to 99", "int16": "from -99 to 99",
+        "int32": "from -99 to 99", "missing": "does not exist", "nowhere": "does not exist",
+        "folder": "a folder, a pipe or a device", "pipe": "a folder, a pipe or a device", "loop": "cannot be read",
     }  # fmt: skip
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with a name")
 def test_what_cannot_be_read_is_one_sentence(tmp_path):
     for name, words in bad_pictures(tmp_path).items():
-        path = next(tmp_path.glob(f"{name}.*"), tmp_path / f"{name}.png")
-        with pytest.raises(ValueError, match=words) as error:
-            pictures.read_picture(path)
-        assert "\n" not in str(error.value) and path.name in str(error.value)
+        path = next((p for p in tmp_path.iterdir() if p.stem == name), tmp_path / f"{name}.png")
+        for read in (pictures.read_picture, pictures.read_mask):
+            if read is pictures.read_mask and words.startswith("from"):
+                continue  # such values a mask may have
+            with pytest.raises(ValueError, match=words) as error:
+                read(path)
+            assert "\n" not in str(error.value) and path.name in str(error.value)
     assert Image.MAX_IMAGE_PIXELS is not None, "Pillow's own limit was not put back"
+
+
+def test_signed_values_that_are_not_negative_are_read_as_they_are(tmp_path):
+    for kind in (np.int8, np.int16):
+        tifffile.imwrite(tmp_path / "a.tif", np.arange(100, dtype=kind).reshape(1, -1))
+        np.testing.assert_array_equal(pictures.read_picture(tmp_path / "a.tif")[0, :, 0], np.arange(100))
+
+
+def test_a_small_file_that_unpacks_to_a_large_transparent_picture_takes_little_memory(tmp_path):
+    """4,000 x 4,000 pixels are 64 MB when they are decoded; the result, in grey, is 16 MB."""
+    Image.new("RGBA", (4000, 4000), (9, 9, 9, 0)).save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size < 200_000
+    code = (
+        "import resource, sys; from PIL import Image; from lab import pictures; "
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10; before = peak(); "
+        "assert not pictures.read_picture(sys.argv[1], 1).any(); print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64 + 16 + 50
 
 
 @pytest.mark.parametrize("value", [1, 255, (255, 0, 0), (0, 0, 1)])
@@ -103,14 +159,56 @@ def test_other_masks_are_refused_with_their_values(tmp_path):
         pictures.read_mask(save(tmp_path / "a.png", two))
 
 
-def test_stretching_undoes_exposure_and_type():
-    picture = np.random.default_rng(0).integers(0, 100, (50, 60), np.uint8)
-    darker = picture.astype(np.uint16) * 7 + 1000
-    first, second = (pictures.preprocess(p, *pictures.grey_range(p, pictures.STRETCHED)) for p in (picture, darker))
-    np.testing.assert_allclose(first, second, atol=1e-6)
-    assert first.min() == 0 and first.max() == 1
-    flat = np.full((5, 5), 90, np.uint8)
-    assert not pictures.preprocess(flat, *pictures.grey_range(flat, pictures.STRETCHED)).any()
+def stretched(picture):
+    return pictures.preprocess(picture, *pictures.grey_range(picture, pictures.STRETCHED))
+
+
+def scene():
+    """Soft blobs between 20 and 235, with a little noise: (90, 120, 1), as an 8-bit camera sees it."""
+    rows, columns = np.indices((90, 120))
+    blobs = np.sin(rows / 9) * np.cos(columns / 13) * 100 + 127
+    return np.round(blobs + np.random.default_rng(0).normal(0, 3, blobs.shape)).clip(0, 255).astype(np.uint8)[..., None]
+
+
+@pytest.mark.parametrize("container", [
+    lambda p: p.astype(np.uint16),  # 16 bits of which 8 are used
+    lambda p: p.astype(np.uint16) * 257,
+    lambda p: p.astype(np.uint16) * 7 + 1000,  # another exposure, another offset
+    lambda p: p.astype(np.float32) / 255,
+    lambda p: p.astype(np.float32) / 65535,
+])  # fmt: skip
+@pytest.mark.parametrize("picture", [scene(), scene() // 20, scene() // 100], ids=["", "12 levels", "3 levels"])
+def test_a_picture_is_the_same_to_the_network_in_every_type(container, picture):
+    np.testing.assert_allclose(stretched(container(picture)), stretched(picture), atol=2e-5)
+    assert stretched(picture).min() == 0 and stretched(picture).max() == 1
+
+
+@pytest.mark.parametrize("container", [np.uint8, np.uint16, np.float32])
+def test_a_flat_picture_stays_flat(container):
+    flat = np.full((100, 100, 1), 90)
+    assert not stretched(flat.astype(container)).any()
+    rng = np.random.default_rng(0)
+    for noise in (rng.integers(-1, 2, flat.shape), rng.normal(0, 3, flat.shape), rng.random(flat.shape) < 0.02):
+        assert stretched((flat + noise).round().astype(container)).std() < 0.08, "noise alone was blown up"
+
+
+def test_noise_does_not_hide_objects_that_stand_out_of_it():
+    """Contrast and noise of the lab's own circles: the range is stretched as if nothing were said about noise."""
+    images, _ = data_synth.make_circles(20, 128, seed=0, radius=(15, 25))
+    for image in images:
+        low, high = pictures.grey_range(image, pictures.STRETCHED)
+        np.testing.assert_allclose([low[0], high[0]], np.percentile(image, [1, 99]), atol=1e-6)
+
+
+def test_each_channel_is_stretched_by_itself():
+    colours = np.concatenate([scene(), scene() // 2, 255 - scene()], axis=-1)
+    for channel in range(3):
+        np.testing.assert_array_equal(stretched(colours)[..., [channel]], stretched(colours[..., [channel]]))
+
+
+def test_a_volume_is_stretched_by_the_same_rule():
+    volume = np.stack([scene()] * 20)
+    np.testing.assert_allclose(stretched(volume)[7], stretched(scene()), atol=1e-6)
 
 
 def test_strange_grey_values_are_said():
@@ -121,45 +219,6 @@ def test_strange_grey_values_are_said():
     assert "outside what training saw (darkest 1%: 0.70, in training 0.20 to" in pictures.describe_strangeness(
         training[0] + 0.5, seen
     )
-
-
-@st.composite
-def tilings(draw):
-    ndim = draw(st.integers(1, 3))
-    sides = st.integers(1, {1: 300, 2: 60, 3: 16}[ndim])
-    tile = draw(st.tuples(*[st.integers(1, {1: 64, 2: 24, 3: 9}[ndim])] * ndim))
-    return draw(st.tuples(*[sides] * ndim)), tile, draw(st.integers(0, min(tile) - 1)), draw(st.integers(1, 5))
-
-
-@given(tilings())
-@settings(max_examples=200, deadline=None, derandomize=True)
-def test_for_a_network_that_returns_its_input_the_result_is_the_input(case):
-    shape, tile, overlap, batch = case
-    picture = np.random.default_rng(0).random(shape, np.float32)
-
-    def identity(tiles):
-        assert tiles.shape[1:] == (*tile, 1) and len(tiles) <= batch
-        return tiles
-
-    bands = list(patches.predict_tiles(picture, identity, tile, overlap, batch))
-    np.testing.assert_allclose(np.concatenate(bands), picture, atol=1e-6)
-    assert max(len(band) for band in bands) <= tile[0]
-
-
-def test_tiles_are_reflected_as_numpy_does():
-    line = np.arange(5)
-    np.testing.assert_array_equal(patches.cut_tile(line, [0], [17]), np.pad(line, (0, 12), mode="reflect"))
-
-
-def test_a_step_between_tiles_is_blended_smoothly():
-    calls = []
-
-    def constant(tiles):  # every tile another value: the worst seam there can be
-        calls.append(len(tiles))
-        return np.full(tiles.shape, len(calls) % 2)
-
-    result = np.concatenate(list(patches.predict_tiles(np.zeros(200), constant, (64,), 32)))
-    assert len(calls) == 6 and np.abs(np.diff(result)).max() < 0.1
 
 
 @pytest.fixture
@@ -179,8 +238,8 @@ def folders(tmp_path):
 
 def test_crops_hold_the_mask_of_their_image(folders):
     samples = pictures.read_folder(*folders, pictures.ABSOLUTE)
-    grid, _ = pictures.grid_crops(samples, 32, 99)
-    for crop, mask in (grid, pictures.random_crops(samples, 40, 32, 0, augment=True)):
+    grid, _ = patches.grid_patches(samples, 32, 99)
+    for crop, mask in (grid, patches.random_patches(samples, 40, 32, 0, augment=patches.vary)):
         assert crop.shape == mask.shape == (len(crop), 32, 32, 1) and crop.dtype == mask.dtype == np.float32
         assert crop.min() >= 0 and crop.max() <= 1 and set(np.unique(mask)) == {0, 1}
         for one, true in zip(crop, mask, strict=True):  # bright is object, in every flip and turn
@@ -190,25 +249,31 @@ def test_crops_hold_the_mask_of_their_image(folders):
 
 def test_a_grid_of_crops_covers_every_picture(folders):
     samples = pictures.read_folder(*folders, pictures.ABSOLUTE)
-    (crops, _), places = pictures.grid_crops(samples[-1:], 32, most=99)
-    picture = np.full(samples[-1].picture.shape, np.nan)
+    (crops, _), places = patches.grid_patches(samples[-1:], 32, most=99)
+    picture = np.full(samples[-1].image.shape, np.nan)
     for crop, place in zip(crops, places, strict=True):
         x, y = (int(number) for number in re.findall(r" (\d+)", place))
-        picture[y : y + 32, x : x + 32] = crop[..., 0]
-    np.testing.assert_allclose(picture, samples[-1].picture / 255, atol=1e-6)
-    assert len(pictures.grid_crops(samples, 32, most=5)[1]) == 5
+        picture[y : y + 32, x : x + 32] = crop
+    np.testing.assert_allclose(picture, samples[-1].image / 255, atol=1e-6)
+    assert len(patches.grid_patches(samples, 32, most=5)[1]) == 5
 
 
-def test_a_split_leaves_none_out_and_shares_none(folders):
-    samples = pictures.read_folder(*folders, pictures.ABSOLUTE)
-    parts = pictures.split(samples, seed=1)
-    assert {name: len(part) for name, part in parts.items()} == {"training": 6, "validation": 1, "test": 1}
-    names = [sample.name for part in parts.values() for sample in part]
-    assert sorted(names) == [f"{i}.png" for i in range(8)]
-    assert names == [sample.name for part in pictures.split(samples, seed=1).values() for sample in part]
-    assert names != [sample.name for part in pictures.split(samples, seed=2).values() for sample in part]
-    with pytest.raises(ValueError, match="at least 3"):
-        pictures.split(samples[:2], 0)
+def test_a_folder_in_colour_gives_three_channels_and_a_mixed_one_grey(folders, tmp_path, capsys):
+    folder, masks = folders
+    for path in folder.iterdir():
+        grey = np.asarray(Image.open(path))
+        save(path, np.stack([grey, grey // 2, 255 - grey], axis=-1))
+    samples = pictures.read_folder(folder, masks, pictures.STRETCHED)
+    assert {sample.image.shape[-1] for sample in samples} == {len(sample.low) for sample in samples} == {3}
+    images, shown = patches.random_patches(samples, 4, 16, 0, patches.vary)
+    assert images.shape == (4, 16, 16, 3) and shown.shape == (4, 16, 16, 1)
+    pictures.plot_dataset(samples, tmp_path / "dataset.png")
+    assert not capsys.readouterr().out
+
+    save(folder / "2.png", np.asarray(Image.open(folder / "2.png").convert("L")))
+    samples = pictures.read_folder(folder, masks, pictures.STRETCHED)
+    assert {sample.image.shape[-1] for sample in samples} == {len(sample.low) for sample in samples} == {1}
+    assert "7 of 8 pictures" in capsys.readouterr().out
 
 
 def test_everything_wrong_with_a_folder_is_listed_at_once(folders):
@@ -229,6 +294,37 @@ def test_everything_wrong_with_a_folder_is_listed_at_once(folders):
         assert re.search(word, str(error.value)), f"{word} is missing in {error.value}"
 
 
-def test_the_page_of_the_data_set_is_drawn(folders, tmp_path):
-    pictures.plot_dataset(pictures.read_folder(*folders, pictures.ABSOLUTE), tmp_path / "dataset.png")
+def test_masks_that_teach_nothing_are_refused(folders):
+    folder, masks = folders
+    for path in masks.iterdir():
+        save(path, np.zeros_like(np.asarray(Image.open(path))))
+    with pytest.raises(ValueError, match="all masks in .* are empty"):
+        pictures.read_folder(folder, masks, pictures.ABSOLUTE)
+    save(masks / "4.png", np.zeros((56, 70), np.uint8))
+    with pytest.raises(ValueError, match=r"4_mask.png and 4.png have the same name, 4: remove one"):
+        pictures.read_folder(folder, masks, pictures.ABSOLUTE)
+    with pytest.raises(ValueError, match="the same name, 4"):
+        pictures.find_masks(masks)
+
+
+def test_files_that_the_system_hides_are_no_pictures(folders):
+    folder, _ = folders
+    (folder / "._0.png").write_bytes(b"what macOS leaves in archives")
+    assert len(pictures.find_pictures(folder)) == 8
+
+
+@pytest.mark.parametrize("name", ["$a^b{", "$x$", "\\frac", "a\nb", "\udce9t\udce9", "\u5f71\u50cf", "%s"])
+def test_the_page_of_the_data_set_is_drawn_whatever_the_names(name, folders, tmp_path, capfd):
+    samples = pictures.read_folder(*folders, pictures.ABSOLUTE)
+    samples = [dataclasses.replace(sample, name=name + sample.name) for sample in samples]
+    pictures.plot_dataset(samples, tmp_path / "dataset.png")
     assert pictures.read_picture(tmp_path / "dataset.png").std() > 10
+    assert not capfd.readouterr().err
+
+
+def test_an_overlay_outlines_the_mask():
+    mask = np.zeros((20, 20), bool)
+    mask[5:15, 5:15] = True
+    for channels, line in ((1, [230, 159, 0]), (3, [0, 255, 255])):
+        shown = pictures.overlay(np.full((20, 20, channels), 0.5, np.float32), mask)
+        assert (shown[~mask] == 127).all() and (shown[5, 5:15] == line).all() and (shown[8, 8] != line).all()

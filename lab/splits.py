@@ -1,0 +1,128 @@
+"""Which samples train, validate and test: whole ones, or regions of one or two large ones.
+
+    parts = splits.split(samples, seed=0, crop=128)        # {"training": [...], "validation": [...], "test": [...]}
+
+A sample is what `lab/patches.py` cuts patches from; to be split by regions it also has `region(place)`, the sample of
+what lies at `place`, a tuple of slices.
+"""
+
+import numpy as np
+
+
+def split(samples: list, seed: int, crop: int = 128, share: float = 0.15) -> dict[str, list]:
+    """Training, validation and test samples, drawn by `seed`: a `share` for each of the last two, at least one.
+
+    One or two pictures are split by regions instead, with a gap of `crop` pixels between them, so that no pixel of a
+    patch, nor its surroundings, is seen twice.
+
+    Raises:
+        ValueError: if regions would be too small, or no sample of the training holds an object.
+    """
+    rng = np.random.default_rng(seed)
+    if len(samples) < 3:
+        layouts = [_split_regions(samples, corner, crop, share) for corner in rng.permutation(4)]
+        return next((parts for parts in layouts if _holds_objects(parts)), None) or _refuse_empty(samples)
+    part = max(1, round(share * len(samples)))
+    order = [samples[i] for i in rng.permutation(len(samples))]
+    parts = {"training": order[2 * part :], "validation": order[:part], "test": order[part : 2 * part]}
+    if not any(sample.mask.any() for sample in parts["training"]):
+        raise ValueError("the masks of all training pictures are empty: take another --seed, or more pictures.")
+    return parts
+
+
+def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.15) -> list[dict[str, list]]:
+    """`num` splits for cross-validation: every picture is in the test part of exactly one.
+
+    One or two pictures are split by regions, as in `split`: each fold is tested in another corner.
+
+    Raises:
+        ValueError: for less than 2 folds or more than there are pictures (or corners), and as `split` does.
+    """
+    few = len(samples) < 3
+    most = len(samples)
+    if few:
+        most = 4 if all(sorted(sample.mask.shape)[-2] >= 3 * crop for sample in samples) else 2
+    if not 2 <= num <= most:
+        raise ValueError(f"--folds must be 2 to {most} with {len(samples)} pictures; got {num}.")
+    rng = np.random.default_rng(seed)
+    if few:
+        found = [_split_regions(samples, corner, crop, share) for corner in range(num)]
+        if not all(map(_holds_objects, found)):
+            _refuse_empty(samples)
+        return found
+    found = []
+    order = rng.permutation(len(samples))
+    for tested in np.array_split(order, num):
+        others = [i for i in np.roll(order, -tested[-1]) if i not in tested]
+        part = max(1, round(share * len(samples)))
+        if len(others) <= part:
+            raise ValueError(f"{len(samples)} pictures are too few for {num} folds: some would have none to train on.")
+        places = {"training": others[part:], "validation": others[:part], "test": tested}
+        found.append({name: [samples[i] for i in chosen] for name, chosen in places.items()})
+    return found
+
+
+def _split_regions(samples, corner, crop, share) -> dict[str, list]:
+    parts = {"training": [], "validation": [], "test": []}
+    for sample in samples:
+        for name, place in cut_regions(sample.mask.shape, int(corner), crop, share, sample.name).items():
+            parts[name].append(sample.region(place))
+    return parts
+
+
+def cut_regions(
+    sides: tuple[int, ...], corner: int, crop: int, share: float, name: str = "the picture"
+) -> dict[str, tuple[slice, ...]]:
+    """Training, validation and test region of a picture, at least `crop` wide and as far apart.
+
+    +----------------+   +------------+
+    |                |gap| validation |      Where the short side has room for three crops; else all three lie along
+    |    training    |   +------------+      the long side. `corner` (0 to 3) is where the test region lies: bit 0
+    |                |   +------------+      mirrors the long side, bit 1 exchanges test and validation.
+    |                |   |    test    |
+    +----------------+   +------------+
+    """
+    long, short = np.argsort(sides, kind="stable")[::-1][:2]
+    length, width = sides[long], sides[short]
+    beside = width >= 3 * crop
+    least = 3 * crop if beside else 5 * crop
+    if length < least:
+        raise ValueError(
+            f"{name} is too small to be split into regions: with crops of {crop} pixels its sides must be at least "
+            f"{3 * crop} and {3 * crop}, or one of them {5 * crop}; got {' x '.join(map(str, reversed(sides)))}. "
+            "Take a smaller --size, or at least 3 pictures."
+        )
+    if beside:
+        strip = min(max(crop, round(2 * share * length)), length - 2 * crop)
+        half = (width - crop) // 2
+        along = {"training": (0, length - strip - crop), "validation": (length - strip, length)}
+        along["test"] = along["validation"]
+        across = {"training": (0, width), "validation": (0, half), "test": (width - half, width)}
+    else:
+        part = min(max(crop, round(share * length)), (length - 3 * crop) // 2)
+        ends = {"test": length, "validation": length - part - crop}
+        along = {name: (end - part, end) for name, end in ends.items()}
+        along["training"] = (0, length - 2 * part - 2 * crop)
+        across = dict.fromkeys(along, (0, width))
+    if corner & 2:
+        along["test"], along["validation"] = along["validation"], along["test"]
+        across["test"], across["validation"] = across["validation"], across["test"]
+    if corner & 1:
+        along = {name: (length - end, length - start) for name, (start, end) in along.items()}
+    places = {}
+    for part in ("training", "validation", "test"):
+        place = [slice(0, side) for side in sides]
+        place[long], place[short] = slice(*along[part]), slice(*across[part])
+        places[part] = tuple(place)
+    return places
+
+
+def _holds_objects(parts: dict[str, list]) -> bool:
+    return all(any(sample.mask.any() for sample in samples) for samples in parts.values())
+
+
+def _refuse_empty(samples):
+    for sample in samples:
+        if not sample.mask.any():
+            raise ValueError(f"the mask of {sample.name} is empty: of one or two pictures, each must hold objects.")
+    raise ValueError("split by regions, one part holds no object: take a smaller --size, or at least 3 pictures.")

@@ -1,0 +1,202 @@
+"""A model file holds a network of any size with its preprocessing, and nothing in a foreign one does harm."""
+
+import json
+import os
+import time
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import unet_segmentation
+from lab import model_file, pictures
+
+SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
+
+
+def network(*sides, channels=1):
+    inputs = keras.Input((*sides, channels))
+    convolution = layers.Conv3D if len(sides) == 3 else layers.Conv2D
+    return keras.Model(inputs, convolution(1, 1, activation="sigmoid")(inputs))
+
+
+def save_model(model, path, size=(8, 8), **more):
+    model_file.save_model(model, path, {**pictures.ABSOLUTE, "size": list(size), "seen": SEEN, **more})
+    return path
+
+
+def rewrite(path, new, drop=(), **members):
+    """A copy of a model file with other members."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(new, "w") as archive:
+        for name in old.namelist():
+            if name not in drop and name not in members:
+                archive.writestr(name, old.read(name))
+        for name, content in members.items():
+            archive.writestr(name, content, zipfile.ZIP_DEFLATED)
+    return new
+
+
+@pytest.mark.parametrize(("shape", "depth", "divisor"), [
+    ((None, None, 1), 3, 8),
+    ((None, None, 3), 1, 2),
+    ((None, None, None, 1), 2, 4),
+    ((32, 32, 1), 3, None),
+])  # fmt: skip
+def test_the_file_says_which_images_the_network_takes(shape, depth, divisor, tmp_path):
+    keras.utils.set_random_seed(0)
+    ndim = len(shape) - 1
+    unet = unet_segmentation.build_unet(shape, filters=2, depth=depth)
+    save_model(unet, tmp_path / "model.keras", (32,) * ndim)
+    model, found = model_file.load_model(tmp_path / "model.keras")
+    assert found == model_file.read_preprocessing(tmp_path / "model.keras")
+    expected = {
+        "version": 2,
+        "divisor": divisor,
+        "channels": shape[-1],
+        "ndim": ndim,
+        "size": [32] * ndim,
+        "seen": SEEN,
+    }
+    assert found == {**pictures.ABSOLUTE, **expected}
+    side = 3 * divisor if divisor else 32
+    images = np.random.default_rng(0).random((1, *(side,) * ndim, shape[-1]), np.float32)
+    np.testing.assert_array_equal(model.predict_on_batch(images), unet.predict_on_batch(images))
+    assert keras.models.load_model(tmp_path / "model.keras", compile=False).input_shape == (None, *shape)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_a_divisor_without_skips_and_of_another_factor_is_found():
+    plain = unet_segmentation.build_unet((None, None, 1), filters=2, depth=2, skips=False)
+    thirds = keras.Sequential(
+        [keras.Input((None, None, 1)), layers.MaxPooling2D(3), layers.Conv2DTranspose(1, 3, strides=3)]
+    )
+    assert [model_file.find_divisor(model) for model in (plain, thirds, network(None, None))] == [4, 3, 1]
+    shrinking = keras.Sequential([keras.Input((None, None, 1)), layers.Conv2D(1, 3)])
+    with pytest.raises(ValueError, match="does not give masks as large as its images"):
+        model_file.find_divisor(shrinking)
+
+
+def test_a_file_of_the_first_version_still_works(tmp_path):
+    old = {**pictures.ABSOLUTE, "version": 1, "size": [8, 8], "seen": SEEN}
+    path = save_model(network(8, 8), tmp_path / "new.keras")
+    path = rewrite(path, tmp_path / "old.keras", **{model_file.MEMBER: json.dumps(old)})
+    _, found = model_file.load_model(path)
+    assert found == {**old, "version": 2, "divisor": None, "channels": 1, "ndim": 2}
+
+
+def bad_models(folder):
+    """Files that must be refused, and words of the sentence that does it."""
+    good = save_model(network(8, 8), folder / "good.keras")
+    whole = good.read_bytes()
+    (folder / "half.keras").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.keras").write_text("no model")
+    (folder / "folder.keras").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe.keras")
+    with zipfile.ZipFile(folder / "zip.keras", "w") as archive:
+        archive.writestr("a.txt", "a")
+    network(8, 8).save(folder / "plain.keras")
+    rewrite(good, folder / "brace.keras", **{"config.json": "{"})
+    rewrite(good, folder / "list.keras", **{"config.json": "[1]"})
+    rewrite(good, folder / "deep.keras", **{"config.json": "[" * 100_000})
+    rewrite(good, folder / "other.keras", **{"config.json": "{}"})
+    rewrite(good, folder / "weightless.keras", drop=["model.weights.h5"])
+    rewrite(good, folder / "weights.keras", **{"model.weights.h5": b"no HDF5"})
+    inputs = keras.Input((8, 8, 1))
+    save_model(keras.Model(inputs, layers.Lambda(lambda x: x)(inputs)), folder / "lambda.keras")
+    config = json.loads(zipfile.ZipFile(good).read("config.json"))
+    for name, changes in {
+        "class": {"module": "os", "class_name": "system"},
+        "registered": {"registered_name": "theirs>Conv2D"},
+        "wrapper": {"class_name": "TFSMLayer"},
+    }.items():
+        config["config"]["layers"][1].update(changes)
+        rewrite(good, folder / f"{name}.keras", **{"config.json": json.dumps(config)})
+    save_model(network(8, 8, channels=3), folder / "channels.keras", channels=1)
+    save_model(network(8, 8, 8), folder / "volume.keras", ndim=2)
+    save_model(network(8, 8), folder / "sides.keras", (16, 16))
+    save_model(keras.Sequential([keras.Input((8, 8, 1)), layers.MaxPooling2D(2)]), folder / "smaller.keras")
+    save_model(network(None, None), folder / "divisor.keras", divisor=None)
+    broken = network(8, 8)
+    broken.set_weights([np.full_like(weights, np.nan) for weights in broken.get_weights()])
+    save_model(broken, folder / "nan.keras")
+    return {
+        "missing": "does not exist", "half": "no Keras model, or a damaged one", "text": "no Keras model",
+        "folder": "no Keras model", "pipe": "no Keras model", "zip": "but no Keras model",
+        "plain": "does not say how pictures", "brace": "damaged", "list": "no Keras model", "deep": "damaged",
+        "other": "damaged", "weightless": "damaged", "weights": "damaged", "lambda": "has code in it",
+        "class": "has code in it", "registered": "has code in it", "wrapper": "has code in it",
+        "channels": "takes arrays of shape", "volume": "takes arrays of shape", "sides": "says that it was trained on",
+        "smaller": "not of equal sides", "divisor": "must be divisible by", "nan": "NaN or infinite",
+    }  # fmt: skip
+
+
+def test_bad_models_are_refused_in_one_sentence(tmp_path):
+    for name, words in bad_models(tmp_path).items():
+        path = tmp_path / f"{name}.keras"
+        if name == "pipe" and not path.exists():
+            continue
+        with pytest.raises(ValueError, match=words) as error:
+            model_file.load_model(path)
+        assert path.name in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("change", [
+    {"version": 3}, {"version": None}, {"size": [8]}, {"size": [8, 0]}, {"size": "88"}, {"size": [8.5, 8]}, {"ndim": 4},
+    {"channels": "1"}, {"divisor": 0}, {"divisor": True}, {"stretch": [99, 1]}, {"stretch": 5}, {"stretch": [1, "99"]},
+    {"stretch": [float("nan"), 99]}, {"seen": []}, {"seen": {**SEEN, "1%": [None, 1]}}, {"seen": {"1%": [0, 1]}},
+], ids=str)  # fmt: skip
+def test_damaged_preprocessing_is_refused(change, tmp_path):
+    whole = {"version": 2, "divisor": None, "channels": 1, "ndim": 2}
+    whole |= {**pictures.ABSOLUTE, "size": [8, 8], "seen": SEEN}
+    good = save_model(network(8, 8), tmp_path / "good.keras")
+    bad = rewrite(good, tmp_path / "bad.keras", **{model_file.MEMBER: json.dumps({**whole, **change})})
+    with pytest.raises(ValueError, match="the preprocessing inside .* is damaged or of another version"):
+        model_file.read_preprocessing(bad)
+    for text in ("", "null", "[]", "5", b"\xff\xfe", "[" * 100_000):
+        bad = rewrite(good, tmp_path / "bad.keras", **{model_file.MEMBER: text})
+        with pytest.raises(ValueError, match="the preprocessing inside .* is damaged"):
+            model_file.read_preprocessing(bad)
+
+
+def test_a_member_that_would_fill_the_memory_is_not_unpacked(tmp_path):
+    """20 MB of blanks in 20 KB: with 3 GB in 3 MB it is the same, in more time for the test."""
+    good = save_model(network(8, 8), tmp_path / "good.keras")
+    for member in (model_file.MEMBER, "config.json", "model.weights.h5", "more"):
+        bad = rewrite(good, tmp_path / "bad.keras", **{member: b" " * 20_000_000})
+        started = time.perf_counter()
+        with pytest.raises(ValueError, match=f"its member {member} would unpack to 20,000,000 bytes"):
+            model_file.load_model(bad)
+        assert time.perf_counter() - started < 0.1
+
+
+def test_no_damage_ends_in_anything_but_a_sentence(tmp_path):
+    """Bytes of the whole file overwritten at random: it loads as it was, or is refused."""
+    whole = save_model(network(8, 8), tmp_path / "good.keras").read_bytes()
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole), size=rng.integers(1, 30)):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "bad.keras").write_bytes(damaged)
+        try:
+            model_file.load_model(tmp_path / "bad.keras")
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 30
+
+
+def test_an_interrupted_save_leaves_the_former_file(tmp_path, monkeypatch):
+    path = save_model(network(8, 8), tmp_path / "model.keras")
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", _stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(network(8, 8), path)
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["model.keras"]
+
+
+def _stop(*_):
+    raise KeyboardInterrupt

@@ -2,166 +2,125 @@
 
     python predict.py outputs/unet/model.keras photo.png more_photos/
 
-PNG, JPEG, TIFF or BMP, grey or colour, of any size. For NAME.png the output folder gets NAME_mask.png (0 and 255, of
-exactly the picture's size) and NAME_overlay.png (what the network saw, with the mask on it); predictions.csv gets a
-row per picture. Exit code 0: all is done; 1: something could not be read; 2: nothing could be done.
+8 s to the first picture on 2 cores. PNG, JPEG, TIFF or BMP, grey or colour, of any size. For NAME.png the output folder
+gets NAME_mask.png (0 and 255, of exactly the picture's size) and NAME_overlay.png (what the network saw, with the mask
+on it). predictions.csv gets a row per picture as soon as its files are there; rows of pictures that were predicted into
+the folder before stay. Exit code 0: all is done; 1: something could not be read; 2: nothing could be done.
 """
 
 import argparse
-import csv
-import os
+import functools
+import hashlib
+import itertools
+import json
+import math
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from lab import model_file, patches, pictures
-
-# Keras takes seconds to import: only the functions that need it import it, so that bad input is told at once.
+from lab import backend, command_line, model_file, patches, pictures, results, table
 
 TILE = 1024  # side of the largest tiles in pixels: about 1 GB of memory in the network
 OVERLAP = 32  # pixels that neighbouring tiles share
 PIXELS = 2**18  # predicted at a time where tiles are small
-COLUMNS = ("picture", "width", "height", "foreground", "objects", "confidence", "seconds", "dice", "iou", "remark")
+TABLE = "predictions.csv"
+COLUMNS = (
+    *("picture", "width", "height", "foreground", "objects", "diameter", "confidence", "seconds", "dice", "iou"),
+    *("remark", "file", "made_with"),
+)
 
 
-class Model(NamedTuple):
-    """What is needed to predict."""
-
-    network: object  # Keras model, (N, H, W, 1) -> (N, H, W, 1)
-    preprocessing: dict  # see pictures.py
-    multiples: tuple | None  # what height and width must be divisible by; None: only the size it was trained with
+# Prediction
 
 
-def load_model(path: Path) -> Model:
-    """Load a model file in safe mode.
+def load_models(paths: list[Path]) -> list[model_file.Model]:
+    """Load models whose probabilities are averaged; ValueError if one is unusable or they do not go together."""
+    models = [model_file.load_model(path) for path in paths]
+    first = models[0].preprocessing
+    for path, (_, other) in zip(paths, models, strict=True):
+        if other["ndim"] != 2:
+            raise ValueError(f"the model {path} is for volumes, not for pictures.")
+        if other["channels"] not in (1, 3) or other["channels"] != first["channels"]:
+            wanted = f"{first['channels']}, as in {paths[0]}" if other is not first else "1 (grey) or 3 (colour)"
+            raise ValueError(f"the model {path} takes pictures of {other['channels']} channels, not of {wanted}.")
+    choose_tile(models, first["size"])
+    return models
 
-    Raises:
-        ValueError: if it is no Keras model, damaged, without preprocessing, with code in it (a Lambda layer or a class
-            of one's own), or of another shape than grey pictures (N, H, W, 1) -> probabilities (N, H, W, 1).
+
+def choose_tile(models: list[model_file.Model], sides: tuple[int, ...]) -> list[int]:
+    """Sides of the tiles that a picture is predicted in: few and hardly larger than needed, as all models allow."""
+    found = [model.preprocessing for model in models]
+    divisor = math.lcm(*(settings["divisor"] or 1 for settings in found))
+    fixed = {tuple(settings["size"]) for settings in found if settings["divisor"] is None}
+    if len(fixed) > 1 or any(side % divisor for tile in fixed for side in tile):
+        raise ValueError("models of fixed size can only be averaged with others that take the same size.")
+    if fixed:
+        return list(*fixed)
+    least = [-(-max(axis) // divisor) * divisor for axis in zip(*(settings["size"] for settings in found), strict=True)]
+    return [patches.fit_tile(*axis, divisor, TILE, OVERLAP) for axis in zip(sides, least, strict=True)]
+
+
+def probabilities(models: list[model_file.Model], image: np.ndarray, prepare: list, flips: bool = False) -> Iterator:
+    """The probabilities of an image (H, W, C), in slabs (h, W) from top to bottom: the mean over models and flips.
+
+    `prepare` has one function for each model: tiles as they are in `image` -> what the network sees.
     """
-    preprocessing = model_file.read_preprocessing(path)
-    import keras
-
-    try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:
-        if "lambda" in str(error).lower() or "Could not locate" in str(error):
-            raise ValueError(f"the model {path} has code in it (a Lambda layer or a class); it is not run.") from None
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-        raise ValueError(f"the model {path} is damaged ({reason}); train it again.") from None
-    for verb, shape in (("takes", model.input_shape), ("gives", model.output_shape)):
-        if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 1:
-            raise ValueError(f"the model {path} {verb} arrays of shape {shape}; (N, H, W, 1) was expected.")
-    if model.output_shape[1:3] != model.input_shape[1:3]:
-        raise ValueError(f"the model {path} makes {model.output_shape} of {model.input_shape}, not of equal sides.")
-    return Model(*any_size(model, preprocessing))
-
-
-def any_size(model, preprocessing: dict) -> tuple:
-    """Rebuild the network for sides of every size, so that large tiles waste little on overlaps: the fields of `Model`.
-
-    A network with layers of fixed size, such as Dense, stays as it is.
-    """
-    import keras
-
-    model = keras.Model(model.inputs[0], model.outputs[0])  # not lists of one, which clone_model tells apart
-    try:
-        network = keras.models.clone_model(model, input_tensors=keras.Input((None, None, 1)))
-        network.set_weights(model.get_weights())
-        outputs = [layer.output.shape for layer in model.layers]
-        multiples = tuple(
-            side // min(shape[axis] for shape in outputs) for axis, side in enumerate(model.input_shape[1:3], 1)
-        )
-        return network, preprocessing, multiples
-    except (ValueError, TypeError, IndexError):
-        return model, preprocessing, None
-
-
-def fit_tile(length: int, least: int, multiple: int) -> int:
-    """The side of tiles that cover `length` pixels: few and hardly larger than needed, at most about TILE."""
-    num = max(1, -(-(length - OVERLAP) // (TILE - OVERLAP)))
-    side = -(-(length + (num - 1) * OVERLAP) // num)
-    return max(least, -(-side // multiple) * multiple)
-
-
-def probabilities(model: Model, picture: np.ndarray) -> Iterator[np.ndarray]:
-    """The probabilities of a picture (H, W) as `pictures.read_picture` gives it, in bands (h, W) from top to bottom."""
-    tile = model.preprocessing["size"]
-    if model.multiples:
-        tile = [fit_tile(*axis) for axis in zip(picture.shape, tile, model.multiples, strict=True)]
-    low, high = pictures.grey_range(picture, model.preprocessing)
+    tile = choose_tile(models, image.shape[:-1])
+    axes = range(1, image.ndim)
+    turned = [flip for num in range(image.ndim) for flip in itertools.combinations(axes, num)] if flips else [()]
 
     def predict(tiles):
-        return model.network.predict_on_batch(pictures.preprocess(tiles, low, high))
+        total = np.float32(0)
+        for (network, _), prepared in zip(models, prepare, strict=True):
+            seen = prepared(tiles)
+            for flip in turned:
+                total = total + np.flip(network.predict_on_batch(np.flip(seen, flip)), flip)
+        return total / (len(models) * len(turned))
 
-    overlap = min(OVERLAP, min(tile) // 2)
-    return patches.predict_tiles(picture, predict, tile, overlap, batch=max(1, PIXELS // (tile[0] * tile[1])))
+    overlap = [min(OVERLAP, side // 2) for side in tile]
+    batch = max(1, PIXELS // math.prod(tile))
+    return (slab[..., 0] for slab in patches.predict_tiles(image, predict, tile, overlap, batch))
 
 
-def segment(model: Model, picture: np.ndarray, threshold: float, keep: bool = False):
-    """Predict a picture band by band: a mask of 0 and 1, the prediction's figures, its probabilities in 16 bits."""
-    mask = np.empty(picture.shape, np.uint8)
-    kept = np.empty(picture.shape, np.uint16) if keep else None
+def prepare_pictures(models: list[model_file.Model], image: np.ndarray) -> list:
+    """The preprocessing of a picture for each model; its grey range is taken once."""
+
+    @functools.cache
+    def grey_range(settings):
+        return pictures.grey_range(image, json.loads(settings))
+
+    keys = [{key: model.preprocessing.get(key) for key in ("stretch", "window")} for model in models]
+    ranges = [grey_range(json.dumps(key)) for key in keys]
+    return [functools.partial(pictures.preprocess, low=low, high=high) for low, high in ranges]
+
+
+def segment(slabs: Iterator, sides: tuple[int, ...], threshold: float = 0.5, keep: bool = False):
+    """Collect slabs of probabilities: a mask of 0 and 1, the prediction's figures, the probabilities in 16 bits.
+
+    Raises:
+        ValueError: if a probability is no number.
+    """
+    mask = np.empty(sides, np.uint8)
+    kept = np.empty(sides, np.uint16) if keep else None
     line, confidence, lowest, highest = 0, 0.0, 1.0, 0.0
-    for band in probabilities(model, picture):
-        lines = slice(line, line + len(band))
-        mask[lines] = band >= threshold
-        confidence += np.maximum(band, 1 - band).sum(dtype=float)
-        lowest, highest = min(lowest, band.min()), max(highest, band.max())
+    for slab in slabs:
+        if not np.isfinite(slab).all():
+            raise ValueError("the network's probabilities are NaN or infinite; train it again, or in float32.")
+        lines = slice(line, line + len(slab))
+        mask[lines] = slab >= threshold
+        confidence += np.maximum(slab, 1 - slab).sum(dtype=float)
+        lowest, highest = min(lowest, slab.min()), max(highest, slab.max())
         if keep:
-            kept[lines] = np.round(band * (2**16 - 1))
-        line += len(band)
+            kept[lines] = np.round(np.clip(slab, 0, 1) * (2**16 - 1))
+        line += len(slab)
     figures = {"foreground": np.count_nonzero(mask) / mask.size, "confidence": confidence / mask.size}
-    return mask, {**figures, "remark": describe_failure(figures["foreground"], lowest, highest)}, kept
+    return mask, {**figures, "remark": describe_extreme(figures["foreground"], lowest, highest)}, kept
 
 
-def score(true: np.ndarray, mask: np.ndarray) -> dict:
-    """Dice and IoU of a mask against the true one, both (H, W), in bands: the metrics work in float32."""
-    from metrics import DiceCoefficient, IoU
-
-    scores = {"dice": DiceCoefficient(), "iou": IoU()}
-    for first in range(0, len(mask), TILE):
-        bands = [a[None, first : first + TILE, :, None].astype(np.float32) for a in (true, mask)]
-        for metric in scores.values():
-            metric.update_state(*bands)
-    return {name: float(metric.result()) for name, metric in scores.items()}
-
-
-def process(model: Model, path: Path, truth: Path | None, args: argparse.Namespace) -> dict:
-    """Predict one picture, write its files, return its row of the table; ValueError if something cannot be read."""
-    from scipy.ndimage import label
-
-    started = time.perf_counter()
-    picture = pictures.read_picture(path)
-    height, width = picture.shape
-    true = pictures.read_mask(truth) if truth else None
-    if truth and true.shape != picture.shape:
-        sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
-        raise ValueError(f"the mask {truth} is {sizes}.")
-    mask, figures, kept = segment(model, picture, args.threshold, args.probabilities)
-
-    low, high = pictures.grey_range(picture, model.preprocessing)
-    sample = pictures.preprocess(pictures.thin_out(picture), low, high)
-    remarks = figures.pop("remark"), pictures.describe_strangeness(sample, model.preprocessing["seen"])
-    row = {"picture": path.name, "width": width, "height": height, **figures}
-    row |= {"objects": label(mask, np.ones((3, 3)))[1], "remark": " ".join(filter(None, remarks))}
-    if truth:
-        row |= score(true, mask)
-    step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
-    shown = pictures.overlay(pictures.preprocess(picture[::step, ::step], low, high), mask[::step, ::step])
-    mask *= 255
-    for name, array in (("mask", mask), ("overlay", shown), ("probability", kept)):
-        if array is not None:
-            write_png(array, args.out_dir / f"{path.stem}_{name}.png")
-    return {**row, "seconds": time.perf_counter() - started}
-
-
-def describe_failure(foreground: float, lowest: float, highest: float) -> str | None:
+def describe_extreme(foreground: float, lowest: float, highest: float) -> str | None:
     """A sentence if a prediction is all background or all foreground, else None."""
     causes = "objects of another size than in training, or another kind of picture"
     if foreground == 0:
@@ -173,34 +132,109 @@ def describe_failure(foreground: float, lowest: float, highest: float) -> str | 
     return None
 
 
-def write_png(array: np.ndarray, path: Path) -> None:
-    """Write aside and move, so that no interruption leaves a half-written file."""
+def compare_masks(true: np.ndarray, mask: np.ndarray) -> dict:
+    """Dice and IoU of a mask against the true one, of the same sides, in slabs: the metrics work in float32."""
+    from metrics import DiceCoefficient, IoU
+
+    scores = {"dice": DiceCoefficient(), "iou": IoU()}
+    for first in range(0, len(mask), TILE):
+        slabs = [a[None, first : first + TILE, ..., None].astype(np.float32) for a in (true, mask)]
+        for metric in scores.values():
+            metric.update_state(*slabs)
+    return {name: float(metric.result()) for name, metric in scores.items()}
+
+
+def measure_objects(mask: np.ndarray) -> dict:
+    """The number of objects, and the median diameter, in pixels, of a circle (or ball) as large as each of them."""
+    from scipy.ndimage import label
+
+    labels, num = label(mask, np.ones((3,) * mask.ndim))
+    if not num:
+        return {"objects": 0}
+    sizes = sum(np.bincount(line.ravel(), minlength=num + 1) for line in np.array_split(labels, -(-len(mask) // TILE)))
+    sizes = np.median(sizes[1:])
+    return {
+        "objects": num,
+        "diameter": 2 * math.sqrt(sizes / math.pi) if mask.ndim == 2 else (6 * sizes / math.pi) ** (1 / 3),
+    }
+
+
+def predict_picture(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> dict:
+    """Predict one picture, write its files into the folder `aside`, return its row of the table."""
     from PIL import Image
 
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as aside:
-        file = Path(aside) / path.name
-        Image.fromarray(array).save(file, compress_level=1)
-        os.replace(file, path)
+    channels, seen = (models[0].preprocessing[key] for key in ("channels", "seen"))
+    image = pictures.read_picture(path, None if channels == 3 else 1)
+    remarks = []
+    if image.shape[-1] < channels:
+        remarks.append("A grey picture for a model of colour pictures: its grey stands for all three colours.")
+        image = np.broadcast_to(image, (*image.shape[:2], channels))
+    height, width = image.shape[:2]
+    true = pictures.read_mask(truth) if truth else None
+    if truth and true.shape != (height, width):
+        sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
+        raise ValueError(f"the mask {truth} is {sizes}.")
+    prepare = prepare_pictures(models, image)
+    slabs = probabilities(models, image, prepare, args.flips)
+    mask, figures, kept = segment(slabs, (height, width), args.threshold, args.probabilities)
+
+    step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
+    preview = prepare[0](image[::step, ::step])
+    remarks += [figures.pop("remark"), pictures.describe_strangeness(preview, seen)]
+    row = {"picture": path.name, "width": width, "height": height, **figures, **measure_objects(mask)}
+    row |= {"remark": " ".join(filter(None, remarks)), **(compare_masks(true, mask) if truth else {})}
+    shown = pictures.overlay(preview, mask[::step, ::step])
+    mask *= 255
+    for name, array in (("mask", mask), ("overlay", shown), ("probability", kept)):
+        if array is not None:
+            Image.fromarray(array).save(aside / f"{path.stem}_{name}.png", compress_level=1)
+    return row
 
 
-def write_table(rows: list[dict], path: Path) -> None:
-    """Write predictions.csv, aside first."""
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as aside:
-        file = Path(aside) / path.name
-        with open(file, "w", newline="", encoding="utf-8") as stream:
-            table = csv.DictWriter(stream, COLUMNS)
-            table.writeheader()
-            table.writerows(rows)
-        os.replace(file, path)
+# Files
+
+
+def find_inputs(args: argparse.Namespace) -> tuple[list[Path], dict[str, Path]]:
+    """The pictures, those of folders included, or this shard's share of them; the true masks by name."""
+    found = [p for path in args.pictures for p in (pictures.find_pictures(path) if path.is_dir() else [path])]
+    stems = {}
+    for path in dict.fromkeys(found):
+        if path.stem in stems:
+            raise ValueError(f"{stems[path.stem]} and {path} would get the same output names; predict them one by one.")
+        stems[path.stem] = path
+    found = list(stems.values())
+    if args.shard:
+        number, count = args.shard
+        found = sorted(found)[number - 1 :: count]
+    return found, pictures.find_masks(args.masks) if args.masks else {}
+
+
+def describe_making(args: argparse.Namespace) -> str:
+    """What a prediction depends on beside its picture, for the table and for --continue."""
+    models = [f"{path}@{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}" for path in (args.model, *args.models)]
+    flags = [f"threshold {args.threshold:g}", *["flips"] * args.flips, *["probabilities"] * args.probabilities]
+    return ", ".join([*models, *flags, *[f"masks {args.masks}"] * (args.masks is not None)])
+
+
+def output_names(stem: str) -> list[str]:
+    """All files that a picture of that name may get."""
+    return [f"{stem}_{name}.png" for name in ("mask", "overlay", "probability")]
+
+
+def is_finished(row: dict, files: dict[str, Path], folder: Path, made_with: str) -> bool:
+    """Whether a row of the table was made with the same models and flags, and later than its picture was changed."""
+    path = files[row["picture"]]
+    mask = folder / output_names(path.stem)[0]
+    same = (row["file"], row["made_with"]) == (str(path), made_with)
+    return same and mask.exists() and path.exists() and mask.stat().st_mtime >= path.stat().st_mtime
+
+
+# The command
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     """Read and check the command line; a bad one ends in one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        usage="%(prog)s MODEL PICTURE... [options]",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = command_line.make_parser(__doc__, "%(prog)s MODEL PICTURE... [options]")
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="a .keras file that unet_segmentation.py wrote")
     add("pictures", type=Path, nargs="+", metavar="PICTURE", help="picture files, or folders of them")
@@ -208,81 +242,102 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--threshold", type=float, default=0.5, metavar="T", help="probability from which on a pixel is object, 0 to 1")
     add("--masks", type=Path, metavar="DIR", help="true masks of the same names, for Dice and IoU")
     add("--probabilities", action="store_true", help="write NAME_probability.png too, 16 bits: 65535 is 1")
-    args = parser.parse_args(argv)
-    try:
-        check_args(args)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
+    add(
+        "--models", type=Path, nargs="+", default=[], metavar="MODEL", help="more models, to be averaged with the first"
+    )
+    add("--flips", action="store_true", help="average over mirrored pictures: 4 times as long, a little better")
+    add(
+        "--shard",
+        type=read_shard,
+        metavar="I/N",
+        help="only every N-th picture, from the I-th on; into a folder of its own",
+    )
+    add("--continue", action="store_true", dest="go_on", help="leave pictures alone that are finished already")
+    return command_line.parse(parser, check_args, argv)
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """ "3/16" -> (3, 16)."""
+    number, count = map(int, text.split("/"))
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"the first number must be 1 to the second, as in 3/16; got {text}")
+    return number, count
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Raise ValueError for what cannot work, before Keras is imported; replace folders by the pictures in them."""
+    """Raise ValueError for flags that cannot work."""
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold must be in [0, 1], such as 0.5; got {args.threshold}.")
-    model_file.read_preprocessing(args.model)
-    args.pictures = [p for path in args.pictures for p in (pictures.find_pictures(path) if path.is_dir() else [path])]
-    args.pictures = list(dict.fromkeys(args.pictures))
-    args.truths = (
-        {pictures.stem_of_mask(path): path for path in pictures.find_pictures(args.masks)} if args.masks else {}
-    )
-    stems = {}
-    for path in args.pictures:
-        if path.stem in stems:
-            raise ValueError(f"{stems[path.stem]} and {path} would get the same output names; predict them one by one.")
-        stems[path.stem] = path
-    read = {path.resolve().parent for path in (*args.pictures, *args.truths.values())}
-    if args.out_dir.resolve() in read:
-        raise ValueError(f"--out-dir {args.out_dir} holds the input; name another folder: nothing is overwritten.")
-    try:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=args.out_dir).close()
-    except OSError as error:
-        raise ValueError(
-            f"--out-dir {args.out_dir} cannot be written ({error.strerror}): name another folder."
-        ) from None
+    if args.shard:
+        args.out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard)
 
 
+@command_line.script
 def main(argv=None) -> int:
-    """Predict every picture, write the files and the table; return the exit code."""
+    """Predict every picture, write its files and its row; return the exit code."""
     args = parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its notes on drivers that are not there; exceptions stay
-    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")  # TensorFlow's own memory pool: 20% faster
-    try:
-        model = load_model(args.model)
-    except ValueError as error:
-        print(f"predict.py: error: {error}", file=sys.stderr)
-        return 2
-    rows, failures = [], 0
-    for number, path in enumerate(args.pictures, 1):
-        try:
-            truth = args.truths.get(path.stem)
-            if args.masks and truth is None:
-                raise ValueError(f"{path} has no mask in {args.masks}.")
-            row = process(model, path, truth, args)
-        except ValueError as error:
-            print(f"predict.py: error: {error}", file=sys.stderr)
-            failures += 1
-            continue
-        rows.append(row)
-        score = f", Dice {row['dice']:.4f}" if truth else ""
-        print(
-            f"[{number}/{len(args.pictures)}] {path.name}: {row['foreground']:.1%} foreground, "
-            f"{row['objects']} objects{score}, {row['seconds']:.1f} s",
-            flush=True,
+    paths = [args.model, *args.models]
+    for path in paths:
+        model_file.read_preprocessing(path)  # before Keras is imported: bad input is told at once
+    files, truths = find_inputs(args)
+    with command_line.output_folder(args.out_dir, reads=(*files, *truths.values())) as folder:
+        backend.import_keras()
+        models = load_models(paths)
+        made_with = describe_making(args)
+        known = {path.name: path for path in files}
+        finished = table.begin(
+            folder / TABLE,
+            COLUMNS,
+            {path.name: output_names(path.stem) for path in files},
+            lambda row: args.go_on and is_finished(row, known, folder, made_with),
         )
-        if row["remark"]:
-            print(f"WARNING: {path.name}: {row['remark']}", file=sys.stderr)
-    if not rows:
-        return 2
-    write_table(rows, args.out_dir / "predictions.csv")
-    print(f"Files: {args.out_dir}" + (f"; {failures} of {len(args.pictures)} failed" if failures else ""))
-    return 1 if failures else 0
+        failures = 0
+        for number, path in enumerate(files, 1):
+            if path.name in finished:
+                continue
+            try:
+                row = run_picture(models, path, truths.get(path.stem), args, folder, made_with)
+            except Exception as error:  # whatever it is: the other pictures can do without this one
+                failures += 1
+                print(f"predict.py: error: {explain(error, path)}", file=sys.stderr)
+                continue
+            except BaseException as stop:
+                stop.add_note("Finished pictures are complete; --continue goes on with the others.")
+                raise
+            score = f", Dice {row['dice']:.4f}" if "dice" in row else ""
+            print(
+                f"[{number}/{len(files)}] {pictures.readable(path.name)}: {row['foreground']:.1%} foreground, "
+                f"{row['objects']} objects{score}, {row['seconds']:.1f} s",
+                flush=True,
+            )
+            if row["remark"]:
+                print(f"WARNING: {path.name}: {row['remark']}", file=sys.stderr)
+    skipped = f"; {len(finished)} of {len(files)} were finished before" if finished else ""
+    failed = f"; {failures} of {len(files)} failed" if failures else ""
+    if failures < len(files):
+        print(f"Files: {args.out_dir}{skipped}{failed}")
+    return 0 if not failures else 2 if failures == len(files) else 1
+
+
+def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made_with: str) -> dict:
+    """Predict one picture: its files move into `folder` together, then its row is added to the table."""
+    started = time.perf_counter()
+    if args.masks and truth is None:
+        raise ValueError(f"{path} has no mask in {args.masks}.")
+    with results.written_aside(folder) as aside:
+        row = predict_picture(models, path, truth, args, aside)
+    row |= {"seconds": time.perf_counter() - started, "file": str(path), "made_with": made_with}
+    table.append(folder / TABLE, COLUMNS, [row])
+    return row
+
+
+def explain(error: Exception, path: Path) -> str:
+    """One sentence that names the picture."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    if not isinstance(error, ValueError):
+        text = f"{type(error).__name__}: {text}"
+    return text if str(path) in text or path.name in text else f"{path}: {text}"
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nInterrupted: the files of finished pictures are complete.", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
-import zipfile
+import time
 from pathlib import Path
 
 import keras
@@ -16,23 +18,34 @@ from PIL import Image
 
 import predict
 import unet_segmentation
-from lab import model_file, patches, pictures
+from lab import model_file, pictures
+from lab import table as csv_table
 
+WIDE = {"1%": [0.0, 1.0], "50%": [0.0, 1.0], "99%": [0.0, 1.0]}
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
 
 
-def threshold_network(size=16, steepness=200.0):
-    """probability = sigmoid(steepness * (grey - 0.5))."""
-    inputs = keras.Input((size, size, 1))
+def threshold_network(side=None, level=0.5, channels=1):
+    """probability = sigmoid(200 (grey - level)): of colours, the mean of the channels."""
+    inputs = keras.Input((side, side, channels))
     layer = layers.Conv2D(1, 1, activation="sigmoid")
     network = keras.Model(inputs, layer(inputs))
-    layer.set_weights([np.full((1, 1, 1, 1), steepness), np.array([-steepness / 2])])
+    layer.set_weights([np.full((1, 1, channels, 1), 200 / channels), np.array([-200 * level])])
     return network
 
 
 def save_model(network, path, settings=pictures.ABSOLUTE, seen=SEEN):
-    model_file.save_model(network, path, {**settings, "size": list(network.input_shape[1:3]), "seen": seen})
+    size = [side or 16 for side in network.input_shape[1:3]]
+    model_file.save_model(network, path, {**settings, "size": size, "seen": seen})
     return path
+
+
+def load_model(network, path, **options):
+    return model_file.load_model(save_model(network, path, **options))
+
+
+def probabilities(model, picture, **options):
+    return np.concatenate(list(predict.probabilities([model], picture, predict.prepare_pictures([model], picture))))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +84,7 @@ def test_masks_are_exact_and_of_the_pictures_size(model_path, picture_folder, tm
         mask = np.asarray(Image.open(out / f"{name}_mask.png"))
         np.testing.assert_array_equal(mask, truth * 255)
         assert Image.open(out / f"{name}_overlay.png").size == mask.shape[::-1]
-        probability = pictures.read_picture(out / f"{name}_probability.png")
+        probability = pictures.read_picture(out / f"{name}_probability.png")[..., 0]
         assert probability.dtype == np.uint16
         np.testing.assert_array_equal(probability >= 2**15, truth)
         assert float(row["foreground"]) == pytest.approx(truth.mean()) and row["objects"] == "2"
@@ -107,8 +120,8 @@ def test_the_settings_come_from_the_model(picture_folder, tmp_path):
     picture[4:8, 4:8] = 30
     Image.fromarray(picture).save(tmp_path / "dark.png")
     for settings, found in ((pictures.ABSOLUTE, 0), (pictures.STRETCHED, 16)):
-        model = predict.load_model(save_model(threshold_network(), tmp_path / "model.keras", settings))
-        assert np.count_nonzero(predict.segment(model, picture, 0.5)[0]) == found
+        model = load_model(threshold_network(), tmp_path / "model.keras", settings=settings)
+        assert np.count_nonzero(probabilities(model, picture[..., None]) >= 0.5) == found
 
 
 @pytest.mark.parametrize(
@@ -129,43 +142,236 @@ def test_useless_predictions_say_their_likely_cause(grey, threshold, words, mode
 
 def test_a_picture_of_the_training_size_gets_what_the_model_says(tmp_path):
     keras.utils.set_random_seed(0)
-    network = unet_segmentation.build_unet((32, 32, 1), filters=2)
-    model = predict.load_model(save_model(network, tmp_path / "model.keras"))
-    picture = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
-    expected = network.predict_on_batch(picture[None, ..., None] / np.float32(255))[0, ..., 0]
-    np.testing.assert_allclose(np.concatenate(list(predict.probabilities(model, picture))), expected, atol=1e-6)
+    network = unet_segmentation.build_unet((None, None, 1), filters=2)
+    model = load_model(network, tmp_path / "model.keras")
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 1), np.uint8)
+    expected = network.predict_on_batch(picture[None] / np.float32(255))[0, ..., 0]
+    np.testing.assert_allclose(probabilities(model, picture), expected, atol=1e-6)
 
 
 def test_tiles_of_a_network_leave_no_seam(tmp_path, monkeypatch):
     """Tiles overlap by twice the reach of three 3x3 convolutions: nothing but rounding may differ."""
     keras.utils.set_random_seed(0)
     stack = [layers.Conv2D(4, 3, padding="same", activation="tanh") for _ in range(2)]
-    network = keras.Sequential([keras.Input((32, 32, 1)), *stack, layers.Conv2D(1, 3, padding="same")])
-    model = predict.load_model(save_model(network, tmp_path / "model.keras"))
-    picture = np.random.default_rng(0).integers(0, 255, (150, 210), np.uint8)
-    whole = np.concatenate(list(predict.probabilities(model, picture)))
+    network = keras.Sequential([keras.Input((None, None, 1)), *stack, layers.Conv2D(1, 3, padding="same")])
+    model = load_model(network, tmp_path / "model.keras")
+    picture = np.random.default_rng(0).integers(0, 255, (150, 210, 1), np.uint8)
+    whole = probabilities(model, picture)
     monkeypatch.setattr(predict, "TILE", 64)
-    tiled = np.concatenate(list(predict.probabilities(model, picture)))
+    tiled = probabilities(model, picture)
     # A cosine over 32 pixels gives the 3 pixels that see a tile's padding at most 6% of the weight, 1% on average.
     assert np.abs(tiled - whole).max() < 0.02
-
-
-@pytest.mark.parametrize(("length", "least", "multiple"), [(1, 128, 8), (303, 128, 8), (1100, 128, 8), (16000, 128, 8)])
-def test_tiles_cover_an_axis_with_little_waste(length, least, multiple):
-    side = predict.fit_tile(length, least, multiple)
-    assert side % multiple == 0 and side <= predict.TILE + multiple
-    read = side * len(patches.axis_tiles(length, side, predict.OVERLAP))
-    assert least <= read <= max(least, 1.05 * length + multiple)
 
 
 def test_a_network_of_fixed_size_is_used_in_its_size(tmp_path):
     network = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(64), layers.Reshape((8, 8, 1))])
     network.layers[1].set_weights([np.eye(64), np.zeros(64)])
-    model = predict.load_model(save_model(network, tmp_path / "model.keras"))
-    assert model.multiples is None
-    picture = np.random.default_rng(0).integers(0, 255, (21, 30), np.uint8)
-    result = np.concatenate(list(predict.probabilities(model, picture)))
-    np.testing.assert_allclose(result, picture / 255, atol=1e-6)
+    model = load_model(network, tmp_path / "model.keras")
+    assert model.preprocessing["divisor"] is None
+    picture = np.random.default_rng(0).integers(0, 255, (21, 30, 1), np.uint8)
+    np.testing.assert_allclose(probabilities(model, picture), picture[..., 0] / 255, atol=1e-6)
+
+
+def test_the_grey_range_of_a_picture_is_taken_once(tmp_path, monkeypatch):
+    calls = []
+    take = pictures.grey_range
+    monkeypatch.setattr(pictures, "grey_range", lambda *args: calls.append(1) or take(*args))
+    path = save_model(threshold_network(), tmp_path / "model.keras", pictures.STRETCHED)
+    Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10)).save(tmp_path / "a.png")
+    flags = ["--out-dir", str(tmp_path / "out"), "--models", str(path), str(path)]
+    assert predict.main([str(path), str(tmp_path / "a.png"), *flags]) == 0
+    assert len(calls) == 1
+
+
+def test_the_probabilities_of_several_models_are_averaged(tmp_path):
+    """Of what three thresholds find, most of them must have found it."""
+    paths = [save_model(threshold_network(None, level), tmp_path / f"{level}.keras") for level in (0.2, 0.4, 0.8)]
+    grey = np.array([[25, 75, 150, 250]], np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    flags = ["--out-dir", str(tmp_path / "out"), "--probabilities", "--models", *map(str, paths[1:])]
+    assert predict.main([str(paths[0]), str(tmp_path / "a.png"), *flags]) == 0
+    kept = pictures.read_picture(tmp_path / "out/a_probability.png")[..., 0] / 65535
+    np.testing.assert_allclose(kept, [[0, 1 / 3, 2 / 3, 1]], atol=1e-3)
+    assert [f"{level}.keras@" in table(tmp_path / "out")[0]["made_with"] for level in (0.2, 0.4, 0.8)] == [True] * 3
+
+
+def test_models_that_do_not_go_together_are_refused(picture_folder, tmp_path, capsys):
+    grey, colour = (save_model(threshold_network(channels=c), tmp_path / f"{c}.keras") for c in (1, 3))
+    fixed, other = (save_model(threshold_network(side), tmp_path / f"fixed{side}.keras") for side in (16, 32))
+    for models, words in (((grey, colour), "3 channels"), ((fixed, other), "the same size")):
+        said = refusal([models[0], picture_folder[0], "--models", models[1], "--out-dir", tmp_path / "out"], capsys)
+        assert words in said and not (tmp_path / "out").exists()
+    assert predict.choose_tile(predict.load_models([grey, fixed]), (100, 100)) == [16, 16]
+
+
+def test_flips_average_over_mirrored_pictures(tmp_path):
+    """A network that looks to the left and up, at half the weight, looks in all directions then."""
+    inputs = keras.Input((None, None, 1))
+    layer = layers.Conv2D(1, 3, padding="same", use_bias=False)
+    network = keras.Model(inputs, layer(inputs))
+    weights = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0]], np.float32)[..., None, None]
+    layer.set_weights([weights / 2])
+    models = [load_model(network, tmp_path / "model.keras")]
+    picture = np.zeros((9, 9, 1), np.uint8)
+    picture[4, 4] = 255
+    found = np.concatenate(
+        list(predict.probabilities(models, picture, predict.prepare_pictures(models, picture), True))
+    )
+    around = np.zeros((9, 9))
+    around[[3, 5, 4, 4], [4, 4, 3, 5]] = 0.25
+    np.testing.assert_allclose(found, around, atol=1e-6)
+
+
+def test_colours_and_grey_go_to_models_of_both(tmp_path, capsys):
+    """Pure blue is dark in luma, and a third of all light in colour."""
+    blue, grey = np.zeros((20, 20, 3), np.uint8), np.full((20, 20), 200, np.uint8)
+    blue[5:15, 5:15, 2] = 255
+    Image.fromarray(blue).save(tmp_path / "blue.png")
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    for channels, found in ((1, {"blue.png": 0, "grey.png": 1}), (3, {"blue.png": 0.25, "grey.png": 1})):
+        path = save_model(threshold_network(level=0.25, channels=channels), tmp_path / "model.keras")
+        out = tmp_path / f"out{channels}"
+        assert predict.main([str(path), *(str(tmp_path / name) for name in found), "--out-dir", str(out)]) == 0
+        assert {row["picture"]: float(row["foreground"]) for row in table(out)} == found
+        assert ("grey stands for all three colours" in capsys.readouterr().err) == (channels == 3)
+        assert np.asarray(Image.open(out / "blue_overlay.png")).shape == (20, 20, 3)
+    shown = np.asarray(Image.open(tmp_path / "out3/blue_overlay.png"))
+    assert shown[0, 0].tolist() == [0, 0, 0] and shown[10, 10, 2] == 255 and shown[10, 10, 0] == 0
+
+
+def test_the_table_has_the_median_diameter_of_the_objects(model_path, tmp_path):
+    picture = np.zeros((60, 60), np.uint8)
+    picture[5:15, 5:15] = picture[30:32, 30:32] = picture[50:54, 10:14] = 250  # areas 100, 4, 16
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    assert predict.main([str(model_path), str(tmp_path / "a.png"), "--out-dir", str(tmp_path / "out")]) == 0
+    row = table(tmp_path / "out")[0]
+    assert row["objects"] == "3" and float(row["diameter"]) == pytest.approx(2 * math.sqrt(16 / math.pi))
+
+
+def test_a_network_that_gives_no_number_is_said(tmp_path, picture_folder, capsys):
+    inputs = keras.Input((None, None, 1))
+    path = save_model(keras.Model(inputs, keras.ops.log(inputs - 2)), tmp_path / "model.keras")
+    said = refusal([path, picture_folder[0] / "p1.png", "--out-dir", tmp_path / "out"], capsys)
+    assert "NaN or infinite" in said and "p1.png" in said and not (tmp_path / "out").exists()
+
+
+# Tables, and what is left when something goes wrong
+
+
+def test_whatever_is_wrong_with_a_picture_leaves_the_others_alone(
+    model_path, picture_folder, tmp_path, monkeypatch, capsys
+):
+    folder, _ = picture_folder
+    read = pictures.read_picture
+    problems = {"p1": MemoryError("no memory"), "p2": ZeroDivisionError("odd\nbytes")}
+
+    def fail(path, channels=None):
+        if path.stem in problems:
+            raise problems[path.stem]
+        return read(path, channels)
+
+    monkeypatch.setattr(pictures, "read_picture", fail)
+    assert predict.main([str(model_path), str(folder), "--out-dir", str(tmp_path / "out")]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert [
+        line for line in said if "p1.png: MemoryError: no memory" in line or "p2.png: ZeroDivisionError: odd" in line
+    ] == said
+    assert [row["picture"] for row in table(tmp_path / "out")] == ["p0.png", "p3.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*_mask.png")) == ["p0_mask.png", "p3_mask.png"]
+
+
+def outputs(folder):
+    """The rows' names, and the names that have a mask, each with an overlay."""
+    masks = {path.name.removesuffix("_mask.png") for path in folder.glob("*_mask.png")}
+    assert masks == {path.name.removesuffix("_overlay.png") for path in folder.glob("*_overlay.png")}
+    return {row["picture"].removesuffix(".png") for row in table(folder)}, masks
+
+
+def test_rows_of_pictures_that_were_predicted_before_stay_with_their_masks(model_path, picture_folder, tmp_path):
+    folder, _ = picture_folder
+    out = tmp_path / "out"
+    for names in (("p0", "p1", "p2"), ("p1", "p3")):
+        arguments = [str(folder / f"{name}.png") for name in names]
+        assert predict.main([str(model_path), *arguments, "--out-dir", str(out), "--threshold", f"0.{len(names)}"]) == 0
+    assert [(row["picture"], row["made_with"][-3:]) for row in table(out)] == [
+        ("p0.png", "0.3"), ("p2.png", "0.3"), ("p1.png", "0.2"), ("p3.png", "0.2")
+    ]  # fmt: skip
+    assert outputs(out)[0] == outputs(out)[1] == {"p0", "p1", "p2", "p3"}
+
+
+def test_continue_leaves_finished_pictures_alone(model_path, picture_folder, tmp_path, monkeypatch, capsys):
+    folder, _ = picture_folder
+    out = tmp_path / "out"
+    command = [str(model_path), str(folder), "--out-dir", str(out), "--continue"]
+    first = [str(model_path), str(folder / "p0.png"), str(folder / "p1.png"), str(folder / "p2.png"), *command[2:]]
+    assert predict.main(first) == 0
+    (out / "p1_mask.png").unlink()
+    times = {name: (out / f"{name}_mask.png").stat().st_mtime_ns for name in ("p0", "p2")}
+    os.utime(folder / "p2.png", (2e9, 2e9))  # changed since
+    with open(out / "predictions.csv", "ab") as file:
+        file.write(b"p3.png,90,7")  # killed in the midst of a line
+    capsys.readouterr()
+    assert predict.main(command) == 0
+    said = capsys.readouterr().out
+    assert "1 of 4 were finished before" in said and "p0.png" not in said and said.count("foreground") == 3
+    assert (out / "p0_mask.png").stat().st_mtime_ns == times["p0"]
+    assert (out / "p2_mask.png").stat().st_mtime_ns > times["p2"]
+    assert outputs(out)[0] == outputs(out)[1] == {"p0", "p1", "p2", "p3"}
+    os.utime(folder / "p2.png", (1e9, 1e9))
+    assert predict.main(command) == 0 and "4 of 4 were finished before" in capsys.readouterr().out
+    assert predict.main([*command, "--threshold", "0.4"]) == 0 and "finished before" not in capsys.readouterr().out
+
+
+def test_every_picture_belongs_to_one_shard(model_path, picture_folder, tmp_path):
+    folder, truths = picture_folder
+    found = []
+    for number in (1, 2, 3):
+        flags = ["--out-dir", str(tmp_path / "out"), "--shard", f"{number}/3"]
+        assert predict.main([str(model_path), str(folder), *flags]) == 0
+        found += [row["picture"] for row in table(tmp_path / f"out/shard-{number}-of-3")]
+    assert sorted(found) == [f"{name}.png" for name in truths]
+    assert predict.main([str(model_path), str(folder), *flags[:2], "--shard", "5/9"]) == 0, "an empty shard is done"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows cannot kill so")
+@pytest.mark.slow
+def test_table_and_masks_belong_together_after_a_kill(model_path, tmp_path):
+    """Killed at a moment of its own in the midst of 200 pictures, and continued: nothing half-written at any time."""
+    (tmp_path / "in").mkdir()
+    for i in range(200):
+        Image.fromarray(np.full((30, 30), i, np.uint8)).save(tmp_path / f"in/{i}.png")
+    command = [sys.executable, predict.__file__, str(model_path), "in", "--out-dir", "out", "--continue"]
+    for pause in (0.0, 0.1):
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            process.stdout.readline()  # the first picture is finished
+            time.sleep(pause)
+            process.kill()
+        rows, masks = outputs_after_a_kill(tmp_path / "out")
+        assert rows <= masks and len(masks - rows) <= 1 and rows
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0
+    assert outputs(tmp_path / "out") == ({str(i) for i in range(200)},) * 2
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def outputs_after_a_kill(folder):
+    rows = {row["picture"].removesuffix(".png") for row in csv_table.read(folder / "predictions.csv", predict.COLUMNS)}
+    masks = set()
+    for path in folder.glob("*_mask.png"):
+        assert np.asarray(Image.open(path)).shape == (30, 30), "half a picture"
+        masks.add(path.name.removesuffix("_mask.png"))
+    return rows, masks
+
+
+@pytest.mark.parametrize("name", ["$a^b{.png", "\udce9t\udce9.png", "a\nb.png", '%s,";.png', "\u5f71.png", "-x.png"])
+def test_names_of_any_kind_are_written_as_they_are(name, model_path, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((20, 20), 240, np.uint8)).save(tmp_path / "in" / name)
+    assert predict.main([str(model_path), "in", "--out-dir", "out", "--continue"]) == 0
+    assert (tmp_path / "out" / name.replace(".png", "_mask.png")).exists()
+    assert csv_table.read(tmp_path / "out/predictions.csv", predict.COLUMNS)[0]["picture"] == name
+    assert predict.main([str(model_path), "in", "--out-dir", "out", "--continue"]) == 0
+    assert "1 of 1 were finished before" in capfd.readouterr().out
 
 
 def test_own_pictures_are_trained_on_and_predicted(store, tmp_path, capsys):
@@ -188,7 +394,7 @@ def test_own_pictures_are_trained_on_and_predicted(store, tmp_path, capsys):
     assert json.loads((tmp_path / "out/scores.json").read_text())["test"] == scores
     assert (tmp_path / "out/dataset.png").exists()
     assert model_file.read_preprocessing(tmp_path / "out/model.keras")["stretch"] == [1, 99]
-    assert predict.load_model(tmp_path / "out/model.keras").multiples == (8, 8)
+    assert model_file.read_preprocessing(tmp_path / "out/model.keras")["divisor"] == 8
     assert predict.main(["out/model.keras", "pictures", "--masks", "masks"]) == 0
     assert "outside what training saw" not in capsys.readouterr().err
 
@@ -197,34 +403,6 @@ def test_own_pictures_are_trained_on_and_predicted(store, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             unet_segmentation.main(bad.split())
         assert stop.value.code == 2 and words in capsys.readouterr().err
-
-
-def bad_models(folder):
-    """Files that must be refused, and words of the sentence that does it."""
-    whole = save_model(threshold_network(), folder / "good.keras").read_bytes()
-    (folder / "half.keras").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.keras").write_text("no model")
-    with zipfile.ZipFile(folder / "zip.keras", "w") as archive:
-        archive.writestr("a.txt", "a")
-    threshold_network().save(folder / "plain.keras")
-    with zipfile.ZipFile(folder / "broken.keras", "w") as archive:
-        archive.writestr("config.json", "{")
-        archive.writestr(model_file.MEMBER, json.dumps({**pictures.ABSOLUTE, "size": [8, 8], "seen": SEEN}))
-    with zipfile.ZipFile(folder / "future.keras", "w") as archive:
-        archive.writestr("config.json", "{}")
-        future = {**pictures.ABSOLUTE, "version": 2, "size": [8, 8], "seen": SEEN}
-        archive.writestr(model_file.MEMBER, json.dumps(future))
-    inputs = keras.Input((8, 8, 1))
-    save_model(keras.Model(inputs, layers.Lambda(lambda x: x)(inputs)), folder / "lambda.keras")
-    colour = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(1, 1)])
-    save_model(colour, folder / "colour.keras")
-    save_model(keras.Sequential([keras.Input((8, 8, 1)), layers.MaxPooling2D(2)]), folder / "smaller.keras")
-    return {
-        "missing": "does not exist", "half": "no Keras model, or a damaged one", "text": "no Keras model",
-        "zip": "no Keras model", "plain": "does not say how pictures", "broken": "is damaged",
-        "future": "another version", "lambda": "has code in it", "colour": "takes arrays of shape",
-        "smaller": "not of equal sides",
-    }  # fmt: skip
 
 
 def refusal(arguments, capsys) -> str:
@@ -237,11 +415,14 @@ def refusal(arguments, capsys) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_bad_models_are_refused_in_one_sentence(picture_folder, tmp_path, capsys):
-    for name, words in bad_models(tmp_path).items():
+def test_bad_models_are_refused_before_anything_is_written(picture_folder, tmp_path, capsys):
+    (tmp_path / "text.keras").write_text("no model")
+    save_model(keras.Sequential([keras.Input((8, 8, 2)), layers.Conv2D(1, 1)]), tmp_path / "two.keras")
+    inputs = keras.Input((8, 8, 1))
+    save_model(keras.Model(inputs, layers.Lambda(lambda x: x)(inputs)), tmp_path / "lambda.keras")
+    for name, words in {"text": "no Keras model", "two": "2 channels", "lambda": "has code in it"}.items():
         said = refusal([tmp_path / f"{name}.keras", picture_folder[0], "--out-dir", tmp_path / "out"], capsys)
-        assert words in said and f"{name}.keras" in said
-        assert not list((tmp_path / "out").glob("*"))
+        assert words in said and f"{name}.keras" in said and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -257,27 +438,32 @@ def test_bad_models_are_refused_in_one_sentence(picture_folder, tmp_path, capsys
         (["pictures", "--masks", "masks", "--out-dir", "masks"], "holds the input"),
         (["pictures", "twin/p1.bmp"], "same output names"),
         (["pictures", "--out-dir", "text.png/out"], "cannot be written"),
+        (["pictures", "--shard", "0/3"], "must be 1 to the second"),
+        (["pictures", "--shard", "three"], "invalid"),
+        (["pictures", "--masks", "double"], "the same name, p1: remove one"),
+        (["pictures", "--models", "text.png"], "no Keras model"),
     ],
 )
 def test_bad_arguments_are_one_sentence_and_exit_code_2(
     arguments, words, model_path, picture_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    for name in ("nothing", "twin", "masks"):
+    for name in ("nothing", "twin", "masks", "double"):
         Path(name).mkdir()
     Path("text.png").write_text("text")
-    Path("masks/p1.png").write_bytes(Path("pictures/p1.png").read_bytes())
+    for name in ("masks/p1.png", "double/p1.png", "double/p1_mask.png"):
+        Path(name).write_bytes(Path("pictures/p1.png").read_bytes())
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert words in refusal([model_path, *arguments], capsys)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_a_fresh_process_needs_nothing_but_the_file(tmp_path, picture_folder):
-    file = save_model(unet_segmentation.build_unet(), tmp_path / "model.keras")
-    script = Path(predict.__file__)
+    file = save_model(unet_segmentation.build_unet((None, None, 1)), tmp_path / "model.keras", seen=WIDE)
     done = subprocess.run(
-        [sys.executable, script, file, picture_folder[0] / "p3.png"],
-        cwd=tmp_path, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, text=True, timeout=60,
+        [sys.executable, predict.__file__, file, picture_folder[0] / "p3.png", "--threshold", "0.5"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if "WARNING: p3.png: All" not in line], done.stderr
     assert (tmp_path / "outputs/predict/p3_mask.png").exists()

@@ -1,0 +1,59 @@
+"""A table that grows by a row as soon as the row's files are there: whatever happens, no row is without its files.
+
+    finished = table.begin(folder / "predictions.csv", COLUMNS, {"a.png": ["a_mask.png"]}, lambda row: False)
+    table.append(folder / "predictions.csv", COLUMNS, [{"picture": "a.png", "objects": 3}])
+
+The first column names what a row is about. Names of files that are no UTF-8 are kept byte by byte.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def begin(path: Path, columns: tuple, files: dict[str, list[str]], is_finished: Callable[[dict], bool]) -> set[str]:
+    """Take rows out of a table, and delete the files they are about, because they will be made anew.
+
+    Args:
+        path: the table; it need not be there.
+        columns: its columns; of a table of other ones no row is kept.
+        files: by name, what is to be made: the files that it may have, in the table's folder.
+        is_finished: whether a row, with its files, can stay although its name is among these.
+
+    Returns:
+        The names whose rows stay. Rows of other names stay in any case.
+    """
+    kept = [row for row in read(path, columns) if row[columns[0]] not in files or is_finished(row)]
+    finished = {row[columns[0]] for row in kept} & files.keys()
+    if path.exists():  # first the rows go, then the files
+        aside = path.with_name(f".partial-{path.name}")
+        aside.unlink(missing_ok=True)
+        append(aside, columns, kept)
+        os.replace(aside, path)
+    for name in files.keys() - finished:
+        for file in files[name]:
+            (path.parent / file).unlink(missing_ok=True)
+    return finished
+
+
+def read(path: Path, columns: tuple) -> list[dict]:
+    """The rows of a table; without a last line that was not written to its end, none of a table of other columns."""
+    if not path.exists():
+        return []
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    return list(rows) if tuple(rows.fieldnames or ()) == columns else []
+
+
+def append(path: Path, columns: tuple, rows: list[dict]) -> None:
+    """Add rows to a table, in a single call and down to the disk; the header comes with the first ones."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    if not path.exists():
+        writer.writeheader()
+    writer.writerows(rows)
+    with open(path, "ab", buffering=0) as file:
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        os.fsync(file.fileno())

@@ -448,11 +448,11 @@ def _send_journals(client, folder: Path) -> None:
         if not has_ended and not _is_gone(found.data.tags):
             continue  # its process will send them
         run = Run(client, found, uri, file, folder)
-        run._queue = entries
+        run._queue = list(entries)
         run._flush()
         run._tell_missing()
-        if len(run.missing) < len(entries):
-            warn(f"MLflow run {run_id} now holds {len(entries) - len(run.missing)} things that it had missed.")
+        if sent := len(entries) - len(run.missing):
+            warn(f"MLflow run {run_id} now holds {sent} things that it had missed.")
 
 
 def _reopen(client, run_id: str, tags: dict[str, str]):

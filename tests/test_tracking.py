@@ -11,14 +11,17 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
+from lab import store as lab_store
 from lab import tracking
-from lab.tracking import TrackingError, how_to_view, open_store, tracked_run
+from lab.tracking import TrackingError, how_to_view, masked, open_store, tracked_run
 
 ROOT = Path(tracking.__file__).parent.parent
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -154,7 +157,7 @@ with tracked_run("Lab") as run:
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory, migrated_database):
-    """Two processes on one fresh store and two that wait for a signal, started at once: each takes 3 s."""
+    """Two processes on one fresh store and three that wait for a signal, started at once: each takes 3 s."""
     fresh, sleeping = tmp_path_factory.mktemp("fresh"), tmp_path_factory.mktemp("sleeping")
     (fresh / "script.py").touch()
     if shutil.which("git"):
@@ -164,7 +167,7 @@ def processes(tmp_path_factory, migrated_database):
     shutil.copy(migrated_database, sleeping)
     started = {
         "fresh": [start(METRIC, fresh) for _ in range(2)],
-        "sleeping": [start(SLEEPER, sleeping, name) for name in ("SIGINT", "SIGTERM")],
+        "sleeping": [start(SLEEPER, sleeping, name) for name in ("SIGINT", "SIGTERM", "SIGKILL")],
     }
     yield started, fresh, sleeping
     for process in started["fresh"] + started["sleeping"]:
@@ -176,13 +179,13 @@ def processes(tmp_path_factory, migrated_database):
 def test_processes_that_are_stopped_leave_killed_runs_and_the_usual_exit_codes(processes):
     started, _, folder = processes
     ends = []
-    for name, process in zip(("SIGINT", "SIGTERM"), started["sleeping"], strict=True):
+    for name, process in zip(("SIGINT", "SIGTERM"), started["sleeping"][:2], strict=True):
         assert process.stdout.readline() == "open\n", process.communicate()[1]
         process.send_signal(getattr(signal, name))
         ends.append((process.communicate(timeout=60)[1], process.returncode))
     assert ends == [("", 130), ("", 143)]
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        runs = dict(database.execute("SELECT name, status FROM runs").fetchall())
+        runs = dict(database.execute("SELECT name, status FROM runs WHERE name != 'SIGKILL'").fetchall())
     assert runs == {"SIGINT": "KILLED", "SIGTERM": "KILLED"}
 
 
@@ -296,6 +299,24 @@ def test_dataset_holds_shape_and_how_to_make_it_again(store):
     assert train.dataset.digest != test.dataset.digest
 
 
+def test_dataset_that_is_drawn_while_it_is_used_has_the_shape_of_the_whole(store):
+    images = np.zeros((4, 8, 6, 1), "float32")
+    with tracked_run("Lab") as run:
+        run.dataset(images, images[..., 0], name="train", context="training", source="circles", num_samples=1000)
+    assert run.missing == []
+    (train,) = only_run().inputs.dataset_inputs
+    assert json.loads(train.dataset.profile) == {
+        "num_samples": 1000,
+        "digest_of_samples": 4,
+        "features_shape": [1000, 8, 6, 1],
+        "features_size": 1000 * 8 * 6,
+        "features_nbytes": 1000 * 8 * 6 * 4,
+        "targets_shape": [1000, 8, 6],
+        "targets_size": 1000 * 8 * 6,
+        "targets_nbytes": 1000 * 8 * 6 * 4,
+    }
+
+
 def test_nested_run_knows_its_parent(store):
     with tracked_run("Lab") as parent, tracked_run("Lab", parent_run_id=parent.run_id) as child:
         child.metrics({"loss": 1.0})
@@ -304,26 +325,118 @@ def test_nested_run_knows_its_parent(store):
     assert run.info.status == client().get_run(parent.run_id).info.status == "FINISHED"
 
 
-def test_model_is_loadable_and_has_a_signature(store):
+def test_model_is_loadable_has_a_signature_and_a_name(store, capfd):
     import keras
     import mlflow.keras
 
-    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3, padding="same")])
+    fixed, anyside = (
+        keras.Sequential([keras.Input((*sides, 1)), keras.layers.Conv2D(1, 3, padding="same")])
+        for sides in ((8, 8), (None, None))
+    )
     images = np.random.default_rng(0).random((2, 8, 8, 1), dtype="float32")
+    capfd.readouterr()
     with tracked_run("Lab") as run:
-        run.model(model, example=images)
+        run.model(fixed, example=images)
         run.metrics({"after": 1.0})
         assert only_run().info.status == "RUNNING"
     assert run.missing == []
     assert only_run().info.status == "FINISHED"
+    assert capfd.readouterr() == ("", "")
+    with tracked_run("Named") as named:
+        named.model(anyside, example=images, registered_model_name="unet")
+    assert named.missing == []
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
-    uri = f"runs:/{run.run_id}/model"
-    loaded = mlflow.keras.load_model(uri)
-    np.testing.assert_allclose(loaded.predict(images, verbose=0), model.predict(images, verbose=0), rtol=1e-5)
-    info = mlflow.models.get_model_info(uri)
-    assert info.signature.inputs.inputs[0].shape == (-1, 8, 8, 1)
-    requirements = Path(mlflow.artifacts.download_artifacts(f"{uri}/requirements.txt")).read_text()
-    assert f"keras=={keras.__version__}" in requirements and "tensorflow==" in requirements
+    for uri, model, side in ((f"runs:/{run.run_id}/model", fixed, 8), ("models:/unet/1", anyside, -1)):
+        loaded = mlflow.keras.load_model(uri)
+        np.testing.assert_allclose(loaded.predict(images, verbose=0), model.predict(images, verbose=0), rtol=1e-5)
+        info = mlflow.models.get_model_info(uri)
+        assert info.signature.inputs.inputs[0].shape == (-1, side, side, 1)
+        assert info.signature.outputs.inputs[0].shape == (-1, side, side, 1)
+        requirements = Path(mlflow.artifacts.download_artifacts(f"{uri}/requirements.txt")).read_text()
+        assert f"keras=={keras.__version__}" in requirements and "tensorflow==" in requirements
+    larger = mlflow.pyfunc.load_model("models:/unet/1").predict(np.zeros((1, 16, 24, 1), "float32"))
+    assert larger.shape == (1, 16, 24, 1)
+
+
+# A run that goes on
+
+
+def test_resumed_run_is_the_same_and_no_point_doubles(store):
+    with pytest.raises(ZeroDivisionError), tracked_run("Lab", params={"epochs": 3, "resume": False}) as first:
+        first.metrics({"loss": 0.5, "nan": float("nan")}, step=1, timestamp=1_700_000_000_000)
+        1 / 0  # noqa: B018
+    assert only_run().info.status == "FAILED"
+    with tracked_run("Lab", params={"epochs": 3, "resume": True, "new": 1}, resume_run_id=first.run_id) as run:
+        assert only_run().info.status == "RUNNING"
+        run.metrics({"loss": 0.5, "nan": float("nan")}, step=1, timestamp=1_700_000_000_000)
+        run.metrics({"loss": 0.25}, step=2)
+    assert (run.run_id, run.missing) == (first.run_id, [])
+    assert only_run().info.status == "FINISHED"
+    assert only_run().data.params == {"epochs": "3", "resume": "False", "new": "1"}
+    assert [(m.step, m.value) for m in client().get_metric_history(run.run_id, "loss")] == [(1, 0.5), (2, 0.25)]
+    assert len(client().get_metric_history(run.run_id, "nan")) == 1
+
+
+def test_resume_of_a_run_that_is_not_there_begins_a_new_one_and_says_so(store, capfd):
+    with tracked_run("Lab") as first:
+        pass
+    client().delete_run(first.run_id)
+    for run_id in (first.run_id, "0" * 32):
+        with tracked_run("Lab", resume_run_id=run_id) as run:
+            pass
+        assert run.run_id != run_id
+        (line,) = capfd.readouterr().err.splitlines()
+        assert run_id in line and "a new run begins" in line
+
+
+# Runs whose process is gone
+
+
+def test_run_whose_process_was_killed_is_closed_by_the_next_script(processes, monkeypatch, capfd):
+    started, _, folder = processes
+    process = started["sleeping"][-1]
+    assert process.stdout.readline() == "open\n", process.communicate()[1]
+    process.kill()  # and not waited for: a zombie is gone too
+    monkeypatch.chdir(folder)
+    time.sleep(0.1)
+    open_store("Another")
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        run = database.execute("SELECT status, end_time >= start_time FROM runs WHERE name = 'SIGKILL'").fetchone()
+    assert run == ("KILLED", 1)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "SIGKILL" in line and "its process is gone" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({}, "KILLED"),  # no process has this number
+        ({"process.host": "another"}, "RUNNING"),
+        ({"process.id": str(os.getpid()), "process.started": "1.5"}, "KILLED"),  # a number that is used again
+        ({"process.id": str(os.getppid()), "process.started": None}, "RUNNING"),  # a live one
+        ({"process.id": "unknown"}, "RUNNING"),
+    ],
+)
+def test_only_runs_of_this_machine_whose_process_is_gone_are_closed(store, change, status):
+    tags = {"process.host": tracking._host(), "process.id": str(2**22 + 1), "process.started": "1.5", **change}
+    if tags["process.started"] is None:
+        tags["process.started"] = str(psutil.Process(os.getppid()).create_time())
+    run_id = client().create_run(open_store("Lab"), tags=tags).info.run_id
+    client().log_metric(run_id, "loss", 1.0, timestamp=4_000_000_000_000)
+    open_store("Other")
+    run = client().get_run(run_id)
+    assert run.info.status == status
+    assert run.info.end_time == (4_000_000_000_000 if status == "KILLED" else None)  # its last sign of life
+
+
+def test_half_logged_model_of_a_dead_run_is_failed(store):
+    tags = {"process.host": tracking._host(), "process.id": str(2**22 + 1), "process.started": "1.5"}
+    experiment_id = open_store("Lab")
+    run_id = client().create_run(experiment_id, tags=tags).info.run_id
+    models = [client().create_logged_model(experiment_id, name="model", source_run_id=run_id) for _ in range(2)]
+    client().finalize_logged_model(models[0].model_id, "READY")
+    open_store("Lab")
+    assert [client().get_logged_model(model.model_id).status for model in models] == ["READY", "FAILED"]
 
 
 # Stores that cannot be used, said before any work
@@ -407,6 +520,23 @@ def test_unreadable_database_is_explained_at_once(store):
     assert time.monotonic() - begin < 5
 
 
+def test_database_that_is_locked_is_not_called_damaged(store, monkeypatch):
+    monkeypatch.setattr(lab_store, "LOCK_SECONDS", 1)
+    with closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TrackingError, match="Another program has held .*leave it where it is") as locked:
+            open_store("Lab")
+        assert "move" not in str(locked.value)
+    open_store("Lab")
+
+
+def test_database_that_is_locked_for_a_while_is_waited_for(store):
+    other = sqlite3.connect("mlflow.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(1.5, other.close).start()
+    open_store("Lab")
+
+
 def test_database_of_another_program_is_left_alone(store):
     (store / "mlflow.db").unlink()
     with closing(sqlite3.connect("mlflow.db")) as database:
@@ -452,6 +582,66 @@ def test_file_store_is_explained(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
     with pytest.raises(TrackingError, match="MLflow cannot use the store ./mlruns.*unset"):
         open_store("Lab")
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    ("uri", "text", "shown"),
+    [
+        ("", "http://me:s3cret@host:5000", "http://me:***@host:5000"),
+        ("", "at https://me:s3/cr@et@host/a, said", "at https://me:***@host/a, said"),
+        ("", "https://ghp_0123456789abcdefghij@host/", "https://***@host/"),
+        ("", "https://ghp_0123456789abcdefghij:x-oauth-basic@host/", "https://***@host/"),
+        ("", "postgresql+psycopg2://me:s3cret@host/runs", "postgresql+psycopg2://me:***@host/runs"),
+        ("", "url: /health?user=me&password=s3cret&x=1", "url: /health?user=me&password=***&x=1"),
+        ("", "http://host/?token=s3cret", "http://host/?token=***"),
+        ("", "http://host/?api_key=s3cret#a", "http://host/?api_key=***"),
+        ("", "{'Authorization': 'Basic bWU6czNjcmV0'}", "{'Authorization': 'Basic ***'}"),
+        ("http://me:s3cret@host", "cannot log in as me with s3cret", "cannot log in as me with ***"),
+        ("http://me:s3c%2Fret@host", "no host 's3c/ret'", "no host '***'"),
+        ("http://me:s3cr/et1@host", "nonnumeric port: 's3cr'", "nonnumeric port: '***'"),
+        ("http://0123456789abcdefghijk@host", "user 0123456789abcdefghijk", "user ***"),
+        # Texts without a secret stay as they are.
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        (
+            "http://host:5000",
+            "ask me@host at http://host:5000/#/a, 3 tokens",
+            "ask me@host at http://host:5000/#/a, 3 tokens",
+        ),
+    ],
+)
+def test_no_text_shows_a_secret(monkeypatch, uri, text, shown):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert masked(text) == shown
+    assert masked(shown) == shown
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////home/me@work/mlflow.db", "http://host:5000", ""])
+def test_text_without_a_secret_stays_as_it_is(monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    text = f"ask me@work about {uri}, http://host:5000/#/a and 3 tokens of the basic password"
+    assert masked(text) == text
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"])
+def test_values_of_mlflows_secret_variables_are_hidden_wherever_they_stand(monkeypatch, name):
+    monkeypatch.setenv(name, "s3cr et")
+    assert masked("got s3cr et, s3cr%20et or et alone") == "got ***, *** or et alone"
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:s3cret@{}", "http://me:s3/cret@{}", "http://s3cret@{}", "http://{}/?token=s3cret"]
+)
+def test_error_of_a_server_that_does_not_answer_shows_no_password(store, monkeypatch, uri):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(f"127.0.0.1:{closed.getsockname()[1]}"))
+        with pytest.raises(TrackingError) as error:
+            open_store("Lab")
+    shown = "".join(traceback.format_exception(error.value))
+    assert "s3" not in shown and "cret@" not in shown and "***" in shown
 
 
 # Servers
@@ -582,6 +772,131 @@ def test_database_that_vanishes_mid_run_does_not_hide_the_scripts_own_error(stor
     assert run.missing == ["the end of the run (FAILED)"]
     assert "the end of the run (FAILED)" in capfd.readouterr().err
     (store / "mlflow.db").unlink()
+
+
+def spoil(store):
+    """Make the database unreadable; returns the function that makes it whole again."""
+    whole = (store / "mlflow.db").read_bytes()
+    (store / "mlflow.db").write_bytes(b"overwritten" * 1000)
+    return lambda: (store / "mlflow.db").write_bytes(whole)
+
+
+def journals(folder):
+    return list(folder.glob("mlflow_pending_*"))
+
+
+def test_what_an_outage_missed_is_sent_at_the_next_start_once_and_whole(store, capfd):
+    (store / "curves.png").write_bytes(b"png")
+    images = np.zeros((4, 8, 6, 1), "float32")
+    with pytest.raises(ZeroDivisionError), tracked_run("Lab", journal=store) as run:
+        run.metrics({"loss": 0.5}, step=1, timestamp=1_700_000_000_000)
+        assert journals(store) == []
+        mend = spoil(store)
+        for step in (1, 2):  # the first one is there already
+            run.metrics({"loss": 1 / (2 * step)}, step=step, timestamp=1_700_000_000_000)
+        run.metrics({"nan": float("nan")}, step=1)
+        run.params({"late": "x"})
+        run.tags({"a": "old"})
+        run.tags({"a": "new"})
+        run.text("{}", "model/architecture.json")
+        run.artifact(store / "curves.png", "figures")
+        run.dataset(images, images, name="train", context="training", source="circles")
+        1 / 0  # noqa: B018
+    end = time.time() * 1000
+    assert run.missing[:2] == ["metrics at step 1", "metrics at step 2"]
+    assert run.missing[-2:] == ["dataset train", "the end of the run (FAILED)"] and len(run.missing) == 10
+    (file,) = journals(store)
+    assert str(file) in capfd.readouterr().err
+    with file.open("a") as journal:
+        journal.write('{"kind": "tags", "what": "cut o')  # as by a process that is killed while it writes
+    mend()
+    assert only_run().info.status == "RUNNING"
+
+    open_store("Lab", journal=store)
+    assert f"{run.run_id} now holds 10 things" in capfd.readouterr().err
+    assert journals(store) == []
+    found = only_run()
+    assert found.info.status == "FAILED" and found.info.end_time <= end
+    assert [(m.step, m.value) for m in client().get_metric_history(run.run_id, "loss")] == [(1, 0.5), (2, 0.25)]
+    assert len(client().get_metric_history(run.run_id, "nan")) == 1
+    assert found.data.params == {"late": "x"} and found.data.tags["a"] == "new"
+    names = {path.name for path in (store / "mlruns").rglob("*") if path.is_file()}
+    assert names == {"architecture.json", "curves.png"}
+    assert len(found.inputs.dataset_inputs) == 1
+    open_store("Lab", journal=store)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_waits_is_sent_within_the_run_once_the_store_is_left_alone_long_enough(store, monkeypatch, capfd):
+    monkeypatch.setattr(tracking, "WAIT_SECONDS", 0.5)
+    with tracked_run("Lab", journal=store) as run:
+        mend = spoil(store)
+        run.metrics({"loss": 1.0}, step=1)
+        (file,) = journals(store)
+        run.metrics({"loss": 1.0}, step=2)
+        assert len(file.read_text().splitlines()) == 2  # not asked again so soon, and kept
+        mend()
+        time.sleep(0.6)
+        run.metrics({"loss": 1.0}, step=3)
+        assert run.missing == journals(store) == []
+        assert [point.step for point in client().get_metric_history(run.run_id, "loss")] == [1, 2, 3]
+    first, last = capfd.readouterr().err.splitlines()
+    assert "could not record metrics at step 1" in first and "kept for later" in first
+    assert "answers again" in last
+
+
+def test_journal_of_a_process_that_still_works_is_left_to_it(store):
+    with tracked_run("Lab", journal=store) as run:
+        mend = spoil(store)
+        run.metrics({"loss": 1.0}, step=1)
+        mend()
+        open_store("Lab", journal=store)
+        assert len(journals(store)) == 1
+    assert journals(store) == []
+    assert only_run().data.metrics == {"loss": 1.0}
+
+
+def test_journal_of_another_store_is_kept_and_named(store, capfd):
+    file = store / f"mlflow_pending_{'0' * 32}.jsonl"
+    file.write_text('{"what": "tags a", "kind": "tags", "values": {"a": "b"}}\n')
+    open_store("Lab", journal=store)
+    assert file.exists()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert str(file) in line and "does not hold that run" in line
+
+
+def test_journal_that_cannot_be_written_does_not_stop_the_work(store, capfd):
+    with tracked_run("Lab", journal=store / "gone") as run:
+        mend = spoil(store)
+        run.metrics({"loss": 1.0}, step=1)
+        mend()
+    assert only_run().data.metrics == {"loss": 1.0}
+    assert "kept in memory only" in capfd.readouterr().err
+
+
+def test_what_mlflow_refuses_is_named_and_not_sent_again(store, capfd):
+    with tracked_run("Lab", params={"a": 1}, journal=store) as run:
+        run.params({"a": 2})
+        run.metrics({"loss": 1.0}, step=1)
+    assert run.missing == ["params a"] and journals(store) == []
+    assert only_run().data.metrics == {"loss": 1.0}
+    first, last = capfd.readouterr().err.splitlines()
+    assert "could not record params a" in first and "goes on without it" in first
+    assert "not recorded" in last and "params a" in last
+
+
+def test_model_that_meets_an_outage_is_named_and_leaves_no_half_one(store, capfd):
+    import keras
+
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3)])
+    with tracked_run("Lab") as run:
+        (store / "mlruns" / "Lab").rmdir()
+        (store / "mlruns" / "Lab").write_text("a file")
+        run.model(model, example=np.zeros((1, 8, 8, 1), "float32"))
+    assert run.missing == ["model"]
+    models = client().search_logged_models([only_run().info.experiment_id])
+    assert [model.status for model in models] == ["FAILED"]
+    assert "could not record the model" in capfd.readouterr().err
 
 
 def test_artifact_folder_that_fails_mid_run_does_not_stop_the_work(store):

@@ -22,6 +22,8 @@ import keras
 import numpy as np
 from keras import ops
 
+WHOLE = 256.0  # sums are kept as so many of these, and a rest
+
 _ARGS = """
     Args:
         y_true: masks of any shape, such as (N, H, W, 1) or (N, D, H, W, 1), exactly 0 or 1.
@@ -77,24 +79,28 @@ class _OverlapMetric(keras.metrics.Metric):
         if average not in ("global", "image"):
             raise ValueError(f"average must be 'global' (pooled) or 'image' (mean over images); got {average!r}.")
         self.threshold, self.average, self.smooth = threshold, average, _check_smooth(smooth)
-        names = ("intersection", "true", "pred") if average == "global" else ("scores", "images")
-        self._totals = [self.add_variable((), "zeros", dtype="float32", name=n) for n in names]
+        num = 3 if average == "global" else 2  # |A.B|, |A|, |B|; or the sum of the scores and the number of images
+        # float32 has no number between 2^24 and 2^24 + 2. A total is WHOLE * wholes + rest: exact up to 2^39 pixels.
+        self._wholes = self.add_variable((num,), "zeros", dtype="int32", name="wholes")
+        self._rest = self.add_variable((num,), "zeros", dtype="float32", name="rest")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch of masks and predictions, both (N, ..., 1)."""
         if sample_weight is not None:
             raise ValueError(f"{self.name} takes no sample_weight; weight the loss instead.")
         axis = None if self.average == "global" else _image_axes(y_pred)
-        values = _sums(y_true, y_pred, axis, self.threshold)
+        wholes, rest = _exact_sums(y_true, y_pred, axis, self.threshold)
         if self.average == "image":
-            scores = self._score(*values, self.smooth)
-            values = ops.sum(scores), ops.cast(ops.size(scores), "float32")
-        for total, value in zip(self._totals, values, strict=True):
-            total.assign_add(value)
+            scores = self._score(*_joined(wholes, rest), self.smooth)
+            rest = ops.stack([ops.sum(scores), ops.cast(ops.size(scores), "float32")])
+            wholes = ops.zeros_like(rest)
+        wholes, rest = _carried(wholes, self._rest + rest)
+        self._wholes.assign_add(ops.cast(wholes, "int32"))
+        self._rest.assign(rest)
 
     def result(self):
         """The score of everything added since the last reset, a float32 scalar; 1 if nothing was."""
-        totals = [ops.convert_to_tensor(total) for total in self._totals]  # JAX does not compute on variables
+        totals = _joined(ops.cast(self._wholes, "float32"), ops.convert_to_tensor(self._rest))
         return _ratio(*totals) if self.average == "image" else self._score(*totals, self.smooth)
 
     def get_config(self):
@@ -116,7 +122,7 @@ _METRIC_ARGS = """
 
 @keras.saving.register_keras_serializable(package="segmentation_lab")
 class DiceCoefficient(_OverlapMetric):
-    """Dice coefficient over a data set, 2 |A.B| / (|A| + |B|), exact whatever the batch size.
+    """Dice coefficient over a data set, 2 |A.B| / (|A| + |B|), exact whatever the size of batches and data set.
 
     Example: A = [[1, 1, 0, 0]], B = [[1, 0, 0, 0]] gives 2/3.
     """
@@ -129,7 +135,7 @@ class DiceCoefficient(_OverlapMetric):
 
 @keras.saving.register_keras_serializable(package="segmentation_lab")
 class IoU(_OverlapMetric):
-    """Intersection over union over a data set, |A.B| / (|A| + |B| - |A.B|), exact whatever the batch size.
+    """Intersection over union over a data set, |A.B| / (|A| + |B| - |A.B|), exact whatever the size of batches and set.
 
     Example: A = [[1, 1, 0, 0]], B = [[1, 0, 0, 0]] gives 1/2.
     """
@@ -178,14 +184,43 @@ class DiceLoss(keras.losses.Loss):
         return {**super().get_config(), "smooth": self.smooth}
 
 
-def _sums(y_true, y_pred, axis=None, threshold=None):
+def _sums(y_true, y_pred, axis=None):
     """|A.B|, |A| and |B| over `axis`, in float32 whatever comes in."""
+    return _joined(*_exact_sums(y_true, y_pred, axis))
+
+
+def _exact_sums(y_true, y_pred, axis=None, threshold=None):
+    """|A.B|, |A| and |B| over `axis`, stacked, as (wholes, rest): each is WHOLE * wholes + rest.
+
+    Exact for masks of up to 2^32 pixels with sides up to 2^16, because no float32 ever holds more than 2^24. Summed
+    from the last axis to the first, with a carry after each: all but the first sums are over small arrays.
+    """
     _check(y_true, y_pred)
     # A cast, not convert_to_tensor(dtype=...), which TensorFlow refuses for a tensor of another type.
     y_true, y_pred = (ops.cast(ops.convert_to_tensor(y), "float32") for y in (y_true, y_pred))
     if threshold is not None:
         y_pred = ops.cast(y_pred >= threshold, "float32")
-    return tuple(ops.sum(y, axis=axis) for y in (y_true * y_pred, y_true, y_pred))
+    ndim = len(y_pred.shape)
+    axes = range(ndim) if axis is None else np.atleast_1d(axis)
+    first, *axes = sorted((int(a) % ndim for a in axes), reverse=True)
+    if first - 1 in axes:  # width and channels at once
+        first = (axes.pop(0), first)
+    rest = ops.stack([ops.sum(y, axis=first) for y in (y_true * y_pred, y_true, y_pred)])  # (3, N, ...)
+    wholes, rest = _carried(ops.zeros_like(rest), rest)
+    for a in axes:
+        wholes, rest = _carried(ops.sum(wholes, axis=a + 1), ops.sum(rest, axis=a + 1))
+    return wholes, rest
+
+
+def _carried(wholes, rest):
+    """The same sum, with a rest in [0, WHOLE)."""
+    more = ops.floor(rest / WHOLE)
+    return wholes + more, rest - WHOLE * more
+
+
+def _joined(wholes, rest):
+    """The sums as one tensor each, rounded to float32."""
+    return tuple(ops.unstack(WHOLE * wholes + rest))
 
 
 def _dice(intersection, true, pred, smooth):

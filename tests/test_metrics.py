@@ -64,6 +64,30 @@ def test_a_metric_does_not_depend_on_the_batches(name, average):
         assert float(metric.result()) == pytest.approx(float(expected), abs=1e-6)
 
 
+def count_beyond_float32(metric):
+    """Add a batch of ones of 4099 x 4099 pixels, then 51 times one pixel where only y_true is 1; return the totals."""
+    large, one = np.ones((1, 4099, 4099, 1), "uint8"), np.ones((1, 1, 1, 1), "uint8")
+    metric.update_state(large, large)
+    for _ in range(51):
+        metric.update_state(one, 0 * one)
+    wholes, rest = (keras.ops.convert_to_numpy(variable).astype(np.int64) for variable in metric.variables)
+    return (int(metrics.WHOLE) * wholes + rest).tolist()
+
+
+def test_totals_beyond_2_to_the_24_count_every_pixel():
+    """float32 has no odd number there: it would neither hold 4099^2 nor notice a single pixel more."""
+    metric, pixels = metrics.DiceCoefficient(threshold=0.5), 4099**2
+    assert count_beyond_float32(metric) == [pixels, pixels + 51, pixels]
+    assert 1 - float(metric.result()) == pytest.approx(51 / (2 * pixels + 51), abs=6e-8)
+
+
+def test_sums_over_any_axes_are_those_of_numpy():
+    true, pred = random_masks(side=8)
+    for axis in (None, (1, 2, 3), (0, 1, 2, 3), (1, 2), (0, 2), 1, -2, (-1,)):
+        inter, a, b = (np.sum(y, axis=axis, dtype=float) for y in (true * pred, true, pred))
+        np.testing.assert_allclose(metrics.dice_coeff(true, pred, 1.0, axis), (2 * inter + 1) / (a + b + 1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [255, float("nan")])
 def test_masks_other_than_0_and_1_are_refused(scale):
     true, pred = random_masks()
@@ -122,7 +146,9 @@ true, pred = (rng.random((5, 8, 8, 1)) < 0.4).astype("float32"), rng.random((5, 
 metric = metrics.DiceCoefficient(threshold=0.5, average="image")
 metric.update_state(true, pred)
 values = [metrics.dice_coeff(true, pred), metrics.iou_metric(true, pred), metrics.DiceLoss()(true, pred)]
-print([float(value) for value in [*values, metric.result()]])
+from tests.test_metrics import count_beyond_float32
+totals = count_beyond_float32(metrics.IoU(threshold=0.5))
+print([*totals, *(float(value) for value in [*values, metric.result()])])
 """
 
 

@@ -387,7 +387,7 @@ def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
         sample = samples[i]
         axes.imshow(overlay(sample.prepare(sample.image), sample.mask))
         what = f"{shares[i]:.1%} foreground" if shares[i] else "EMPTY MASK"
-        title = f"{readable(sample.name)[-28:]}\n{_sides(sample.image)} px, {what}"
+        title = f"{readable(sample.name)[-34:]}\n{_sides(sample.image)} px, {what}"
         axes.set_title(title, fontsize=8, parse_math=False)  # names may hold $
     sides = np.array([sample.mask.shape for sample in samples])
     colours = "colour" if samples[0].image.shape[-1] == 3 else "grey"
@@ -403,13 +403,13 @@ def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image (H, W, C) in [0, 1] with the mask tinted and outlined: (H, W, 3), uint8. Orange on grey, else cyan."""
+    """The image (H, W, C) in [0, 1] with the mask tinted and outlined: (H, W, 3), uint8. Orange on grey, else green."""
     from scipy.ndimage import binary_erosion
 
     mask = mask.astype(bool)
     grey = image.shape[-1] == 1
     colors = np.repeat(image * 255, 3, axis=2) if grey else image * np.float32(255)
-    line = np.array([230, 159, 0] if grey else [0, 255, 255], np.float32)
+    line = np.array([230, 159, 0] if grey else [50, 255, 50], np.float32)
     colors[mask] += 0.25 * (line - colors[mask])
     colors[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = line
     return colors.astype(np.uint8)

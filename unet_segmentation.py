@@ -4,70 +4,85 @@
 
 5 minutes on 2 cores without bfloat16; expect a mean Dice of 0.995 on 512 unseen images. Everything goes to
 outputs/unet (model.keras, scores.json, per_image.csv, history.json, curves.png, predictions.png) and into the MLflow
-experiment 2D_UNet_Segmentation. `--recipe report` trains as a textbook would: Dice loss pooled over the batch, Adam at
-1e-3, 256 fixed images; expect 0.991.
+experiment 2D_UNet_Segmentation. A run that was stopped goes on with `--resume`. `--recipe report` trains as a textbook
+would: Dice loss pooled over the batch, Adam at 1e-3, 256 fixed images; expect 0.991.
 
     python unet_segmentation.py --images my/pictures --masks my/masks
 
 trains on your own pictures instead, a mask of the same name for each; dataset.png shows what was read, split.json what
-became of each. `--varied` draws circles under many kinds of light and surface, for a model that is used on photographs.
+became of each. `--recipe photographs` draws circles under many kinds of light and surface, for use on photographs.
 """
 
 import argparse
-import csv
-import itertools
-import json
+import hashlib
 import math
-import os
-import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 import data_synth
-from lab import backend, model_file, pictures, tracking, training
-from lab import results as lab_results
+from lab import backend, command_line, memory, model_file, patches, pictures, results, tracking, training
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
+
 EXPERIMENT = "2D_UNet_Segmentation"
-TRAIN, VALIDATION, TEST = 0, 1, 2  # streams of the seed: sets that share no image
+TRAIN, VALIDATION, TEST, TYPICAL = range(4)  # streams of the seed: sets that share no image
 
 # What `--recipe` sets; each of these is a flag of its own too. The comments say what each ingredient is for.
+LAB = {
+    "epochs": 15,
+    "train_images": 256,
+    "fixed_images": False,  # new images every epoch: the network cannot learn them by heart
+    # Half as wide and high as --size: what teaches is the circle's contour, and most of a full image is background.
+    # An image costs a quarter (nnU-Net trains on patches too: Isensee et al. 2021).
+    "train_size": 64,
+    "circles": (1, 1),
+    "contrast": (0.5,),
+    "noise": (0.25,),
+    "batch_size": 8,
+    "optimizer": "muon",  # see lab/muon.py: as good as Adam after less than half of the images
+    "learning_rate": 4e-3,
+    "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017): ends settled
+    # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out (Isensee et al. 2021).
+    "loss": "dice+bce",
+    "filters": 32,
+}
 RECIPES = {
-    "lab": {
-        "train_images": 256,
-        "fixed_images": False,  # new images every epoch: the network cannot learn them by heart
-        # Half as wide and high around the circle: what teaches is its contour, and most of a full image is background.
-        # An image costs a quarter (nnU-Net trains on patches too: Isensee et al. 2021).
-        "small_images": True,
-        "batch_size": 8,
-        "optimizer": "muon",  # see lab/muon.py: as good as Adam after less than half of the images
-        "learning_rate": 4e-3,
-        "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017): ends settled
-        # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out (Isensee et al. 2021).
-        "loss": "dice+bce",
-    },
+    "lab": LAB,
     "report": {
-        "train_images": 256,
+        **LAB,
         "fixed_images": True,
-        "small_images": False,
-        "batch_size": 8,
+        "train_size": 128,
         "optimizer": "adam",
         "learning_rate": 1e-3,
         "schedule": "constant",
         "loss": "pooled-dice",
     },
+    "photographs": {
+        **LAB,
+        "train_images": 128,
+        "train_size": 128,  # several circles: a small image would hold them too close
+        "circles": data_synth.VARIED["num_circles"],
+        "contrast": data_synth.VARIED["contrast"],
+        "noise": data_synth.VARIED["noise"],
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+    },
 }
 
 
+# The network
+
+
 def conv_block(x, filters: int, name: str | None = None):
-    """(3x3 convolution -> ReLU) * 2, same padding: (N, H, W, C) -> (N, H, W, filters)."""
+    """(3x3 convolution -> ReLU) * 2, same padding: (N, H, W, C) -> (N, H, W, filters); 3x3x3 on (N, D, H, W, C)."""
     from keras import layers
 
+    convolution = layers.Conv3D if len(x.shape) == 5 else layers.Conv2D
     for i in (1, 2):
-        x = layers.Conv2D(
+        x = convolution(
             filters,
             3,
             padding="same",
@@ -84,174 +99,226 @@ def build_unet(input_shape: tuple = (128, 128, 1), filters: int = 32, depth: int
     Encoder blocks of filters, 2 filters, 4 filters, ... with 2x2 max pooling after each; a bottleneck of
     2^depth filters; a decoder of stride-2 transposed convolutions, each concatenated with the encoder block
     of its size; a 1x1 convolution with sigmoid. With the defaults 32, 64, 128, 256 and 1,925,025 parameters.
+    An input shape of rank 4 gives the same network in three dimensions (Cicek et al. 2016).
 
     Args:
-        input_shape: (height, width, channels); height and width divisible by 2^depth.
+        input_shape: (height, width, channels) or (depth, height, width, channels); sides divisible by 2^depth, or
+            None for any such side.
         filters: channels of the first block, at least 1.
         depth: number of poolings, at least 1.
         skips: False leaves the concatenations out, to see what they are for.
 
     Returns:
-        An uncompiled `keras.Model`: images (N, H, W, C) -> probabilities (N, H, W, 1), float32.
+        An uncompiled `keras.Model`: images (N, H, W, C) -> probabilities (N, H, W, 1), float32; volumes likewise.
 
     Raises:
-        ValueError: for sides that are not divisible, or counts below 1.
+        ValueError: for sides that are not divisible, or counts out of range.
     """
     import keras
     from keras import layers
 
-    check_network(input_shape[:2], filters, depth)
-    inputs = x = keras.Input(input_shape, name="image")
+    check_network(input_shape, filters, depth)
+    ndim = len(input_shape) - 1
+    convolution, transposed, pooling = (
+        getattr(layers, name) for name in (f"Conv{ndim}D", f"Conv{ndim}DTranspose", f"MaxPooling{ndim}D")
+    )
+    inputs = x = keras.Input(input_shape, name="image" if ndim == 2 else "volume")
     encoder = []
     for level in range(depth):
         x = conv_block(x, filters * 2**level, name=f"encoder{level + 1}")
         encoder.append(x)
-        x = layers.MaxPooling2D(2, name=f"pool{level + 1}")(x)
+        x = pooling(2, name=f"pool{level + 1}")(x)
     x = conv_block(x, filters * 2**depth, name="bottleneck")
     for level in reversed(range(depth)):
-        x = layers.Conv2DTranspose(filters * 2**level, 2, strides=2, padding="same", name=f"up{level + 1}")(x)
+        x = transposed(filters * 2**level, 2, strides=2, padding="same", name=f"up{level + 1}")(x)
         if skips:
             x = layers.Concatenate(name=f"skip{level + 1}")([x, encoder[level]])
         x = conv_block(x, filters * 2**level, name=f"decoder{level + 1}")
     # float32 whatever the precision of the rest: bfloat16 has no number between 0.996 and 1.
-    mask = layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name="mask")(x)
+    mask = convolution(1, 1, activation="sigmoid", dtype="float32", name="mask")(x)
     return keras.Model(inputs, mask, name="unet")
 
 
-def check_network(sides, filters: int, depth: int) -> None:
+def check_network(input_shape, filters: int, depth: int) -> None:
     """Raise ValueError for a network that `build_unet` cannot build."""
-    if filters < 1 or depth < 1:
-        raise ValueError(f"filters and depth must be at least 1; got filters={filters}, depth={depth}.")
-    factor = 2**depth
+    if len(input_shape) not in (3, 4):
+        raise ValueError(f"the input shape must be (height, width, channels), or with a depth; got {input_shape}.")
+    if not 1 <= filters <= 512 or depth < 1:
+        raise ValueError(f"filters must be 1 to 512 and depth at least 1; got filters={filters}, depth={depth}.")
+    factor, sides = 2**depth, tuple(input_shape[:-1])
     if any(side is not None and (side < factor or side % factor) for side in sides):
         near = tuple(max(factor, round(side / factor) * factor) for side in sides)
         raise ValueError(
             f"the sides must be divisible by 2^depth = {factor}, because each of {depth} poolings halves them; "
-            f"got {tuple(sides)}. Take {near}, or another depth."
+            f"got {sides}. Take {near}, or another depth."
         )
 
 
-def training_side(args: argparse.Namespace) -> int:
-    """Side of the training images, in pixels: with `--small-images` half of `--size`, where one circle has room.
-
-    Room means that the circles cover at most a quarter of the small images, on average. With less background, each
-    circle has nearly the same place, and the network learns that and fails on full images. Several circles, or none,
-    stay in full images, which decide how crowded they are.
-    """
-    half = 8 * math.ceil(args.size / 16)
-    smallest, largest = args.radius
-    covered = math.pi / 3 * (smallest**2 + smallest * largest + largest**2)  # mean area of radii that are uniform
-    room = covered <= half**2 / 4 and 2 * largest <= half - 1
-    if not args.small_images or args.varied or args.images or tuple(args.circles) != (1, 1) or not room:
-        return args.size
-    return half
+# The data
 
 
-def make_data(args: argparse.Namespace, num_images: int, *stream: int, size: int | None = None):
+def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: int | None = None):
     """Images and masks of one stream of the seed, preprocessed: (N, size, size, 1) each, by default of `--size`."""
-    settings = {"num_circles": args.circles, "radius": args.radius, "contrast": args.contrast, "noise": args.noise}
-    if args.varied:
+    settings = {"num_circles": args.circles, "radius": args.radius}
+    settings |= {name: value if len(value) > 1 else value[0] for name, value in looks(args).items()}
+    if args.recipe == "photographs":
         settings = {**data_synth.VARIED, **settings}
     images, masks = data_synth.make_circles(num_images, size or args.size, seed=(args.seed, *stream), **settings)
-    if args.varied:
-        stretched = preprocessing(args)
-        images = np.stack([pictures.preprocess(i, *pictures.grey_range(i, stretched)) for i in images])
+    if args.recipe == "photographs":
+        images = np.stack([pictures.preprocess(i, *pictures.grey_range(i, pictures.STRETCHED)) for i in images])
     return images, masks
 
 
-def preprocessing(args: argparse.Namespace) -> dict:
-    """The settings that prepare pictures for the network: plain circles are as they should be already."""
-    return pictures.STRETCHED if args.images or args.varied else pictures.ABSOLUTE
+def looks(args: argparse.Namespace) -> dict:
+    """Contrast and noise: one value each, or the ends of a range."""
+    return {"contrast": args.contrast, "noise": args.noise}
 
 
 def read_own(args: argparse.Namespace) -> dict[str, list] | None:
     """The user's pictures and masks by part, training, validation and test; None for circles."""
     if args.images is None:
         return None
-    return pictures.split(pictures.read_folder(args.images, args.masks, preprocessing(args)), args.seed)
+    return pictures.split(pictures.read_folder(args.images, args.masks, pictures.STRETCHED), args.seed, args.size)
 
 
-def training_batches(args: argparse.Namespace, samples: list | None = None):
-    """Yield (images, masks) without end, epoch after epoch: circles, or crops of `samples`.
+def training_images(args: argparse.Namespace, own: dict | None, num: int, *stream: int):
+    """Images and masks to train on, (num, train_size, train_size, C): circles, or crops of one's own pictures."""
+    if own is None:
+        return make_circles(args, num, TRAIN, *stream, size=args.train_size)
+    augment = patches.vary if args.augment else None
+    return patches.random_patches(own["training"], num, args.train_size, (args.seed, TRAIN, *stream), augment)
 
-    Only what is needed is ever in memory.
+
+def training_batches(args: argparse.Namespace, own: dict | None, epoch: int) -> Iterator[tuple]:
+    """Yield the (images, masks) of one epoch; only what is needed is ever in memory."""
+    fixed = training_images(args, own, args.train_images) if args.fixed_images else None
+    order = np.random.default_rng((args.seed, epoch)).permutation(args.train_images)
+    for batch, start in enumerate(range(0, args.train_images, args.batch_size)):
+        chosen = order[start : start + args.batch_size]  # the last batch may be shorter
+        yield tuple(a[chosen] for a in fixed) if fixed else training_images(args, own, len(chosen), epoch, batch)
+
+
+def held_out_images(args: argparse.Namespace, own: dict | None, part: str, num: int):
+    """(images, masks) to validate or test on, and the place of each crop of one's own pictures."""
+    if own is None:
+        return make_circles(args, num, {"validation": VALIDATION, "test": TEST}[part]), None
+    return patches.grid_patches(own[part], args.size, num)
+
+
+def typical_images(args: argparse.Namespace, own: dict | None) -> np.ndarray:
+    """Images (N, size, size, C) whose grey values tell which pictures the network may be used on.
+
+    Of full size: small ones hold more of a circle, and with it other grey values, than pictures to predict.
     """
-
-    def make(num, *stream):
-        if samples is None:
-            return make_data(args, num, TRAIN, *stream, size=training_side(args))
-        return pictures.random_crops(samples, num, args.size, (args.seed, TRAIN, *stream), args.augment)
-
-    if args.fixed_images:
-        images, masks = make(args.train_images)
-    for epoch in itertools.count():
-        order = np.random.default_rng((args.seed, epoch)).permutation(args.train_images)
-        for batch, start in enumerate(range(0, args.train_images, args.batch_size)):
-            chosen = order[start : start + args.batch_size]  # the last batch may be shorter
-            if args.fixed_images:
-                yield images[chosen], masks[chosen]
-            else:
-                yield make(len(chosen), epoch, batch)
+    if own is None:
+        return make_circles(args, 128, TYPICAL)[0]
+    augment = patches.vary if args.augment else None
+    return patches.random_patches(own["training"], 128, args.size, (args.seed, TYPICAL), augment)[0]
 
 
-def seen_in_training(args: argparse.Namespace, samples: list | None = None) -> np.ndarray:
-    """Images (N, size, size, 1) whose grey values tell which pictures the network may be used on.
+def fit_train_size(args: argparse.Namespace, wanted: bool) -> str:
+    """Settle `--train-size`; return the sentence that says what is trained on.
 
-    Full images: small ones hold more of a circle, and with it other grey values, than pictures to predict.
+    A size that nobody `wanted`, the recipe's, gives way to --size where it does not suit the data. Small images suit
+    one circle that covers at most a quarter of them, on average: with less background each circle has nearly the same
+    place, and the network learns that and fails on full images. Several circles, or none, stay in full images, which
+    decide how crowded they are; one's own pictures are cut to --size.
     """
-    full = argparse.Namespace(**{**vars(args), "small_images": False})
-    return np.concatenate([images for images, _ in itertools.islice(training_batches(full, samples), 16)])
+    smallest, largest = args.radius
+    covered = math.pi / 3 * (smallest**2 + smallest * largest + largest**2)  # mean area of radii that are uniform
+    room = covered <= args.train_size**2 / 4 and 2 * largest <= args.train_size - 1
+    suits = args.images is None and tuple(args.circles) == (1, 1) and room and args.train_size <= args.size
+    if not wanted and not suits:
+        args.train_size = args.size
+    what = "own pictures" if args.images else "circles"
+    crowded = " (which leave little background around them: expect a lower score)" if wanted and not suits else ""
+    sizes = f"{args.train_size}x{args.train_size} pixels{crowded}, scored on {args.size}x{args.size}"
+    return f"{what}: trained on images of {sizes}"
 
 
-def train(model, args: argparse.Namespace, validation: tuple, on_epoch_end=None, samples: list | None = None):
-    """Compile and fit; the weights of the epoch with the best `val_image_dice` remain. Return the history, a dict."""
-    import keras
+def describe_data(own: dict[str, list] | None) -> str:
+    """Names and shapes of one's own pictures and a digest of their masks, so that a resumed run meets the same ones."""
+    if own is None:
+        return "circles"
+    samples = sorted((sample for part in own.values() for sample in part), key=lambda sample: sample.name)
+    about = [(sample.name, sample.image.shape, len(sample.objects)) for sample in samples]
+    return f"{len(samples)} pictures, {hashlib.sha256(repr(about).encode()).hexdigest()[:16]}"
 
-    import metrics
 
-    hard = {"threshold": 0.5, "average": "image"}
+def check_memory(args: argparse.Namespace, channels: int) -> None:
+    """Raise ValueError if a training step would take more memory than is free."""
+    fixed = build_unet((args.train_size, args.train_size, channels), args.filters, skips=args.skips)
+    step = memory.training_memory(fixed, args.batch_size, args.optimizer)["total"]
+    command_line.check_room(step * memory.MIB, f"a training step of {args.batch_size} images")
+
+
+# Train, score, write
+
+
+FILES = ("model.keras", "history.json", "scores.json", "per_image.csv", "curves.png", "predictions.png",
+         "split.json", "dataset.png")  # fmt: skip
+
+
+def train(model, args: argparse.Namespace, own: dict | None, validation: tuple, checkpoint=None, on_epoch_end=None):
+    """Compile and fit; the weights of the last epoch remain. Return the history, a dict."""
+    steps = math.ceil(args.train_images / args.batch_size)
     model.compile(
-        optimizer=training.choose_optimizer(args),
+        optimizer=training.choose_optimizer(args.optimizer, args.learning_rate, args.schedule, args.epochs * steps),
         loss=training.choose_loss(args.loss),
-        metrics=[
-            metrics.DiceCoefficient(),  # soft and pooled, as in the report
-            metrics.IoU(),
-            metrics.DiceCoefficient(**hard, name="image_dice"),  # hard and per image, as the field reports
-            metrics.IoU(**hard, name="image_iou"),
-        ],
+        metrics=training.make_metrics(),
     )
-    model.optimizer.build(model.trainable_variables)  # now: inside the first step, TensorFlow would trace that twice
-    best = keras.callbacks.EarlyStopping(  # never stops: patience is the whole training
-        "val_image_dice", mode="max", patience=args.epochs, restore_best_weights=True
-    )
-    log = keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
-    batches, validation = training.feed(lambda: training_batches(args, samples), training_side(args), validation)
-    history = model.fit(
-        batches,
+    return training.fit(
+        model,
+        lambda epoch: training_batches(args, own, epoch),
         epochs=args.epochs,
-        steps_per_epoch=math.ceil(args.train_images / args.batch_size),
-        validation_data=validation,
-        validation_batch_size=training.PREDICT_BATCH,
-        callbacks=[best, log],
-        shuffle=False,  # the batches come as they should
-        verbose=1 if sys.stdout.isatty() else 2,  # a progress bar in a pipe is a mess of backspaces
+        steps=steps,
+        validation=validation,
+        checkpoint=checkpoint,
+        on_epoch_end=on_epoch_end,
     )
-    return {"epoch": [epoch + 1 for epoch in history.epoch], **history.history}
+
+
+def finish(args: argparse.Namespace, network, own: dict | None, sets: dict, found: dict, out: Path) -> list[str]:
+    """Write the network, score it on the test set, write and draw the rest; complete `found`.
+
+    What fails costs its own piece: a sentence for each is returned.
+    """
+    (images, masks), places = sets["test"]
+    stretched = pictures.STRETCHED if own or args.recipe == "photographs" else pictures.ABSOLUTE
+
+    def save(path):
+        model_file.save_model(network, path, pictures.describe_training(typical_images(args, own), stretched))
+
+    def score_test():
+        probs = training.predict(network, images)
+        found["test"], rows = results.score(masks, probs)
+        found["baselines"] = results.baselines(sets["validation"][0], (images, masks))
+        found["failure"] = results.describe_failure(found["history"], masks, probs)
+        dice = np.array([row["image_dice"] for row in rows])
+        if places:
+            rows = [{"crop": place, **row} for place, row in zip(places, rows, strict=True)]
+        return {
+            "per_image.csv": lambda path: results.write_table(rows, path),
+            "predictions.png": lambda path: results.plot_predictions(images, masks, probs, dice, path),
+        }
+
+    pieces = {}
+    if own:
+        samples = [sample for part in own.values() for sample in part]
+        names = {part: [sample.name for sample in found] for part, found in own.items()}
+        pieces["split.json"] = lambda path: results.write_json(path, names)
+        pieces["dataset.png"] = lambda path: pictures.plot_dataset(samples, path)
+    return results.write_run(out, FILES, found, save, score_test, pieces)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     """Read and check the command line; a bad one ends in one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        usage="%(prog)s [options]",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
+    parser = command_line.make_parser(__doc__)
+    parser.add_argument(
         "--recipe",
         choices=RECIPES,
         default="lab",
-        help="sets the training flags: the lab's, or the textbook's of the report",
+        help="sets the flags with several defaults: the lab's, the textbook's of the lab report, one for photographs",
     )
     own = parser.add_argument_group("your own pictures, in place of circles").add_argument
     own("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
@@ -263,242 +330,129 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="flip, turn, brighten and darken the training crops",
     )
     data = parser.add_argument_group("data").add_argument
-    data("--train-images", type=int, metavar="N", help="training images (or crops of your own) per epoch")
-    data(
+
+    def chosen(flag, **options):
+        command_line.recipe_flag(data, RECIPES, flag, **options)
+
+    chosen("--train-images", type=int, metavar="N", help="training images (or crops of your own) per epoch")
+    chosen(
         "--fixed-images",
         action=argparse.BooleanOptionalAction,
         help="the same training images every epoch, instead of new ones",
     )
-    data(
-        "--small-images",
-        action=argparse.BooleanOptionalAction,
-        help="train on plain circles in images of half the side, if each holds one and has room; test on --size",
-    )
+    chosen("--train-size", type=int, metavar="PIXELS", help="side of the training images, at most --size")
     data("--val-images", type=int, default=64, metavar="N", help="validation images")
-    data(
-        "--test-images",
-        type=int,
-        default=512,
-        metavar="N",
-        help="test images, seen by nothing but the final scores",
-    )
+    data("--test-images", type=int, default=512, metavar="N", help="test images, seen by the final scores alone")
     data("--size", type=int, default=128, metavar="PIXELS", help="side of the images, divisible by 8")
-    data("--varied", action="store_true", help="vary light, contrast, surface and blur, for use on photographs")
-    data(
-        "--circles",
-        type=int,
-        nargs=2,
-        default=(1, 1),
-        metavar=("MIN", "MAX"),
-        help="circles per image; 0 to allow empty masks",
-    )
-    data(
-        "--radius",
-        type=float,
-        nargs=2,
-        default=(8, 25),
-        metavar=("MIN", "MAX"),
-        help="radius in pixels, 1 to (size - 1) / 2",
-    )
-    data(
-        "--contrast",
-        type=float,
-        default=0.5,
-        metavar="C",
-        help="circle above background in grey values, above 0, up to 0.75",
-    )
-    data(
-        "--noise",
-        type=float,
-        default=0.25,
-        metavar="S",
-        help="standard deviation of the noise in grey values, 0 or more",
-    )
-    fit = parser.add_argument_group("training").add_argument
-    fit("--epochs", type=int, default=15, metavar="N", help="passes over the training images")
-    fit("--batch-size", type=int, metavar="N", help="images per step")
-    fit("--optimizer", choices=("muon", "adam"), help="see lab/muon.py")
-    fit("--learning-rate", type=float, metavar="R", help="peak step size, above 0")
-    fit("--schedule", choices=("cosine", "constant"), help="course of the learning rate")
-    fit(
-        "--loss",
-        choices=("dice", "bce", "dice+bce", "pooled-dice"),
-        help="what is minimised; pooled-dice is the report's",
-    )
-    fit("--filters", type=int, default=32, metavar="N", help="channels of the first block; 32 is the report's network")
-    fit("--skips", action=argparse.BooleanOptionalAction, default=True, help="the skip connections")
-    fit(
-        "--precision",
-        choices=("auto", "float32", "mixed_bfloat16"),
-        default="auto",
-        help="auto: bfloat16 where the hardware has it",
-    )
-    fit("--seed", type=int, default=0, metavar="N", help="of the weights and the data, 0 or more")
-    fit("--deterministic", action="store_true", help="ask TensorFlow for bit-for-bit repeatable operations")
-    out = parser.add_argument_group("output").add_argument
-    out("--out-dir", type=Path, default=Path("outputs/unet"), metavar="DIR", help="where all files go")
-    out("--run-name", metavar="NAME", help="of the MLflow run; default: data, recipe and seed")
-    known = parser.parse_known_args(argv)[0]
-    parser.set_defaults(**RECIPES[known.recipe])
-    if known.varied:
-        of_flag = {"circles": "num_circles", "contrast": "contrast", "noise": "noise"}
-        parser.set_defaults(**{flag: data_synth.VARIED[name] for flag, name in of_flag.items()})
-    args = parser.parse_args(argv)
-    try:
-        check_args(args)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
+    ends = {"type": float, "nargs": "+", "metavar": "V"}
+    chosen("--circles", type=int, nargs=2, metavar=("MIN", "MAX"), help="circles per image; 0 to allow empty masks")
+    data("--radius", type=float, nargs=2, default=(8, 25), metavar=("MIN", "MAX"), help="pixels, 1 to (size - 1) / 2")
+    chosen("--contrast", **ends, help="circle above background in grey values, above 0, up to 0.75; or MIN MAX")
+    chosen("--noise", **ends, help="standard deviation of the noise in grey values, 0 or more; or MIN MAX")
+    command_line.add_training_flags(parser.add_argument_group("training").add_argument, RECIPES, "image")
+    command_line.add_output_flags(parser.add_argument_group("output").add_argument, "outputs/unet")
+    return command_line.parse(parser, check_args, argv)
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Raise ValueError for settings that cannot work, before anything slow begins."""
-    for name in ("train_images", "val_images", "test_images", "epochs", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(args, name)}.")
-    if not (math.isfinite(args.learning_rate) and args.learning_rate > 0):
-        raise ValueError(f"--learning-rate must be a finite number above 0, such as 0.002; got {args.learning_rate}.")
-    check_network((args.size, args.size), args.filters, depth=3)
+    """Fill in the recipe; raise ValueError for settings that cannot work, before anything slow begins."""
+    wanted = hasattr(args, "train_size")
+    command_line.fill_from_recipe(args, RECIPES)
+    command_line.check_training_flags(args, ("train_images", "val_images", "test_images"))
     if (args.images is None) != (args.masks is None):
         raise ValueError("--images and --masks belong together: give both, or neither for circles.")
-    if args.images and args.varied:
-        raise ValueError("--varied is for circles; your own pictures are varied by --augment, which is on.")
+    if args.images and args.recipe == "photographs":
+        raise ValueError("--recipe photographs draws circles; your own pictures are varied by --augment, which is on.")
+    for name, value in looks(args).items():
+        if len(value) > 2:
+            raise ValueError(f"--{name} takes one value or the two ends of a range; got {len(value)} values.")
+    check_network((args.size, args.size, 1), args.filters, depth=3)
+    args.said = fit_train_size(args, wanted)
+    check_network((args.train_size, args.train_size, 1), args.filters, depth=3)
+    if args.train_size > args.size:
+        raise ValueError(f"--train-size {args.train_size} is larger than --size {args.size}; take at most that.")
+    kept = args.val_images + args.test_images + args.fixed_images * args.train_images
+    command_line.check_room(3 * 4 * kept * args.size**2, "images, masks and probabilities")  # float32
     if args.images is None:
-        make_data(args, 1, TEST)
-    elif args.out_dir.resolve() in (args.images.resolve(), args.masks.resolve()):
-        raise ValueError(f"--out-dir {args.out_dir} holds the input; name another folder: nothing is overwritten.")
-    try:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=args.out_dir).close()
-    except OSError as error:
-        raise ValueError(
-            f"--out-dir {args.out_dir} cannot be written ({error.strerror}): name another folder."
-        ) from None
+        make_circles(args, 1, TEST)
+        make_circles(args, 1, TEST, size=args.train_size)
 
 
-def write_results(folder: Path, network, prepared, history, results, rows, test, probs, own) -> None:
-    """Write every file of the run into `folder`."""
-    model_file.save_model(network, folder / "model.keras", prepared)
-    if own:
-        names = {part: [sample.name for sample in samples] for part, samples in own.items()}
-        (folder / "split.json").write_text(json.dumps(names, indent=1))
-        pictures.plot_dataset([sample for samples in own.values() for sample in samples], folder / "dataset.png")
-    (folder / "history.json").write_text(json.dumps(history, indent=1))
-    (folder / "scores.json").write_text(json.dumps(results, indent=1))
-    with open(folder / "per_image.csv", "w", newline="") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
-    lab_results.plot_curves(history, folder / "curves.png")
-    lab_results.plot_predictions(
-        *test, probs, np.array([row["image_dice"] for row in rows]), folder / "predictions.png"
-    )
+def prepare(args: argparse.Namespace, own: dict | None):
+    """What every process of a training needs: precision, network, and (images, masks) with their places by part."""
+    precision = backend.start(args.precision, args.deterministic, args.seed)
+    model = build_network(args, own)
+    check_memory(args, model.input_shape[-1])
+    sets = {"training": (training_images(args, own, args.batch_size, 0, 0), None)}  # a batch, to be shown
+    sets["validation"] = held_out_images(args, own, "validation", args.val_images)
+    sets["test"] = held_out_images(args, own, "test", args.test_images)
+    backend.check_shares(args.train_images, args.batch_size, "training images")
+    backend.check_shares(len(sets["validation"][0][0]), backend.num_devices(), "validation images")
+    return precision, model, sets
 
 
+def build_network(args: argparse.Namespace, own: dict | None):
+    """The network of the settings, for images of any size."""
+    channels = own["training"][0].image.shape[-1] if own else 1
+    return build_unet((None, None, channels), args.filters, skips=args.skips)
+
+
+def follow(args: argparse.Namespace, own: dict | None) -> dict:
+    """Take part in the training of process 0: the same steps on other rows, and nothing written."""
+    _, model, sets = prepare(args, own)
+    train(model, args, own, sets["validation"][0])
+    backend.leave()
+    return {}
+
+
+@command_line.script
 def main(argv=None) -> dict:
     """Train, score, plot and track one network; return its scores on the test set."""
     args = parse_args(argv)
-    try:
-        own = read_own(args)
-        tracking.open_store(EXPERIMENT)  # before Keras is imported: an unusable store is told in seconds
-    except (tracking.TrackingError, ValueError) as error:
-        stop(error)
-    try:
-        return run_lab(args, own)
-    except tracking.TrackingError as error:
-        stop(error)
+    process = backend.connect(args.distributed, args.seed)
+    own = read_own(args)
+    if process > 0:
+        return follow(args, own)
+    with command_line.output_folder(args.out_dir, (args.images, args.masks)) as out:
+        tracking.open_store(EXPERIMENT, out)  # before Keras is imported: an unusable store is told in seconds
+        precision, model, sets = prepare(args, own)
+        settings = command_line.training_settings(args, precision=precision, data=describe_data(own))
+        checkpoint = training.Checkpoint(out, settings)
+        finished = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
+        if finished:
+            return finished["test"]
 
-
-def stop(error: Exception) -> None:
-    """End the script with one sentence."""
-    print(f"unet_segmentation.py: error: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
-
-
-def run_lab(args: argparse.Namespace, own: dict[str, list] | None) -> dict:
-    """What `main` does once the settings are known to be good."""
-    backend.prepare_tensorflow()
-    import keras
-
-    if args.deterministic:
-        backend.make_deterministic()
-    precision = backend.choose_precision(args.precision)
-    keras.config.set_dtype_policy(precision)
-    keras.utils.set_random_seed(args.seed)
-    model = build_unet((None, None, 1), args.filters, skips=args.skips)  # training images may be smaller than others
-    if own:
-        validation, _ = pictures.grid_crops(own["validation"], args.size, args.val_images)
-        test, crops = pictures.grid_crops(own["test"], args.size, args.test_images)
-        samples, what, source = own["training"], "own pictures", str(args.images)
-    else:
-        validation, test = make_data(args, args.val_images, VALIDATION), make_data(args, args.test_images, TEST)
-        samples, what, source = None, "circles", "data_synth.make_circles"
-    provenance = tracking.provenance()
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    print(f"U-Net with {model.count_params():,} parameters, {precision}, on {provenance['device']}")
-    sides = {"trained": training_side(args), "scored": args.size}
-    print(", ".join(f"{what} on images of {side}x{side} pixels" for what, side in sides.items()))
-
-    description = f"U-Net on {what} ({source}), recipe `{args.recipe}`, seed {args.seed}."
-    # Named here: Keras's seed is Python's too, from which MLflow would draw the same name for every run.
-    name = args.run_name or f"{what}, {args.recipe}, seed {args.seed}"
-    with tracking.tracked_run(EXPERIMENT, run_name=name, params=settings, description=description) as run:
-        run.params({"parameters": model.count_params(), "precision_used": precision, "training_side": sides["trained"]})
-        sets = {"training": next(training_batches(args, samples)), "validation": validation, "test": test}
-        for name, (images, masks) in sets.items():
-            run.dataset(images, masks, name=f"{what}, {name}", context=name, source=source)
-        started = time.perf_counter()
-        history = train(model, args, validation, lambda epoch, logs: run.metrics(logs, step=epoch + 1), samples)
-        seconds = time.perf_counter() - started
-
-        probs = training.predict(model, test[0])
-        scores, rows = lab_results.score(test[1], probs)
-        if own:
-            rows = [{"crop": crop, **row} for crop, row in zip(crops, rows, strict=True)]
-        failure = lab_results.describe_failure(history, test[1], probs)
-        results = {
-            "test": scores,
-            "baselines": lab_results.baselines(validation, test),
-            "last_epoch": {name: values[-1] for name, values in history.items()},
-            "selected_epoch": history["epoch"][int(np.argmax(history["val_image_dice"]))],
-            "failure": failure,
-            "parameters": model.count_params(),
-            "training_seconds": seconds,
-            "settings": settings,
-            "training_side": sides["trained"],
-            "provenance": {**provenance, "precision": precision},
-        }
-        # Without optimizer and loss the saved network needs nothing of ours: it loads in any Keras 3 program.
-        network = build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
-        network.set_weights(model.get_weights())
-        prepared = pictures.describe_training(seen_in_training(args, samples), preprocessing(args))
-        # Written aside and then moved: an interruption leaves no half-written file, nor a mixture of two runs.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out_dir) as aside:
-            write_results(Path(aside), network, prepared, history, results, rows, test, probs, own)
-            written = [args.out_dir / path.name for path in sorted(Path(aside).iterdir())]
-            for path in written:
-                os.replace(Path(aside) / path.name, path)
-        for path in written:
-            if path.suffix != ".keras":
-                run.artifact(path)
-        run.metrics({f"test_{name}": value for name, value in scores.items()} | {"training_seconds": seconds})
-        run.tags({"collapsed": "yes" if failure else "no"})
-        run.model(network, example=test[0][:1])
-
-    print(f"\nTest set, {len(rows)} images:" if own is None else f"\nTest set, {len(rows)} crops of your pictures:")
-    print(lab_results.format_table({**results["baselines"], f"U-Net, epoch {results['selected_epoch']}": scores}))
-    print(
-        f"\nTrained in {seconds:.0f} s. Files: {args.out_dir}. "
-        f"MLflow run: {run.run_id}, to see it: {tracking.how_to_view()}"
-    )
-    if failure:
-        print(f"\nWARNING: {failure}", file=sys.stderr)
-    return scores
+        print(f"U-Net with {model.count_params():,} parameters, {precision}, on {backend.device()}")
+        print(args.said, flush=True)
+        what, source = ("own pictures", str(args.images)) if own else ("circles", "data_synth.make_circles")
+        with tracking.tracked_run(
+            EXPERIMENT,
+            run_name=command_line.run_name(what, args),
+            params={**settings, "out_dir": out, "parameters": model.count_params()},
+            tags=backend.provenance(),
+            description=f"U-Net on {what} ({source}), recipe `{args.recipe}`, seed {args.seed}.",
+            resume_run_id=checkpoint.notes.get("run_id"),
+            journal=out,
+        ) as run:
+            checkpoint.notes["run_id"] = run.run_id
+            for name, ((images, masks), _) in sets.items():
+                num = args.train_images if name == "training" else len(images)
+                run.dataset(images, masks, name=f"{what}, {name}", context=name, source=source, num_samples=num)
+            started = time.perf_counter()
+            history = train(model, args, own, sets["validation"][0], checkpoint, run.metrics)
+            found = {"history": history, "training_seconds": time.perf_counter() - started, "settings": settings}
+            found["parameters"] = model.count_params()
+            found["provenance"] = {**backend.provenance(), "precision": precision}
+            network = training.detach(model, lambda: build_network(args, own))
+            failures = finish(args, network, own, sets, found, out)
+            results.log_run(run, FILES, found, network, sets["test"][0][0][:1])
+        checkpoint.delete()
+    if "test" in found:
+        print(f"\nTest set, {len(sets['test'][0][0])} {'crops of your pictures' if own else 'images'}:")
+        print(results.format_table({**found["baselines"], "U-Net": found["test"]}))
+    command_line.end(found, failures, f"MLflow run: {run.run_id}, to see it: {tracking.how_to_view()}")
+    return found["test"]
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\nInterrupted: no file was changed.", file=sys.stderr)
-        sys.exit(130)
+    main()

@@ -1,34 +1,215 @@
-"""What differs between machines: environment, precision, determinism."""
+"""What differs between machines: environment, precision, determinism, devices, and where a result came from.
 
+    backend.connect(distributed=False, seed=0)         # all devices, and those of other hosts
+    backend.start("auto", deterministic=False, seed=0)
+
+Keras runs on TensorFlow, JAX or PyTorch (KERAS_BACKEND). What only one of them has is asked for here, and said when it
+is missing.
+"""
+
+import functools
+import importlib.metadata
 import os
 import platform
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 
-def prepare_tensorflow() -> None:
-    """Set what TensorFlow reads when it is imported; what the user has set stays."""
+
+def prepare() -> None:
+    """Set what the backend reads when it is imported; what the user has set stays."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its notes on drivers that are not there; exceptions stay
     # TensorFlow's own memory pool: with the system's, every step maps and clears its memory anew (20% slower).
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
     if platform.machine().lower() in ("x86_64", "amd64"):
         # oneDNN's convolutions, which TensorFlow takes by itself only where a processor has AVX-512 VNNI or the like:
-        # with AVX2 alone, an epoch takes three quarters of the time.
+        # with AVX2 alone, an epoch takes three quarters of the time, and a 3D step a sixth of the memory.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
+def import_keras():
+    """Import Keras and its backend in silence; return the module.
+
+    TensorFlow's libraries write notes to the error stream that a newcomer takes for faults. The stream is kept aside
+    for the import, and shown if that fails.
+
+    Raises:
+        ValueError: if KERAS_BACKEND names what is not installed.
+    """
+    prepare()
+    if "keras" in sys.modules:
+        return sys.modules["keras"]
+    with _errors_aside():
+        try:
+            import keras
+        except (ImportError, ValueError) as error:
+            name = os.environ.get("KERAS_BACKEND")
+            if name is None:
+                raise
+            raise ValueError(
+                f"KERAS_BACKEND={name} cannot be used ({str(error).splitlines()[0]}); install it, or unset the "
+                "variable to use TensorFlow."
+            ) from error
+    return keras
+
+
+@contextmanager
+def _errors_aside():
+    """Keep the process's error stream, its libraries' included, in a file; show it if the block raises."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as aside:
+        kept = os.dup(2)
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            aside.seek(0)
+            os.write(kept, aside.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def start(precision: str, deterministic: bool, seed: int) -> str:
+    """Set precision, determinism and seed for the process; return the precision that "auto" became."""
+    keras = import_keras()
+    if deterministic:
+        make_deterministic()
+    precision = choose_precision(precision)
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(seed)
+    return precision
+
+
+# Several devices, several processes
+
+
+def connect(distributed: bool, seed: int) -> int:
+    """Join the processes of a distributed training, use every device; return this process's number.
+
+    The addresses come from Keras's variables (KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES, _PROCESS_ID), else from
+    those of Slurm, Kubernetes or a TPU host, as JAX finds them. Process 0 listens on its own address alone. Without
+    `distributed` the devices of this host are used, and the number is 0; on other backends than JAX nothing is done.
+
+    Raises:
+        ValueError: if `distributed` is wanted on another backend, or the processes do not find each other.
+    """
+    if not distributed and os.environ.get("KERAS_BACKEND") != "jax":
+        return 0
+    keras = import_keras()
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            f"--distributed works on JAX: set KERAS_BACKEND=jax. On {keras.backend.backend()} Keras has no training on "
+            "several hosts that gives the numbers of one."
+        )
+    import jax
+
+    if distributed:
+        first = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES", "").split(",")[0]
+        if first:  # JAX would listen on every interface of the host
+            os.environ.setdefault("JAX_COORDINATOR_BIND_ADDRESS", first)
+        jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        keras.utils.set_random_seed(seed)  # the same on all, before Keras would draw one
+        try:
+            keras.distribution.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"--distributed: the processes did not find each other ({str(error).splitlines()[0][:200]}); set "
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID, "
+                "or start them by Slurm or Kubernetes."
+            ) from error
+    if jax.device_count() > 1:
+        # No automatic shards: each process makes the whole batch and keeps its rows, so the data are those of one.
+        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+    return jax.process_index()
+
+
+def num_devices() -> int:
+    """Devices that share a batch: 1 but on JAX, where it is all of all processes."""
+    return sys.modules["jax"].device_count() if _is_distributed() else 1
+
+
+def own_rows(batch: tuple) -> tuple:
+    """The rows of a global batch (arrays of N rows each) that this process's devices compute."""
+    if not _is_distributed():
+        return batch
+    jax = sys.modules["jax"]
+    share = len(batch[0]) // jax.process_count()
+    rows = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    return tuple(array[rows] for array in batch)
+
+
+def check_shares(num: int, batch: int, what: str) -> None:
+    """Raise ValueError where the devices would get unequal shares of a batch, or of the last one, which is shorter."""
+    devices = num_devices()
+    if batch % devices or num % batch % devices:
+        raise ValueError(
+            f"{num} {what} in batches of {batch} cannot be shared equally by {devices} devices; take numbers that "
+            f"{devices} divides."
+        )
+
+
+def local_batch(most: int) -> int:
+    """The largest batch of one process, up to `most`, that its devices share equally."""
+    devices = sys.modules["jax"].local_device_count() if _is_distributed() else 1
+    return max(1, most // devices) * devices
+
+
+def from_first_process(data: bytes) -> bytes:
+    """What process 0 gave, in every process."""
+    if not _is_distributed() or sys.modules["jax"].process_count() == 1:
+        return data
+    import numpy as np
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    length = int(broadcast_one_to_all(np.array(len(data), np.int32)))
+    padded = np.zeros(length, np.int32)
+    if sys.modules["jax"].process_index() == 0:
+        padded[:] = np.frombuffer(data, np.uint8)
+    return np.asarray(broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
+
+
+def explain_lost_process(error: BaseException) -> None:
+    """Say what it means when the work in common fails where several processes do it."""
+    if isinstance(error, Exception) and _is_distributed() and sys.modules["jax"].process_count() > 1:
+        error.add_note("Most likely another process has ended; start all of them again with --resume.")
+
+
+def leave() -> None:
+    """End the work in common, on all processes at once: who is busy for minutes afterwards would make all abort."""
+    if not _is_distributed():
+        return
+    jax = sys.modules["jax"]
+    sys.modules["keras"].distribution.set_distribution(None)
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+
+
+def _is_distributed() -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and keras.distribution.distribution() is not None
+
+
+# What the hardware has
 
 
 def choose_precision(wanted: str) -> str:
     """float32 or mixed_bfloat16; "auto" takes bfloat16 where the hardware computes it, not where it emulates it."""
-    import keras
-
     if wanted != "auto":
         return wanted
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
+    name = import_keras().backend.backend()
+    if name == "tensorflow":
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
         found = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
-    elif backend == "jax":
+    elif name == "jax":
         import jax
 
         if jax.default_backend() == "tpu":
@@ -39,22 +220,94 @@ def choose_precision(wanted: str) -> str:
         import torch
 
         found = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-    if found:
-        native = min(found) >= (8, 0)  # NVIDIA's Ampere and later
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
-        native = "avx512_bf16" in flags or "amx_bf16" in flags
+    flags = {"avx512_bf16", "amx_bf16"} & set(processor()["flags"])
+    native = min(found) >= (8, 0) if found else flags  # NVIDIA's Ampere and later
     return "mixed_bfloat16" if native else "float32"
 
 
 def make_deterministic() -> None:
     """Ask the backend for operations that give the same bits every time."""
-    import keras
-
-    if keras.backend.backend() == "tensorflow":
+    name = import_keras().backend.backend()
+    if name == "tensorflow":
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
     else:
-        print(f"--deterministic is TensorFlow's; the backend is {keras.backend.backend()}: seeds alone are set.")
+        print(f"--deterministic is TensorFlow's; the backend is {name}: seeds alone are set.")
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def processor() -> dict:
+    """The processor's name, family and model, cores, and what it has for vectors and short floating-point numbers."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    fields = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
+    flags = fields.get("flags", "").split()
+    return {
+        "processor": fields.get("model name") or platform.processor() or platform.machine(),
+        "family_model": f"{fields.get('cpu family', '?')}/{fields.get('model', '?')}",
+        "cores": num_cores(),
+        "flags": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+    }
+
+
+def device() -> str:
+    """Name of the graphics or tensor processors that the loaded backend sees, else of the processor with its cores."""
+    names: list[str] = []
+    try:
+        if "jax" in sys.modules:
+            names = [found.device_kind for found in sys.modules["jax"].devices() if found.platform != "cpu"]
+        elif "tensorflow" in sys.modules:
+            config = sys.modules["tensorflow"].config
+            details = config.experimental.get_device_details
+            names = [details(gpu).get("device_name", "GPU") for gpu in config.list_physical_devices("GPU")]
+        elif "torch" in sys.modules:
+            cuda = sys.modules["torch"].cuda
+            names = [cuda.get_device_name(index) for index in range(cuda.device_count())]
+    except Exception:
+        names = []  # a name is not worth a failed run
+    if names:
+        return f"{len(names)} x {names[0]}"
+    return f"{processor()['processor']}, {num_cores()} cores"
+
+
+def provenance() -> dict[str, str]:
+    """Versions, device and git commit, for tags and result files."""
+    loaded = sys.modules.get("keras")
+    name = loaded.backend.backend() if loaded else os.environ.get("KERAS_BACKEND", "tensorflow")
+    tags = {"python.version": platform.python_version(), "platform": platform.platform(), "keras.backend": name}
+    for package in ("numpy", "mlflow", "keras", name):
+        try:
+            tags[f"{package}.version"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    flags = " ".join(processor()["flags"])
+    return {**tags, "device": device(), "processor.flags": flags, **git_tags(ROOT, "lab/backend.py")}
+
+
+def git_tags(folder: Path, file: str) -> dict[str, str]:
+    """Commit of `folder`, and whether its files differ from it, those that git does not know included.
+
+    Nothing where git does not track `file` there: another repository that only surrounds a copy says nothing of it.
+    """
+
+    def git(*arguments: str) -> str:
+        # A git hook sets GIT_DIR and the like, which point to another repository than the folder's.
+        hook = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+        environment = {name: value for name, value in os.environ.items() if name not in hook}
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        options = {"check": True, "capture_output": True, "text": True, "timeout": 10}
+        return subprocess.run(command, env=environment, **options).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", file)
+        commit = git("rev-parse", "HEAD")
+        dirty = git("status", "--porcelain", "--", ".")
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit, "git.dirty": "true" if dirty else "false"}

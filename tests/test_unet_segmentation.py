@@ -13,8 +13,23 @@ import numpy as np
 import pytest
 
 import unet_segmentation as unet
+from lab import model_file, pictures
 
-SMALL = ["--size", "32", "--radius", "2", "6", "--filters", "4", "--val-images", "4", "--test-images", "6"]
+SMALL = [
+    "--size",
+    "32",
+    "--train-size",
+    "16",
+    "--radius",
+    "2",
+    "6",
+    "--filters",
+    "4",
+    "--val-images",
+    "4",
+    "--test-images",
+    "6",
+]
 BAD = [
     ("--size 100", "divisible"),
     ("--radius 8 80", "does not fit"),
@@ -30,6 +45,16 @@ BAD = [
     ("--learning-rate nan", "above 0"),
     ("--seed -1", "seed"),
     ("--loss x", "invalid choice"),
+    ("--train-size 256", "larger than --size"),
+    ("--train-size 20", "divisible"),
+    ("--contrast 0.1 0.2 0.3", "two ends"),
+    ("--seed 4294967296", "2^32"),
+    ("--size 20000000", "GiB of memory"),
+    ("--filters 1000000", "1 to 512"),
+    ("--train-images 10000000000000", "at most 10^9"),
+    ("--batch-size 10000000000", "at most 10^9"),
+    ("--resume --overwrite", "give one of them"),
+    ("--images . --masks . --recipe photographs", "draws circles"),
 ]
 
 
@@ -62,13 +87,6 @@ def test_the_network_has_the_parameters_of_its_formula():
     assert unet.build_unet().count_params() == encoder + decoder + 32 + 1 == 1_925_025
 
 
-def test_ordinary_images_are_not_called_strange(tmp_path):
-    args = unet.parse_args(["--out-dir", str(tmp_path)])
-    seen = unet.pictures.describe_training(unet.seen_in_training(args), unet.preprocessing(args))["seen"]
-    images, _ = unet.make_data(args, 200, unet.TEST)
-    assert [i for i in range(200) if unet.pictures.describe_strangeness(images[i], seen)] == []
-
-
 def test_a_network_without_skips_has_no_concatenation_and_the_same_output_shape():
     network = unet.build_unet((16, 24, 1), filters=2, skips=False)
     assert network.output_shape == (None, 16, 24, 1)
@@ -96,28 +114,16 @@ def test_a_dead_server_is_told_before_training(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 2 and "http://127.0.0.1:9" in capsys.readouterr().err
 
 
-IMAGES, MASKS = np.full((2, 8, 8, 1), 0.5), np.zeros((2, 8, 8, 1))
-
-
-@pytest.mark.parametrize(
-    ("images", "masks", "words"),
-    [
-        (IMAGES, MASKS + 255, "exactly 0 or 1"),
-        (IMAGES * np.nan, MASKS, "replace NaN"),
-        (IMAGES * 255, MASKS, "Divide 8-bit images by 255"),
-        (IMAGES[..., 0], MASKS[..., 0], "rank 4"),
-        (IMAGES, MASKS[:, :4], "do not belong together"),
-    ],
-)
-def test_arrays_that_cannot_be_scored_are_refused(images, masks, words):
-    with pytest.raises(ValueError, match=words):
-        unet.lab_results.check_arrays(images, masks)
+def test_ordinary_images_are_not_called_strange():
+    args = unet.parse_args([])
+    seen = pictures.describe_training(unet.typical_images(args, None), pictures.ABSOLUTE)["seen"]
+    images, _ = unet.make_circles(args, 200, unet.TEST)
+    assert [i for i in range(200) if pictures.describe_strangeness(images[i], seen)] == []
 
 
 def test_a_batch_larger_than_the_training_set_is_the_set():
     args = unet.parse_args([*SMALL, "--train-images", "3", "--batch-size", "8"])
-    batches = unet.training_batches(args)
-    (first, _), (second, _) = next(batches), next(batches)
+    (first, _), (second, _) = (next(unet.training_batches(args, None, epoch)) for epoch in (0, 1))
     assert first.shape == second.shape == (3, 16, 16, 1) and (first != second).any()
 
 
@@ -127,55 +133,48 @@ def test_a_batch_larger_than_the_training_set_is_the_set():
         ("", 64),
         ("--radius 12 12", 64),
         ("--radius 25 25", 128),  # pi * 25^2 pixels are more than a quarter of 64^2: no room
-        ("--size 40 --radius 2 6", 24),  # half, up to the next multiple of 8
-        ("--size 40 --radius 1 12", 40),  # 2 * 12 + 1 pixels do not fit into 24
-        ("--no-small-images", 128),
+        ("--size 32 --radius 2 6", 32),  # smaller than the recipe's own
+        ("--size 32 --radius 2 6 --train-size 16", 16),
+        ("--train-size 128", 128),
         ("--recipe report", 128),
         ("--circles 0 1", 128),
-        ("--varied", 128),
+        ("--circles 0 1 --train-size 64", 64),  # wanted, so it is done
+        ("--recipe photographs", 128),
     ],
 )
-def test_training_images_have_half_the_side_where_one_circle_has_room(flags, side, tmp_path):
-    args = unet.parse_args([*flags.split(), "--train-images", "4", "--out-dir", str(tmp_path)])
-    assert unet.training_side(args) == side
-    images, masks = next(unet.training_batches(args))
+def test_training_images_have_the_side_that_was_asked_for_or_the_recipes_where_it_suits(flags, side):
+    args = unet.parse_args([*flags.split(), "--train-images", "4"])
+    assert args.train_size == side and f"trained on images of {side}x{side}" in args.said
+    images, masks = next(unet.training_batches(args, None, 0))
     assert images.shape == masks.shape == (4, side, side, 1)
-    assert unet.make_data(args, 1, unet.TEST)[0].shape == (1, args.size, args.size, 1)
+    assert unet.make_circles(args, 1, unet.TEST)[0].shape == (1, args.size, args.size, 1)
+
+
+@pytest.mark.parametrize(("radius", "said"), [("25", True), ("12", False)])
+def test_a_wanted_side_that_leaves_little_background_is_said(radius, said):
+    args = unet.parse_args(["--radius", radius, radius, "--train-size", "64"])
+    assert ("little background" in args.said) == said
 
 
 def test_fixed_images_come_back_in_every_epoch_in_another_order():
     args = unet.parse_args([*SMALL, "--train-images", "6", "--batch-size", "6", "--fixed-images"])
-    batches = unet.training_batches(args)
-    first, second = (next(batches)[0] for _ in range(2))
+    first, second = (next(unet.training_batches(args, None, epoch))[0] for epoch in (0, 1))
     assert (first != second).any()
     np.testing.assert_array_equal(np.sort(first.sum(axis=(1, 2, 3))), np.sort(second.sum(axis=(1, 2, 3))))
 
 
-def test_scores_are_those_of_scikit_learn_image_by_image():
-    from sklearn.metrics import f1_score, jaccard_score
-
-    rng = np.random.default_rng(0)
-    masks = (rng.random((7, 16, 16, 1)) < 0.3).astype("float32")
-    probs = rng.random((7, 16, 16, 1)).astype("float32")
-    scores, rows = unet.lab_results.score(masks, probs)
-    pairs = [(m.ravel(), p.ravel() >= 0.5) for m, p in zip(masks, probs, strict=True)]
-    dice, iou = ([f(*pair) for pair in pairs] for f in (f1_score, jaccard_score))
-    np.testing.assert_allclose([row["image_dice"] for row in rows], dice, atol=1e-5)
-    np.testing.assert_allclose([row["image_iou"] for row in rows], iou, atol=1e-5)
-    assert scores["image_dice"] == pytest.approx(np.mean(dice), abs=1e-5)
-    assert scores["image_dice_p5"] == pytest.approx(np.percentile(dice, 5), abs=1e-5)
-    assert scores["image_iou_min"] == pytest.approx(min(iou), abs=1e-5)
+def test_the_images_of_an_epoch_depend_on_nothing_but_seed_and_epoch():
+    args = unet.parse_args(SMALL)
+    for one, other in zip(unet.training_batches(args, None, 3), unet.training_batches(args, None, 3), strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
 
 
-@pytest.mark.parametrize(
-    ("loss", "probs", "words"),
-    [(0.1, 0.0, "all background"), (0.1, 1.0, "all foreground"), (float("nan"), 0.5, "NaN")],
-)
-def test_a_collapsed_training_is_said_in_words(loss, probs, words):
-    masks = np.zeros((2, 8, 8, 1))
-    masks[:, 2:4] = 1
-    assert words in unet.lab_results.describe_failure({"loss": [loss]}, masks, np.full_like(masks, probs))
-    assert unet.lab_results.describe_failure({"loss": [0.1]}, masks, masks) is None
+def test_the_recipe_for_photographs_draws_stretched_images_of_many_kinds():
+    args = unet.parse_args(["--recipe", "photographs", "--train-images", "16"])
+    images, masks = unet.make_circles(args, 16, unet.TEST)
+    low, high = np.percentile(images, (1, 99), axis=(1, 2, 3))
+    assert low.max() < 0.05 and high.min() > 0.9
+    assert len({round(float(mask.mean()), 3) for mask in masks}) > 8
 
 
 def test_a_run_writes_its_files(small_run):
@@ -185,7 +184,7 @@ def test_a_run_writes_its_files(small_run):
     results = json.loads((folder / "out" / "scores.json").read_text())
     assert results["test"] == scores
     assert results["baselines"]["all background"]["image_dice"] == pytest.approx(0, abs=1e-5)
-    assert all(name in console for name in ("all background", "best global threshold", "U-Net, epoch", "mlflow ui"))
+    assert all(name in console for name in ("all background", "best global threshold", "U-Net", "mlflow ui"))
     rows = (folder / "out" / "per_image.csv").read_text().splitlines()
     assert len(rows) == 1 + 6
 
@@ -221,8 +220,9 @@ def test_the_tracked_model_and_the_saved_one_are_the_same(small_run):
     folder, _, run, _ = small_run
     saved = keras.models.load_model(folder / "out" / "model.keras")
     tracked = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
-    assert saved.input_shape == (None, 32, 32, 1)  # of --size, though trained on images of 16x16
-    assert unet.model_file.read_preprocessing(folder / "out" / "model.keras")["size"] == [32, 32]
+    assert saved.input_shape == (None, None, None, 1)  # of any size
+    found = model_file.read_preprocessing(folder / "out" / "model.keras")
+    assert found["size"] == [32, 32] and found["divisor"] == 8
     image = np.random.default_rng(0).random((1, 32, 32, 1), "float32")
     np.testing.assert_allclose(saved.predict(image, verbose=0), tracked.predict(image, verbose=0), rtol=1e-6)
 
@@ -244,52 +244,91 @@ def test_a_store_that_breaks_during_training_leaves_complete_files_and_a_warning
 
     monkeypatch.setattr(unet, "train", train_and_break)
     unet.main([*SMALL, "--epochs", "1", "--train-images", "4", "--precision", "float32", "--out-dir", "out"])
-    assert len(list(Path("out").iterdir())) == 6
+    assert len(list(Path("out").iterdir())) == 7  # and what the store missed
     assert "not recorded in MLflow run" in capsys.readouterr().err
 
 
-SAME_TWICE = """
-import json, keras, unet_segmentation as unet
-from lab import backend
-backend.make_deterministic()
-args = unet.parse_args("--size 32 --radius 3 8 --filters 4 --epochs 2 --train-images 10 --val-images 4".split())
-def run():
-    keras.utils.set_random_seed(args.seed)
-    return unet.train(unet.build_unet((32, 32, 1), 4, depth=1), args, unet.make_data(args, 4, unet.VALIDATION))
-print(json.dumps([run(), run()]))
-"""
-
-
-def test_the_same_seed_gives_the_same_bits(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(unet.__file__).parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", SAME_TWICE], cwd=tmp_path, env=environment, capture_output=True, text=True
+def run_script(*flags, until=None, signum=signal.SIGINT):
+    """Run the script in the current folder, stopped by a signal once it prints `until`; its code and console."""
+    # A shell's background job ignores Ctrl-C, and so would its children.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        [sys.executable, "-u", unet.__file__, *SMALL, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear,
     )
-    assert done.returncode == 0, done.stderr
-    first, second = json.loads(done.stdout.splitlines()[-1])
-    assert first == second
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if until and until in line:
+                process.send_signal(signum)
+                break
+        lines.append(process.communicate(timeout=90)[0])
+    finally:
+        process.kill()
+    return process.returncode, "".join(lines)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_an_interrupted_training_is_killed_and_leaves_no_file(store):
+@pytest.mark.parametrize(
+    ("signum", "code", "status"), [(signal.SIGINT, 130, "KILLED"), (signal.SIGKILL, -9, "RUNNING")]
+)
+def test_a_stopped_run_goes_on_to_the_same_weights_and_is_one_run_in_mlflow(store, signum, code, status):
+    import keras
     import mlflow
 
-    script = [sys.executable, "-u", unet.__file__, *SMALL, "--epochs", "1000", "--out-dir", "out"]
-    # A shell's background job ignores Ctrl-C, and so would its children.
-    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=hear
+    flags = ["--epochs", "4", "--train-images", "64", "--precision", "float32", "--deterministic"]
+    assert run_script(*flags, "--out-dir", "whole")[0] == 0
+    ended, console = run_script(*flags, "--out-dir", "out", until="Epoch 3/4", signum=signum)
+    assert ended == code and (code != 130 or "2 of 4 epochs are kept in out: --resume." in console)
+    kept = {path.name for path in Path("out").iterdir() if not path.name.startswith(".")}
+    assert kept == {"checkpoint-000001.npz", "checkpoint-000002.npz"}
+
+    def runs():
+        query = {"experiment_names": [unet.EXPERIMENT], "output_format": "list"}
+        return [run for run in mlflow.search_runs(**query) if run.data.params["out_dir"] == "out"]
+
+    assert [run.info.status for run in runs()] == [status]
+    code, console = run_script(*flags, "--out-dir", "out")
+    assert code == 2 and "--resume" in console and "--overwrite" in console
+    code, console = run_script(*flags, "--filters", "8", "--out-dir", "out", "--resume")
+    assert code == 2 and "filters was 4, is 8" in console
+    code, console = run_script(*flags, "--out-dir", "out", "--resume")
+    assert code == 0 and "Going on after epoch 2." in console and "Epoch 2/4" not in console
+    whole, resumed = (keras.models.load_model(f"{folder}/model.keras").get_weights() for folder in ("whole", "out"))
+    for one, other in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert Path("whole/history.json").read_text() == Path("out/history.json").read_text()
+    assert {path.name for path in Path("out").iterdir()} == {path.name for path in Path("whole").iterdir()}
+    (run,) = runs()
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val_image_dice")
+    assert run.info.status == "FINISHED" and [metric.step for metric in history] == [1, 2, 3, 4]
+    assert run_script(*flags, "--out-dir", "out", "--resume") == (
+        0,
+        "The run in out is finished: see out/scores.json.\n",
     )
-    try:
-        for line in process.stdout:
-            if "Epoch 2/" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert list(Path("out").iterdir()) == []
-    runs = mlflow.search_runs(experiment_names=[unet.EXPERIMENT], output_format="list")
-    assert [run.info.status for run in runs] == ["KILLED"]
+
+
+def test_a_training_that_diverges_is_one_sentence_exit_code_1_and_files(store, capsys):
+    flags = "--optimizer adam --schedule constant --learning-rate 1e37 --epochs 2 --train-images 8 --out-dir out"
+    with pytest.raises(SystemExit) as stop:
+        unet.main([*SMALL, *flags.split(), "--precision", "float32"])
+    assert stop.value.code == 1 and "became NaN or infinite" in capsys.readouterr().err
+    assert json.loads(Path("out/scores.json").read_text())["failure"].startswith("The loss became NaN")
+    assert Path("out/curves.png").exists() and not list(Path("out").glob("checkpoint*"))
+
+
+def test_a_plot_that_fails_costs_the_plot_alone(store, monkeypatch, capsys):
+    def fail(*arguments):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(unet.results, "plot_predictions", fail)
+    with pytest.raises(SystemExit) as stop:
+        unet.main([*SMALL, *["--epochs", "1", "--train-images", "4", "--precision", "float32", "--out-dir", "out"]])
+    assert stop.value.code == 1 and "predictions.png could not be written (no font)." in capsys.readouterr().err
+    assert {"model.keras", "scores.json", "curves.png"} <= {path.name for path in Path("out").iterdir()}

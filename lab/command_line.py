@@ -1,0 +1,315 @@
+"""What every script's command line shares: errors, signals, the output folder, recipes and training flags.
+
+    @command_line.script
+    def main(argv=None):
+        args = command_line.parse(parser, check, argv)
+        with command_line.output_folder(args.out_dir, reads=(args.images,)):
+            ...
+
+A failure of a script is one sentence on the error stream and an exit code, never a traceback: 2 where nothing was done
+yet (a flag, a file, a store that cannot be used), 1 where something that was begun could not be finished, 130, 143 or
+129 after Ctrl-C, SIGTERM or SIGHUP. LAB_TRACEBACK=1 shows the traceback too.
+"""
+
+import argparse
+import contextlib
+import functools
+import math
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lab.results import COMPLETE, PARTIAL, move_into_place
+from lab.signals import Stopped, signals_raise
+
+SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
+NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
+    "out_dir", "resume", "overwrite", "run_name", "images", "masks", "distributed", "memory", "changed", "said",
+)  # fmt: skip
+
+
+class Unfinished(RuntimeError):
+    """Something that was begun could not be finished; the message says what, and what there is. Exit code 1."""
+
+
+# Errors and signals
+
+
+def script(main: Callable) -> Callable:
+    """Decorate a script's `main(argv=None)`: whatever goes wrong becomes one sentence and a SystemExit with a code."""
+
+    @functools.wraps(main)
+    def wrapper(argv=None):
+        name = Path(getattr(sys.modules[main.__module__], "__file__", sys.argv[0])).name
+        try:
+            with signals_raise(), _patient_output():
+                return main(argv)
+        except BaseException as error:
+            failure = error
+        if os.environ.get("LAB_TRACEBACK"):
+            traceback.print_exception(failure)
+        sentence, code = describe(failure)
+        if sentence:
+            print(f"{name}: {sentence}", file=sys.stderr)
+        raise SystemExit(code) from None
+
+    return wrapper
+
+
+def describe(error: BaseException) -> tuple[str | None, int]:
+    """The sentence and the exit code of a failure; notes that were added to it (`add_note`) follow the sentence."""
+    notes = " ".join(getattr(error, "__notes__", ()))
+    if isinstance(error, KeyboardInterrupt | Stopped):
+        signum = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.signum
+        return f"stopped by {SIGNALS[signal.Signals(signum).name]}. {notes}".strip(), 128 + signum
+    if isinstance(error, SystemExit):
+        return None, error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    text = " ".join((str(error).strip() or type(error).__name__).splitlines()[:1] if _foreign(error) else [str(error)])
+    if isinstance(error, Unfinished):
+        return f"{text} {notes}".strip(), 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return f"error: not enough memory ({text[:200]}). Smaller images, patches or batches need less. {notes}", 1
+    if isinstance(error, ValueError | OSError) or type(error).__name__ == "TrackingError":
+        return f"error: {text} {notes}".strip(), 2
+    return f"unexpected error: {type(error).__name__}: {text[:300]} LAB_TRACEBACK=1 shows where. {notes}".strip(), 1
+
+
+def _foreign(error: BaseException) -> bool:
+    """Whether a message was not written here: libraries add pages of context to theirs."""
+    return not isinstance(error, ValueError | Unfinished) and type(error).__name__ != "TrackingError"
+
+
+@contextlib.contextmanager
+def _patient_output() -> Iterator[None]:
+    """Let the work go on where nobody reads its console any more (`| head -1`, a log on a full disk)."""
+
+    class Patient:
+        def __init__(self, stream):
+            self._stream = stream
+
+        def write(self, text):
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(text)
+            return len(text)
+
+        def flush(self):
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.flush()
+
+        def __getattr__(self, name):
+            return getattr(self._stream, name)
+
+    stream = sys.stdout
+    sys.stdout = Patient(stream)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout = stream
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # else Python complains of it on its way out
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+# Flags
+
+
+def parse(parser: argparse.ArgumentParser, check: Callable, argv=None) -> argparse.Namespace:
+    """Parse a command line and check it; a bad one is one sentence and exit code 2. Touches nothing on disk."""
+    args = parser.parse_args(argv)
+    try:
+        check(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return args
+
+
+def make_parser(doc: str, usage: str = "%(prog)s [options]") -> argparse.ArgumentParser:
+    """A parser whose --help begins with the first line of the script's docstring and shows every default."""
+    return argparse.ArgumentParser(
+        description=doc.split("\n")[0], usage=usage, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def recipe_flag(add: Callable, recipes: dict[str, dict], flag: str, **options) -> None:
+    """Add a flag whose default stands in the table of recipes; --help shows it for each of them."""
+    name = flag.lstrip("-").replace("-", "_")
+    shown = {recipe: " ".join(map(str, _list(row[name]))) for recipe, row in recipes.items() if row[name] is not None}
+    first = next(iter(recipes))
+    others = [f"{recipe}: {value}" for recipe, value in shown.items() if recipe != first and value != shown.get(first)]
+    default = "; ".join([str(shown.get(first)), *others])
+    options["help"] += f" (default: {default})"
+    add(flag, default=argparse.SUPPRESS, **options)
+
+
+def fill_from_recipe(args: argparse.Namespace, recipes: dict[str, dict]) -> None:
+    """Give every flag that was not set the value of the recipe; keep in `args.changed` which were set otherwise."""
+    row = recipes[args.recipe]
+    args.changed = [name for name, value in row.items() if _list(getattr(args, name, value)) != _list(value)]
+    for name, value in row.items():
+        setattr(args, name, getattr(args, name, value))
+
+
+def _list(value) -> list:
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def add_training_flags(fit: Callable, recipes: dict[str, dict], what: str) -> None:
+    """The flags of a training, the same in every script that trains; `what` is an image or a patch."""
+
+    def chosen(flag, **options):
+        recipe_flag(fit, recipes, flag, **options)
+
+    chosen("--epochs", type=int, metavar="N", help=f"passes over the training {what}s")
+    chosen("--batch-size", type=int, metavar="N", help=f"{what}s per step")
+    chosen("--optimizer", choices=("muon", "adam"), help="see lab/muon.py")
+    chosen("--learning-rate", type=float, metavar="R", help="peak step size, above 0")
+    chosen("--schedule", choices=("cosine", "constant"), help="course of the learning rate")
+    chosen(
+        "--loss",
+        choices=("dice", "bce", "dice+bce", "pooled-dice"),
+        help="what is minimised; pooled-dice is the lab report's",
+    )
+    chosen("--filters", type=int, metavar="N", help="channels of the first block")
+    fit("--skips", action=argparse.BooleanOptionalAction, default=True, help="the skip connections")
+    fit(
+        "--precision",
+        choices=("auto", "float32", "mixed_bfloat16"),
+        default="auto",
+        help="auto: bfloat16 where the hardware has it",
+    )
+    fit("--seed", type=int, default=0, metavar="N", help="of the weights and the data, 0 to 2^32 - 1")
+    fit("--deterministic", action="store_true", help="ask TensorFlow for bit-for-bit repeatable operations")
+    fit("--distributed", action="store_true", help="share each batch with processes on other hosts; needs JAX")
+
+
+def add_output_flags(out: Callable, folder: str) -> None:
+    """Where everything goes, and what becomes of a run that was stopped."""
+    out("--out-dir", type=Path, default=Path(folder), metavar="DIR", help="where all files go")
+    out("--resume", action="store_true", help="go on with the run that was stopped, from its last finished epoch")
+    out("--overwrite", action="store_true", help="begin anew where a run was stopped, whose checkpoints are deleted")
+    out("--run-name", metavar="NAME", help="of the MLflow run; default: data, recipe, what differs from it, seed")
+
+
+def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> None:
+    """Raise ValueError for numbers that cannot work; `counts` are the flags that count something."""
+    for name in (*counts, "epochs", "batch_size", "filters"):
+        value = getattr(args, name)
+        if not 1 <= value <= 10**9:
+            raise ValueError(f"{flag_of(name)} must be at least 1 and at most 10^9; got {value}.")
+    if not (0 < args.learning_rate < float("inf")):
+        raise ValueError(f"--learning-rate must be a finite number above 0, such as 0.002; got {args.learning_rate}.")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed must be 0 to 2^32 - 1; got {args.seed}.")
+    if args.resume and args.overwrite:
+        raise ValueError("--resume goes on with a stopped run, --overwrite deletes it: give one of them.")
+
+
+def training_settings(args: argparse.Namespace, **more) -> dict[str, str]:
+    """What a training depends on, by name: its flags but those of the output, and `more`, such as the data's digest."""
+    found = {**vars(args), **more}
+    return {name: str(value) for name, value in found.items() if name not in NOT_OF_THE_TRAINING}
+
+
+def check_room(num_bytes: float, what: str) -> None:
+    """Raise ValueError if `num_bytes` are more than the memory that is free now."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if num_bytes > free:
+        raise ValueError(
+            f"{what} would take {num_bytes / 2**30:,.1f} GiB of memory, of which {free / 2**30:.1f} GiB are free; "
+            "take fewer or smaller ones."
+        )
+
+
+def flag_of(name: str) -> str:
+    """The flag of an argument: train_size -> --train-size."""
+    return "--" + name.replace("_", "-")
+
+
+def run_name(what: str, args: argparse.Namespace) -> str:
+    """A run's name: data, recipe, what differs from it, seed. (MLflow's own names come from Python's random numbers,
+    so that a fixed seed gives every run the same.)"""
+    differences = [f"{flag_of(name)[2:]} {' '.join(map(str, _list(getattr(args, name))))}" for name in args.changed]
+    return args.run_name or ", ".join([what, args.recipe, *differences, f"seed {args.seed}"])
+
+
+def end(found: dict, failures: list[str], run: str) -> None:
+    """Say what a training took and where it lies; raise Unfinished for what it lacks."""
+    print(f"\nTrained in {found['training_seconds']:.0f} s. Files: {found['folder']}. {run}")
+    failure = found.get("failure")
+    broken = failure is not None and not all(math.isfinite(loss) for loss in found["history"]["loss"])
+    if failure and not broken:
+        print(f"\nWARNING: {failure}", file=sys.stderr)
+    if failures or broken:
+        raise Unfinished(" ".join([failure] * broken + failures))
+
+
+# The output folder
+
+
+@contextlib.contextmanager
+def output_folder(path: Path, reads=()) -> Iterator[Path]:
+    """Create the folder that all files of a script go to, check it, and keep it from other scripts while it works.
+
+    Args:
+        path: the folder.
+        reads: folders and files that are read: none of them may lie directly in it.
+
+    Raises:
+        ValueError: if it cannot be written, has no room, holds the input, or another script works in it.
+    """
+    import filelock
+
+    read = {(p if p.is_dir() else p.parent).resolve() for p in reads if p is not None}
+    if path.resolve() in read:
+        raise ValueError(f"--out-dir {path} holds the input; name another folder: nothing is overwritten.")
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path / ".lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ValueError(f"another script is writing to {path}; wait for its end, or name another folder.") from None
+    except OSError as error:
+        raise ValueError(f"--out-dir {path} cannot be written ({error.strerror}): name another folder.") from None
+    try:
+        try:
+            _settle(path)
+            _try_to_write(path)
+        except OSError as error:
+            raise ValueError(f"--out-dir {path} cannot be written ({error.strerror}): name another folder.") from None
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            (path / ".lock").unlink(missing_ok=True)
+        lock.release()
+        for folder in new:  # from the innermost: one that stayed empty goes
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raise OSError where a file cannot be written, on a full disk too."""
+    probe = folder / f"{PARTIAL}{os.getpid()}"
+    try:
+        with open(probe, "wb") as file:
+            file.write(bytes(65536))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _settle(folder: Path) -> None:
+    """Finish what a killed process had written completely, and delete what it had not. The caller holds the lock."""
+    for left in sorted(folder.glob(f"{COMPLETE}*")):
+        move_into_place(left, folder)
+    for left in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)

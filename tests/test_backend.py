@@ -1,0 +1,73 @@
+"""What differs between machines, asked for in processes of their own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab import backend
+
+ROOT = Path(backend.__file__).parent.parent
+
+
+def run(code, **environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "KERAS_"))}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True)
+
+
+def test_keras_is_imported_in_silence_with_onednn_asked_for():
+    code = "from lab import backend; backend.import_keras(); import os; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
+    done = run(code)
+    assert done.stderr == "" and done.stdout.strip() in ("1", "None")  # None: not an x86 processor
+
+
+def test_what_the_user_has_set_stays():
+    code = "from lab import backend; backend.prepare(); import os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    assert run(code, TF_ENABLE_ONEDNN_OPTS="0").stdout == "0\n"
+
+
+def test_a_backend_that_is_not_there_is_one_sentence():
+    done = run("from lab import backend; backend.import_keras()", KERAS_BACKEND="abacus")
+    assert "ValueError: KERAS_BACKEND=abacus cannot be used" in done.stderr
+
+
+def test_importing_the_lab_only_defines():
+    modules = ", ".join(
+        f"lab.{path.stem}" for path in (ROOT / "lab").glob("*.py") if path.stem not in ("__init__", "muon")
+    )
+    scripts = ", ".join(path.stem for path in ROOT.glob("*.py") if path.stem != "metrics")
+    slow = "{'keras', 'tensorflow', 'mlflow', 'matplotlib', 'scipy'}"
+    code = f"import os, sys; before = dict(os.environ); import {modules}, {scripts}; "
+    code += f"print(sorted({slow} & set(sys.modules)), before == dict(os.environ))"
+    assert run(code).stdout == "[] True\n"
+
+
+def test_cores_and_processor_are_named():
+    found = backend.processor()
+    assert found["cores"] == backend.num_cores() >= 1
+    assert found["processor"] and f"{backend.num_cores()} cores" in backend.device()
+    assert {"python.version", "keras.version", "numpy.version", "device"} <= backend.provenance().keys()
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", *identity, "-C", str(folder), *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_commit_and_dirty_tree_are_those_of_our_own_repository_only(tmp_path):
+    shutil.copy(backend.__file__, tmp_path)
+    assert backend.git_tags(tmp_path, "backend.py") == {}  # no repository
+    git(tmp_path, "init")
+    git(tmp_path, "commit", "--allow-empty", "-m", "someone else's")
+    assert backend.git_tags(tmp_path, "backend.py") == {}  # a repository that does not hold the file
+    git(tmp_path, "add", "backend.py")
+    git(tmp_path, "commit", "-m", "ours")
+    clean = backend.git_tags(tmp_path, "backend.py")
+    assert clean["git.dirty"] == "false" and len(clean["mlflow.source.git.commit"]) == 40
+    (tmp_path / "new.py").touch()
+    assert backend.git_tags(tmp_path, "backend.py") == {**clean, "git.dirty": "true"}

@@ -1,0 +1,161 @@
+"""Losses, schedules, and a training that is stopped and goes on to the same bits."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import data_synth
+import unet_segmentation as unet
+from lab import training
+
+SETTINGS = {"seed": 0, "filters": 2}
+
+
+def batches(epoch):
+    for batch in range(3):
+        yield data_synth.make_circles(4 - (batch == 2), 16, seed=(0, epoch, batch), radius=(2, 5))
+
+
+def compiled(optimizer="muon"):
+    """A small network as every process would build it: with a dropout layer, whose state must go on too."""
+    keras.utils.set_random_seed(1)
+    network = unet.build_unet((16, 16, 1), filters=2, depth=1)
+    model = keras.Model(network.input, network(keras.layers.Dropout(0.2)(network.input)))
+    model.compile(
+        training.choose_optimizer(optimizer, 4e-3, "cosine", 4 * 3),
+        training.choose_loss("dice+bce"),
+        metrics=training.make_metrics(),
+    )
+    return model
+
+
+def fit(model, checkpoint=None, batches=batches, **options):
+    validation = data_synth.make_circles(5, 16, seed=(0, 9), radius=(2, 5))
+    return training.fit(
+        model, batches, epochs=4, steps=3, validation=validation, checkpoint=checkpoint, **options
+    )  # fmt: skip
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    model = compiled()
+    history = fit(model)
+    return history, model.get_weights()
+
+
+def stop(folder, num_epochs, optimizer="muon"):
+    """Train and stop in the epoch after `num_epochs`."""
+
+    class Stop(training.Checkpoint):
+        def save(self, model, history, timestamps):
+            super().save(model, history, timestamps)
+            if history["epoch"][-1] == num_epochs:
+                raise Killed
+
+    with pytest.raises(Killed):
+        fit(compiled(optimizer), Stop(folder, SETTINGS))
+
+
+@pytest.mark.parametrize("num_epochs", [1, 3])
+def test_a_stopped_training_goes_on_to_the_same_bits(undisturbed, tmp_path, num_epochs):
+    stop(tmp_path, num_epochs)
+    checkpoint = training.Checkpoint(tmp_path, SETTINGS)
+    assert checkpoint.begin(resume=True, overwrite=False, scores=tmp_path / "scores.json") is None
+    keras.utils.set_random_seed(99)  # nothing may depend on where the process's random numbers stand
+    model, reported = compiled(), []
+    history = fit(model, checkpoint, on_epoch_end=lambda logs, epoch, timestamp: reported.append((epoch, timestamp)))
+    assert history == undisturbed[0]
+    for value, expected in zip(model.get_weights(), undisturbed[1], strict=True):
+        np.testing.assert_array_equal(value, expected)
+    assert [epoch for epoch, _ in reported] == [1, 2, 3, 4]
+    assert [stamp for _, stamp in reported] == sorted(stamp for _, stamp in reported)
+
+
+def test_a_finished_training_is_not_trained_again(undisturbed, tmp_path):
+    stop(tmp_path, 4)
+    checkpoint = training.Checkpoint(tmp_path, SETTINGS)
+    assert checkpoint.find() == 4
+    model = compiled()
+
+    def none(epoch):
+        raise AssertionError("no batch is needed")
+
+    assert fit(model, checkpoint, none) == undisturbed[0]
+    np.testing.assert_array_equal(model.get_weights()[0], undisturbed[1][0])
+
+
+def test_the_newest_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, capsys):
+    stop(tmp_path, 3)
+    newest, before = training.Checkpoint(tmp_path, SETTINGS).files()
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1  # a single bit
+    newest.write_bytes(content)
+    checkpoint = training.Checkpoint(tmp_path, SETTINGS)
+    assert checkpoint.find() == 2 and f"{newest} is damaged" in capsys.readouterr().err
+    before.write_bytes(before.read_bytes()[:1000])
+    assert checkpoint.find() == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [before.name, newest.name]
+
+
+def test_other_settings_are_named_and_refused(tmp_path):
+    stop(tmp_path, 1)
+    with pytest.raises(ValueError, match="filters was 2, is 4.*--overwrite"):
+        training.Checkpoint(tmp_path, {**SETTINGS, "filters": 4}).find()
+
+
+def test_a_run_never_goes_on_or_deletes_by_itself(tmp_path):
+    stop(tmp_path, 1)
+    checkpoint, scores = training.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
+    with pytest.raises(ValueError, match="--resume.*--overwrite"):
+        checkpoint.begin(False, False, scores)
+    checkpoint.begin(False, True, scores)
+    assert checkpoint.files() == []
+
+
+def test_a_finished_run_is_told_from_an_unfinished_one(tmp_path, capsys):
+    checkpoint, scores = training.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
+    assert checkpoint.begin(True, False, scores) is None and "begins anew" in capsys.readouterr().out
+    scores.write_text(json.dumps({"settings": checkpoint.settings, "test": 1}))
+    assert checkpoint.begin(True, False, scores)["test"] == 1
+    with pytest.raises(ValueError, match="seed was 0, is 1"):
+        training.Checkpoint(tmp_path, {**SETTINGS, "seed": 1}).begin(True, False, scores)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_once_and_costs_nothing_else(undisturbed, tmp_path, capsys):
+    checkpoint = training.Checkpoint(tmp_path / "gone", SETTINGS)
+    assert fit(compiled(), checkpoint) == undisturbed[0]
+    assert capsys.readouterr().err.count("no checkpoint could be written") == 1
+
+
+def test_a_training_that_diverges_ends_and_says_so_in_its_history():
+    model = compiled()
+    model.compile(keras.optimizers.Adam(1e37), training.choose_loss("dice+bce"), metrics=training.make_metrics())
+    history = fit(model)
+    assert len(history["epoch"]) < 4 and not math.isfinite(history["loss"][-1])
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_loss_is_the_sum_of_dice_and_cross_entropy_per_image(ndim):
+    from metrics import dice_loss
+
+    rng = np.random.default_rng(0)
+    masks = (rng.random((3, *[8] * ndim, 1)) < 0.3).astype("float32")
+    probs = rng.uniform(0.1, 0.9, masks.shape).astype("float32")
+    axes = tuple(range(1, ndim + 2))
+    entropy = -np.mean(masks * np.log(probs) + (1 - masks) * np.log(1 - probs), axis=axes)
+    expected = np.array(dice_loss(masks, probs, 1.0, axes)) + entropy
+    np.testing.assert_allclose(training.choose_loss("dice+bce")(masks, probs), expected, rtol=1e-5)
+
+
+def test_the_cosine_schedule_rises_over_a_tenth_and_ends_at_zero():
+    rate = training.choose_optimizer("adam", 4e-3, "cosine", 100)._learning_rate
+    values = [float(rate(step)) for step in (0, 10, 55, 100)]
+    assert values[0] < values[1] and values[1] == pytest.approx(4e-3)
+    assert values[2] == pytest.approx(2e-3) and values[3] == pytest.approx(0, abs=1e-9)

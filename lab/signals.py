@@ -5,6 +5,7 @@ with signals_raise():     # KeyboardInterrupt or Stopped; blocks may be nested
         ...
 """
 
+import atexit
 import signal
 import sys
 import threading
@@ -44,9 +45,9 @@ def signals_raise() -> Iterator[None]:
     def dropped(unraisable):
         if _came and isinstance(unraisable.exc_value, KeyboardInterrupt | Stopped):
             _came[-1] = _came[-1][0], float("-inf")  # the next one is no repetition
-            again = threading.Timer(0.05, _send_again)
-            again.daemon = True
-            again.start()
+            left = threading.Event()
+            threading.Thread(target=_send_again, args=(left,), daemon=True).start()
+            left.set()
         else:
             former_hook(unraisable)
 
@@ -93,6 +94,8 @@ def raise_swallowed() -> None:
 def _on_signal(signum: int, frame) -> None:
     now = time.monotonic()
     if not _came or now - _came[-1][1] > REPEAT_SECONDS:
+        for other in SIGNALS if not _came else ():  # a second one would end the interpreter in the middle of its end
+            atexit.register(signal.signal, other, signal.SIG_IGN)
         _came.append((signum, now))
         raise _exception(signum)
 
@@ -101,6 +104,8 @@ def _exception(signum: int) -> BaseException:
     return KeyboardInterrupt() if signum == signal.SIGINT else Stopped(128 + signum)
 
 
-def _send_again() -> None:
+def _send_again(left: threading.Event) -> None:
+    left.wait()
+    time.sleep(0.05)  # until the destructor has ended too
     if _came and hasattr(signal, "pthread_kill"):  # Windows has none
         signal.pthread_kill(threading.main_thread().ident, _came[-1][0])

@@ -1,11 +1,14 @@
-"""Find objects in your own pictures with a model that unet_segmentation.py has trained.
+"""Find objects in your own pictures and scans with a model that one of the lab's scripts has trained.
 
     python predict.py outputs/unet/model.keras photo.png more_photos/
+    python predict.py outputs/volume/model.keras head.nii.gz
 
 8 s to the first picture on 2 cores. PNG, JPEG, TIFF or BMP, grey or colour, of any size. For NAME.png the output folder
 gets NAME_mask.png (0 and 255, of exactly the picture's size) and NAME_overlay.png (what the network saw, with the mask
-on it). predictions.csv gets a row per picture as soon as its files are there; rows of pictures that were predicted into
-the folder before stay. Exit code 0: all is done; 1: something could not be read; 2: nothing could be done.
+on it). A model of volumes takes NIfTI files and TIFF stacks: NAME_mask.nii.gz lies on the scan in every viewer, for it
+has its affine and header; the overlay is three orthogonal slices. predictions.csv gets a row per picture as soon as its
+files are there; rows of pictures that were predicted into the folder before stay. Exit code 0: all is done; 1:
+something could not be read; 2: nothing could be done.
 """
 
 import argparse
@@ -21,15 +24,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import backend, command_line, model_file, patches, pictures, results, table
+from lab import backend, command_line, model_file, patches, pictures, results, scans, surfaces, table, views, volumes
 
-TILE = 1024  # side of the largest tiles in pixels: about 1 GB of memory in the network
-OVERLAP = 32  # pixels that neighbouring tiles share
+TILE, VOLUME_TILE = 1024, 128  # side of the largest tiles: about 1 GB of memory in the network
+OVERLAP, VOLUME_OVERLAP = 32, 16  # pixels and voxels that neighbouring tiles share
 PIXELS = 2**18  # predicted at a time where tiles are small
+LINES = 1024  # of a picture, and of a volume by as much less, that are looked at at a time
 TABLE = "predictions.csv"
 COLUMNS = (
-    *("picture", "width", "height", "foreground", "objects", "diameter", "confidence", "seconds", "dice", "iou"),
-    *("remark", "file", "made_with"),
+    *("picture", "width", "height", "depth", "foreground", "volume_ml", "objects", "diameter", "confidence", "seconds"),
+    *("dice", "iou", "surface", "hausdorff95", "remark", "file", "made_with"),
 )
 
 
@@ -41,8 +45,12 @@ def load_models(paths: list[Path]) -> list[model_file.Model]:
     models = [model_file.load_model(path) for path in paths]
     first = models[0].preprocessing
     for path, (_, other) in zip(paths, models, strict=True):
-        if other["ndim"] != 2:
-            raise ValueError(f"the model {path} is for volumes, not for pictures.")
+        if other["ndim"] != first["ndim"]:
+            raise ValueError(f"the models {paths[0]} and {path} are for pictures and for volumes: take one kind.")
+        if first["ndim"] == 3 and (other["channels"] != 1 or other.get("spacing") != first.get("spacing")):
+            raise ValueError(
+                f"the model {path} takes volumes of {other['channels']} channels at {other.get('spacing')} mm."
+            )
         if other["channels"] not in (1, 3) or other["channels"] != first["channels"]:
             wanted = f"{first['channels']}, as in {paths[0]}" if other is not first else "1 (grey) or 3 (colour)"
             raise ValueError(f"the model {path} takes pictures of {other['channels']} channels, not of {wanted}.")
@@ -60,11 +68,19 @@ def choose_tile(models: list[model_file.Model], sides: tuple[int, ...]) -> list[
     if fixed:
         return list(*fixed)
     least = [-(-max(axis) // divisor) * divisor for axis in zip(*(settings["size"] for settings in found), strict=True)]
-    return [patches.fit_tile(*axis, divisor, TILE, OVERLAP) for axis in zip(sides, least, strict=True)]
+    most, overlap = tile_limits(len(sides))
+    return [patches.fit_tile(*axis, divisor, most, overlap) for axis in zip(sides, least, strict=True)]
+
+
+def tile_limits(ndim: int) -> tuple[int, int]:
+    """The side of the largest tiles and their overlap, in pictures and in volumes."""
+    return (TILE, OVERLAP) if ndim == 2 else (VOLUME_TILE, VOLUME_OVERLAP)
 
 
 def probabilities(models: list[model_file.Model], image: np.ndarray, prepare: list, flips: bool = False) -> Iterator:
     """The probabilities of an image (H, W, C), in slabs (h, W) from top to bottom: the mean over models and flips.
+
+    Of a volume (D, H, W, 1) in slabs (d, H, W).
 
     `prepare` has one function for each model: tiles as they are in `image` -> what the network sees.
     """
@@ -80,13 +96,13 @@ def probabilities(models: list[model_file.Model], image: np.ndarray, prepare: li
                 total = total + np.flip(network.predict_on_batch(np.flip(seen, flip)), flip)
         return total / (len(models) * len(turned))
 
-    overlap = [min(OVERLAP, side // 2) for side in tile]
+    overlap = [min(tile_limits(len(tile))[1], side // 2) for side in tile]
     batch = max(1, PIXELS // math.prod(tile))
     return (slab[..., 0] for slab in patches.predict_tiles(image, predict, tile, overlap, batch))
 
 
 def prepare_pictures(models: list[model_file.Model], image: np.ndarray) -> list:
-    """The preprocessing of a picture for each model; its grey range is taken once."""
+    """The preprocessing of a picture, or a volume, for each model; its grey range is taken once."""
 
     @functools.cache
     def grey_range(settings):
@@ -137,22 +153,26 @@ def compare_masks(true: np.ndarray, mask: np.ndarray) -> dict:
     from metrics import DiceCoefficient, IoU
 
     scores = {"dice": DiceCoefficient(), "iou": IoU()}
-    for first in range(0, len(mask), TILE):
-        slabs = [a[None, first : first + TILE, ..., None].astype(np.float32) for a in (true, mask)]
+    lines = LINES if mask.ndim == 2 else max(1, LINES**2 // math.prod(mask.shape[1:]))
+    for first in range(0, len(mask), lines):
+        slabs = [a[None, first : first + lines, ..., None].astype(np.float32) for a in (true, mask)]
         for metric in scores.values():
             metric.update_state(*slabs)
     return {name: float(metric.result()) for name, metric in scores.items()}
 
 
-def measure_objects(mask: np.ndarray) -> dict:
-    """The number of objects, and the median diameter, in pixels, of a circle (or ball) as large as each of them."""
+def measure_objects(mask: np.ndarray, pixel: float = 1.0) -> dict:
+    """The number of objects, and the median diameter of a circle, or ball, as large as each of them.
+
+    In pixels; or, where `pixel` is the area or volume of one, in its unit of length.
+    """
     from scipy.ndimage import label
 
     labels, num = label(mask, np.ones((3,) * mask.ndim))
     if not num:
         return {"objects": 0}
-    sizes = sum(np.bincount(line.ravel(), minlength=num + 1) for line in np.array_split(labels, -(-len(mask) // TILE)))
-    sizes = np.median(sizes[1:])
+    sizes = sum(np.bincount(line.ravel(), minlength=num + 1) for line in np.array_split(labels, -(-len(mask) // LINES)))
+    sizes = np.median(sizes[1:]) * pixel
     return {
         "objects": num,
         "diameter": 2 * math.sqrt(sizes / math.pi) if mask.ndim == 2 else (6 * sizes / math.pi) ** (1 / 3),
@@ -185,9 +205,48 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     row |= {"remark": " ".join(filter(None, remarks)), **(compare_masks(true, mask) if truth else {})}
     shown = pictures.overlay(preview, mask[::step, ::step])
     mask *= 255
-    for name, array in (("mask", mask), ("overlay", shown), ("probability", kept)):
+    for name, array in zip(output_names(path, 2), (mask, shown, kept), strict=True):
         if array is not None:
-            Image.fromarray(array).save(aside / f"{path.stem}_{name}.png", compress_level=1)
+            Image.fromarray(array).save(aside / name, compress_level=1)
+    return row
+
+
+def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> dict:
+    """Predict one scan, write its files into the folder `aside`, return its row of the table.
+
+    It is predicted on the grid that the models were trained on, and its mask lies on its own. In memory is a slab.
+    """
+    from PIL import Image
+
+    first = models[0].preprocessing
+    scan = scans.open_scan(path)
+    scans.look_through(scan)
+    true = scans.read_mask(truth) if truth else None
+    if truth:
+        volumes.check_same_grid(scan, true)
+    grid = volumes.grid_shape(scan, first.get("spacing"))
+    image = volumes.resample(scan.voxels, grid)[..., None]
+    few = volumes.every_few_slices(image)
+    prepare = prepare_pictures(models, few)
+    slabs = volumes.onto_own_grid(probabilities(models, image, prepare, args.flips), scan, grid)
+    mask, figures, kept = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
+
+    mask = mask.view(bool)
+    remarks = figures.pop("remark"), pictures.describe_strangeness(prepare[0](few), first["seen"])
+    row = {"picture": path.name, **dict(zip(("depth", "height", "width"), mask.shape, strict=True)), **figures}
+    row |= measure_objects(mask, math.prod(scan.spacing or (1,))) | {"remark": " ".join(filter(None, remarks))}
+    if scan.spacing:
+        row["volume_ml"] = np.count_nonzero(mask) * math.prod(scan.spacing) / 1000
+    if truth:
+        row |= compare_masks(true.voxels, mask)
+        found = surfaces.surface_distances(true.voxels, mask, scan.spacing or 1.0) or (None, None)
+        row |= dict(zip(("surface", "hausdorff95"), found, strict=True))
+    shown = views.montage(scan.voxels[..., None], mask, scan.spacing, pictures.overlay, prepare[0])
+    mask_name, overlay_name, probability_name = output_names(path, 3)
+    scans.write(mask, scan, aside / mask_name)
+    Image.fromarray(shown).save(aside / overlay_name, compress_level=1)
+    if kept is not None:
+        scans.write(kept, scan, aside / probability_name)
     return row
 
 
@@ -195,18 +254,32 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
 
 
 def find_inputs(args: argparse.Namespace) -> tuple[list[Path], dict[str, Path]]:
-    """The pictures, those of folders included, or this shard's share of them; the true masks by name."""
-    found = [p for path in args.pictures for p in (pictures.find_pictures(path) if path.is_dir() else [path])]
+    """The pictures or scans, those of folders included, or this shard's share of them; the true masks by name."""
+    find = scans.find_scans if args.ndim == 3 else pictures.find_pictures
+    found = [p for path in args.pictures for p in (find(path) if path.is_dir() else [path])]
     stems = {}
     for path in dict.fromkeys(found):
-        if path.stem in stems:
-            raise ValueError(f"{stems[path.stem]} and {path} would get the same output names; predict them one by one.")
-        stems[path.stem] = path
+        if args.ndim == 2 and scans.suffix_of(path).startswith(".nii"):
+            raise ValueError(f"{path} is a scan, the model {args.model} is for pictures; train volume_segmentation.py.")
+        if stem(path) in stems:
+            raise ValueError(
+                f"{stems[stem(path)]} and {path} would get the same output names; predict them one by one."
+            )
+        stems[stem(path)] = path
     found = list(stems.values())
     if args.shard:
         number, count = args.shard
         found = sorted(found)[number - 1 :: count]
-    return found, pictures.find_masks(args.masks) if args.masks else {}
+    if not args.masks:
+        return found, {}
+    if args.ndim == 3:
+        return found, {volumes.stem_of_mask(path): path for path in scans.find_scans(args.masks)}
+    return found, pictures.find_masks(args.masks)
+
+
+def stem(path: Path) -> str:
+    """The name without its suffix, .nii.gz included."""
+    return scans.stem(path) if scans.suffix_of(path) else path.stem
 
 
 def describe_making(args: argparse.Namespace) -> str:
@@ -216,15 +289,16 @@ def describe_making(args: argparse.Namespace) -> str:
     return ", ".join([*models, *flags, *[f"masks {args.masks}"] * (args.masks is not None)])
 
 
-def output_names(stem: str) -> list[str]:
-    """All files that a picture of that name may get."""
-    return [f"{stem}_{name}.png" for name in ("mask", "overlay", "probability")]
+def output_names(path: Path, ndim: int) -> list[str]:
+    """All files that a picture or scan may get: mask, overlay and probability."""
+    suffix = scans.suffix_of(path) if ndim == 3 else ".png"
+    return [f"{stem(path)}_mask{suffix}", f"{stem(path)}_overlay.png", f"{stem(path)}_probability{suffix}"]
 
 
-def is_finished(row: dict, files: dict[str, Path], folder: Path, made_with: str) -> bool:
+def is_finished(row: dict, files: dict[str, Path], names: dict, folder: Path, made_with: str) -> bool:
     """Whether a row of the table was made with the same models and flags, and later than its picture was changed."""
     path = files[row["picture"]]
-    mask = folder / output_names(path.stem)[0]
+    mask = folder / names[path.name][0]
     same = (row["file"], row["made_with"]) == (str(path), made_with)
     return same and mask.exists() and path.exists() and mask.stat().st_mtime >= path.stat().st_mtime
 
@@ -277,26 +351,27 @@ def main(argv=None) -> int:
     """Predict every picture, write its files and its row; return the exit code."""
     args = parse_args(argv)
     paths = [args.model, *args.models]
-    for path in paths:
-        model_file.read_preprocessing(path)  # before Keras is imported: bad input is told at once
+    found = [model_file.read_preprocessing(path) for path in paths]  # before Keras is imported: told at once
+    args.ndim = found[0]["ndim"]
     files, truths = find_inputs(args)
     with command_line.output_folder(args.out_dir, reads=(*files, *truths.values())) as folder:
         backend.import_keras()
         models = load_models(paths)
         made_with = describe_making(args)
         known = {path.name: path for path in files}
+        names = {path.name: output_names(path, args.ndim) for path in files}
         finished = table.begin(
             folder / TABLE,
             COLUMNS,
-            {path.name: output_names(path.stem) for path in files},
-            lambda row: args.go_on and is_finished(row, known, folder, made_with),
+            names,
+            lambda row: args.go_on and is_finished(row, known, names, folder, made_with),
         )
         failures = 0
         for number, path in enumerate(files, 1):
             if path.name in finished:
                 continue
             try:
-                row = run_picture(models, path, truths.get(path.stem), args, folder, made_with)
+                row = run_picture(models, path, truths.get(stem(path)), args, folder, made_with)
             except Exception as error:  # whatever it is: the other pictures can do without this one
                 failures += 1
                 print(f"predict.py: error: {explain(error, path)}", file=sys.stderr)
@@ -325,7 +400,8 @@ def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made
     if args.masks and truth is None:
         raise ValueError(f"{path} has no mask in {args.masks}.")
     with results.written_aside(folder) as aside:
-        row = predict_picture(models, path, truth, args, aside)
+        predict = predict_scan if args.ndim == 3 else predict_picture
+        row = predict(models, path, truth, args, aside)
     row |= {"seconds": time.perf_counter() - started, "file": str(path), "made_with": made_with}
     table.append(folder / TABLE, COLUMNS, [row])
     return row

@@ -3,7 +3,7 @@
     from lab import scans
     scan = scans.open_scan("head.nii.gz")
     patch = scan.voxels[40:88, 40:88, 40:88]                  # (depth, height, width): costs what is cut out
-    scans.write_mask(mask, scan, "head_mask.nii.gz")          # lies on the scan without a shift
+    scans.write(mask, scan, "head_mask.nii.gz")               # lies on the scan without a shift
 
 In memory the axes are (depth, height, width) = NIfTI's (k, j, i), turned so that depth grows towards the head, height
 towards the front and width towards the patient's right (RAS+). Voxels stay on disk: a file that is neither compressed
@@ -48,10 +48,15 @@ class Scan(NamedTuple):
 # Reading
 
 
+def suffix_of(path: Path) -> str:
+    """.nii.gz, .nii, .tif or .tiff, as it is written; nothing for other names."""
+    length = next((len(suffix) for suffix in SUFFIXES if path.name.lower().endswith(suffix)), 0)
+    return path.name[len(path.name) - length :]
+
+
 def stem(path: Path) -> str:
-    """The name without .nii.gz, .nii, .tif or .tiff."""
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
-    return path.name[: len(path.name) - len(suffix)]
+    """The name without its suffix."""
+    return path.name.removesuffix(suffix_of(path))
 
 
 def find_scans(folder: Path) -> list[Path]:
@@ -299,8 +304,11 @@ def look_through(scan: Scan) -> bytes:
 # Writing
 
 
-def write_mask(mask: np.ndarray, scan: Scan, path: Path) -> None:
-    """Write a mask (D, H, W) as the scan's file is: its axes, orientation, affine and header; 0 and 1 (TIFF: 255)."""
+def write(array: np.ndarray, scan: Scan, path: Path) -> None:
+    """Write a mask or probabilities (D, H, W) as the scan's file is: its axes, orientation, affine and header.
+
+    bool becomes 0 and 1, in a TIFF 0 and 255; other types stay.
+    """
     if scan.image is None:
         import tifffile
 
@@ -309,14 +317,16 @@ def write_mask(mask: np.ndarray, scan: Scan, path: Path) -> None:
             depth, height, width = (step * 1e3 for step in scan.spacing)
             options["metadata"] |= {"spacing": depth, "unit": "micron"}
             options["resolution"] = (1 / width, 1 / height)
-        tifffile.imwrite(path, mask.astype(np.uint8) * np.uint8(255), imagej=True, **options)
+        array = array.astype(np.uint8) * np.uint8(255) if array.dtype == bool else array
+        tifffile.imwrite(path, array, imagej=True, **options)
         return
     import nibabel
 
+    array = array.view(np.uint8) if array.dtype == bool else array
     turns = nibabel.io_orientation(scan.image.affine)
     back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], turns)
-    stored = nibabel.apply_orientation(mask.view(np.uint8).T, back).reshape(scan.image.shape)
+    stored = nibabel.apply_orientation(array.T, back).reshape(scan.image.shape)
     header = scan.image.header.copy()
-    header.set_data_dtype(np.uint8)
-    header["cal_min"], header["cal_max"] = 0, 1  # else a viewer shows it with the scan's contrast
+    header.set_data_dtype(array.dtype)
+    header["cal_min"], header["cal_max"] = 0, 0  # the scan's contrast; 0 and 0: a viewer finds its own
     type(scan.image)(stored, scan.image.affine, header).to_filename(path)

@@ -57,7 +57,7 @@ def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list
     of_scan, of_mask = ({}, {})
     for found, folder in ((of_scan, images), (of_mask, masks)):
         for path in attempt(find_scans, folder) or []:
-            name = stem(path).removesuffix("_mask") if found is of_mask else stem(path)
+            name = stem_of_mask(path) if found is of_mask else stem(path)
             if name in found:
                 problems.append(f"{path} and {found[name].name} have the same name.")
             found[name] = path
@@ -82,6 +82,11 @@ def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list
     if problems:
         raise ValueError(f"{len(problems)} things are wrong with the scans:\n  " + "\n  ".join(problems))
     return pairs
+
+
+def stem_of_mask(path: Path) -> str:
+    """The name of the scan that a mask belongs to: `head` for head.nii.gz and for head_mask.nii.gz."""
+    return stem(path).removesuffix("_mask")
 
 
 def _allow_open_files(num):

@@ -57,7 +57,7 @@ def test_a_marked_corner_comes_back_where_it_was_in_every_orientation(axes, sign
     # depth runs upwards, height to the front, width to the right
     np.testing.assert_allclose(scan.affine[:3, :3], np.fliplr(np.diag(scan.spacing[::-1])), atol=1e-5)
 
-    scans.write_mask(scan.voxels == 1000, scan, tmp_path / f"mask{suffix}")
+    scans.write(scan.voxels == 1000, scan, tmp_path / f"mask{suffix}")
     mask = nibabel.load(tmp_path / f"mask{suffix}")
     expected = np.zeros(SHAPE)
     expected[corner] = 1
@@ -80,7 +80,7 @@ def test_codes_and_a_trailing_axis_of_one_survive(tmp_path):
     image.set_sform(make_affine(), code=4)
     image.to_filename(tmp_path / "scan.nii.gz")
     scan = scans.open_scan(tmp_path / "scan.nii.gz")
-    scans.write_mask(scan.voxels > 50, scan, tmp_path / "mask.nii.gz")
+    scans.write(scan.voxels > 50, scan, tmp_path / "mask.nii.gz")
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     assert isinstance(mask, nibabel.Nifti2Image)
     assert mask.shape == (*SHAPE, 1)
@@ -148,7 +148,7 @@ def test_a_tiff_mask_is_written_with_the_scans_spacing(tmp_path):
     metadata = {"spacing": 0.5, "unit": "um", "axes": "ZYX"}
     tifffile.imwrite(tmp_path / "a.tif", noise(dtype=np.uint8), imagej=True, resolution=(5, 4), metadata=metadata)
     scan = scans.open_scan(tmp_path / "a.tif")
-    scans.write_mask(scan.voxels > 50, scan, tmp_path / "a_mask.tif")
+    scans.write(scan.voxels > 50, scan, tmp_path / "a_mask.tif")
     mask = scans.read_mask(tmp_path / "a_mask.tif")
     np.testing.assert_array_equal(mask.voxels, noise(dtype=np.uint8) > 50)
     assert mask.spacing == pytest.approx(scan.spacing)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import data_synth
-from lab import backend, command_line, memory, model_file, patches, pictures, results, tracking, training
+from lab import backend, command_line, memory, model_file, patches, pictures, results, splits, tracking, training
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 
@@ -178,7 +178,7 @@ def read_own(args: argparse.Namespace) -> dict[str, list] | None:
     """The user's pictures and masks by part, training, validation and test; None for circles."""
     if args.images is None:
         return None
-    return pictures.split(pictures.read_folder(args.images, args.masks, pictures.STRETCHED), args.seed, args.size)
+    return splits.split(pictures.read_folder(args.images, args.masks, pictures.STRETCHED), args.seed, args.size)
 
 
 def training_images(args: argparse.Namespace, own: dict | None, num: int, *stream: int):

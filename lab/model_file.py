@@ -12,6 +12,7 @@ import math
 import os
 import stat
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -90,7 +91,9 @@ def load_model(path: Path) -> Model:
     import numpy as np
 
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # many lines on what a damaged file lacks, before the error
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
         takes, gives, weights = model.input_shape, model.output_shape, model.get_weights()
     except Exception as error:
         if "lambda" in str(error).lower() or "Could not locate" in str(error):

@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.splits import split  # noqa: F401  until the scripts name it where it stands
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 MAX_PIXELS = 500_000_000

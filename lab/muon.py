@@ -45,46 +45,65 @@ class Muon(keras.optimizers.Adam):
         if min(rows, columns) == 1:
             return super().update_step(gradient, variable, learning_rate)
         gradient = ops.cast(gradient, variable.dtype)
-        mean = self._momentums[self._get_variable_index(variable)]
-        self.assign(mean, self.momentum * mean + (1 - self.momentum) * gradient)
-        look_ahead = self.momentum * mean + (1 - self.momentum) * gradient  # Nesterov's
-        direction = orthogonalize(ops.reshape(look_ahead, (rows, columns)))
-        step = ops.cast(learning_rate, variable.dtype) * 0.2 * math.sqrt(max(rows, columns))
-        self.assign_sub(variable, step * ops.reshape(direction, variable.shape))
+        mean = self._momentums[self._get_variable_index(variable)]  # up to a factor, which no direction depends on
+        self.assign(mean, self.momentum * mean + gradient)
+        look_ahead = ops.reshape(self.momentum * mean + gradient, (rows, columns))  # Nesterov's
+        scale = ops.cast(learning_rate, variable.dtype) * (0.2 * math.sqrt(max(rows, columns)))
+        step = orthogonalize(look_ahead, scale, rounded_products(variable.dtype))
+        self.assign_sub(variable, ops.reshape(step, variable.shape))
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum}
 
 
-def orthogonalize(matrix, iterations: int = 5):
+def rounded_products(dtype: str) -> str | None:
+    """What rounds the factors of a product of `dtype`: "bfloat16", "device" (TF32 on a GPU), or nothing.
+
+    Under mixed precision the products are made in bfloat16, like those of the network.
+    """
+    if "bfloat16" in (dtype, keras.config.dtype_policy().compute_dtype):
+        return "bfloat16"
+    try:
+        devices = keras.distribution.list_devices()
+    except AttributeError:  # PyTorch: Keras does not list them
+        return "device"
+    return None if all(device.startswith("cpu") for device in devices) else "device"
+
+
+def orthogonalize(matrix, scale=1.0, rounded: str | None = "device"):
     """About U V^T for a matrix U S V^T, by Newton-Schulz iterations: products only, no decomposition.
 
-    X becomes p(G) X again and again, with G = X X^T and p(G) = a + b G + c G^2. Each p(G) is a polynomial of the first
-    G, so they commute, and G becomes p(G)^2 G: most products are those of a square matrix of the smaller side. X is
-    brought up to date before the fourth iteration: where products are rounded to fewer bits (TF32, bfloat16), an
-    eigenvalue of G that ought to be 0 may come out below it, and grows about 12-fold with each iteration.
+    X becomes X p(G) five times, with G = X^T X and p(G) = a + b G + c G^2. Each p(G) is a polynomial of the first G, so
+    they commute, and G becomes p(G)^2 G: most products are those of a square matrix of the smaller side, and X is
+    multiplied once, by all p(G) together. Where factors are rounded to fewer bits, it is brought up to date before the
+    fourth iteration as well: an eigenvalue of G that ought to be 0 may come out below it, and grows about 12-fold with
+    each iteration.
 
     Args:
         matrix: (rows, columns), float; not all zeros, or the result is zero.
-        iterations: five bring singular values above 0.002 of the Frobenius norm into [0.68, 1.21], which is
-            all that the optimizer needs.
+        scale: what the result is multiplied by.
+        rounded: see `rounded_products`.
 
     Returns:
-        A tensor of the same shape.
+        A tensor of the same shape and type; singular values above 0.002 of the Frobenius norm have come into
+        [0.68, 1.21] times `scale`, which is all that the optimizer needs.
     """
     a, b, c = NEWTON_SCHULZ
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else ops.transpose(matrix)
-    norm = ops.sqrt(ops.sum(ops.square(x))) + 1e-7
-    x = x / norm  # Frobenius norm: the largest singular value is below 1
-    gram = ops.matmul(x, ops.transpose(x))
-    factor = identity = ops.eye(gram.shape[0], dtype=gram.dtype)
-    for iteration in range(iterations):
-        if iteration == 3:
-            x = ops.matmul(factor, x)
-            gram, factor = ops.matmul(x, ops.transpose(x)), identity
-        polynomial = a * identity + b * gram + c * ops.matmul(gram, gram)
-        factor = ops.matmul(polynomial, factor)
+    wide = matrix.shape[0] < matrix.shape[1]
+    x = ops.transpose(matrix) if wide else matrix
+    x = ops.cast(x, "bfloat16") if rounded == "bfloat16" else x
+    gram = ops.matmul(ops.transpose(x), x)
+    norm = ops.sqrt(ops.trace(ops.cast(gram, matrix.dtype))) + 1e-7  # Frobenius's: no singular value is above it
+    gram, factor = gram / ops.cast(norm**2, x.dtype), None
+    identity = ops.eye(gram.shape[0], dtype=x.dtype)
+    for iteration in range(5):
+        if iteration == 3 and rounded:
+            x = ops.matmul(x, factor)
+            gram, factor = ops.matmul(ops.transpose(x), x) / ops.cast(norm**2, x.dtype), None
+        polynomial = a * identity + ops.matmul(gram, b * identity + c * gram)
+        factor = polynomial if factor is None else ops.matmul(polynomial, factor)
         gram = ops.matmul(polynomial, ops.matmul(polynomial, gram))
-    x = ops.matmul(factor, x)
-    return x if wide else ops.transpose(x)
+    # Scaled here, where numbers are few.
+    x = ops.matmul(x, ops.cast(ops.cast(factor, matrix.dtype) * (scale / norm), x.dtype))
+    x = ops.cast(x, matrix.dtype)
+    return ops.transpose(x) if wide else x

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from lab.muon import NEWTON_SCHULZ, Muon, orthogonalize
+from lab.muon import NEWTON_SCHULZ, Muon, orthogonalize, rounded_products
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
@@ -18,16 +18,33 @@ def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_values(shape):
     np.testing.assert_allclose(core, np.diag(np.diag(core)), atol=1e-3)
 
 
+@pytest.mark.parametrize("rounded", [None, "device"])
 @pytest.mark.parametrize("shape", [(40, 8), (8, 40), (16, 16)])
-def test_orthogonalize_is_the_published_iteration_on_the_whole_matrix(shape):
+def test_orthogonalize_is_the_published_iteration_on_the_whole_matrix(shape, rounded):
     a, b, c = NEWTON_SCHULZ
     matrix = np.random.default_rng(2).standard_normal(shape)
     x = matrix / np.linalg.norm(matrix)
     for _ in range(5):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    result = np.array(orthogonalize(keras.ops.convert_to_tensor(matrix, "float32")))
-    np.testing.assert_allclose(result, x, atol=1e-4)
+    result = np.array(orthogonalize(keras.ops.convert_to_tensor(matrix, "float32"), scale=0.5, rounded=rounded))
+    np.testing.assert_allclose(result, 0.5 * x, atol=1e-4)
+
+
+def test_in_bfloat16_the_singular_values_come_out_as_level():
+    rng = np.random.default_rng(4)
+    u, v = (np.linalg.qr(rng.standard_normal((n, 32)))[0] for n in (288, 32))
+    matrix = keras.ops.convert_to_tensor((u * np.geomspace(1, 0.02, 32)) @ v.T, "float32")
+    result = orthogonalize(matrix, rounded="bfloat16")
+    assert keras.backend.standardize_dtype(result.dtype) == "float32"
+    values = np.linalg.svd(np.array(result), compute_uv=False)
+    assert values.min() >= 0.66 and values.max() <= 1.24
+
+
+def test_products_are_made_in_the_networks_precision():
+    assert rounded_products("float32") != "bfloat16"
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    assert rounded_products("float32") == "bfloat16"
 
 
 def test_orthogonalize_stays_bounded_where_products_are_rounded_to_bfloat16(monkeypatch):

@@ -236,7 +236,7 @@ def test_colours_and_grey_go_to_models_of_both(tmp_path, capsys):
         assert ("grey stands for all three colours" in capsys.readouterr().err) == (channels == 3)
         assert np.asarray(Image.open(out / "blue_overlay.png")).shape == (20, 20, 3)
     shown = np.asarray(Image.open(tmp_path / "out3/blue_overlay.png"))
-    assert shown[0, 0].tolist() == [0, 0, 0] and shown[10, 10, 2] == 255 and shown[10, 10, 0] == 0
+    assert shown[0, 0].tolist() == [0, 0, 0] and shown[10, 10, 2] > 200 and shown[10, 10, 0] < 20
 
 
 def test_the_table_has_the_median_diameter_of_the_objects(model_path, tmp_path):

@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP as exceptions that do not get lost; shared by the command line and the tracking.
 
-with signals_raise():     # KeyboardInterrupt or Stopped; blocks may be nested
+with signals_raise():  # KeyboardInterrupt or Stopped; blocks may be nested
+    ...
     with signals_wait():  # not while a database is written
         ...
 """
@@ -16,7 +17,9 @@ from contextlib import contextmanager
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 REPEAT_SECONDS = 3  # a second signal within this time is one with the first: it would strike the clean-up
 
-_came: list[tuple[int, float]] = []  # signals within the outermost `signals_raise`, with time.monotonic()
+_depth = 0  # of blocks of `signals_raise`
+_former = {}  # the handlers that stood before the outermost one
+_came: list[tuple[int, float]] = []  # the signals since it began, with time.monotonic()
 
 
 class Stopped(SystemExit):
@@ -27,6 +30,12 @@ class Stopped(SystemExit):
         return self.code - 128
 
 
+def is_stop(error: BaseException | None) -> bool:
+    """Whether an exception is the end by a signal: KeyboardInterrupt, Stopped, or an exit with such a code."""
+    by_code = isinstance(error, SystemExit) and error.code in [128 + signum for signum in SIGNALS]
+    return by_code or isinstance(error, KeyboardInterrupt)
+
+
 @contextmanager
 def signals_raise() -> Iterator[None]:
     """Raise KeyboardInterrupt at Ctrl-C, `Stopped` at SIGTERM and SIGHUP, in the main thread.
@@ -34,37 +43,36 @@ def signals_raise() -> Iterator[None]:
     Python runs a handler between any two instructions, inside a destructor too, where an exception is dropped
     ("Exception ignored in ..."): the signal is then sent again. Where foreign code swallowed the exception, or made
     another one of it, `raise_swallowed` raises it, at the latest at the end of the block. Someone else's handlers
-    stay, and so does `nohup`.
+    stay, and so does `nohup`. The former ones are put back, but not where a signal ended the block: the process is
+    about to end, and a second signal must not end it another way.
     """
-    former, former_hook = {}, sys.unraisablehook
-    if threading.current_thread() is threading.main_thread():
+    global _depth
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former_hook = sys.unraisablehook
+    if _depth == 0:
+        _came.clear()
         for signum in SIGNALS:
-            if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
-                former[signum] = signal.signal(signum, _on_signal)
-
-    def dropped(unraisable):
-        if _came and isinstance(unraisable.exc_value, KeyboardInterrupt | Stopped):
-            _came[-1] = _came[-1][0], float("-inf")  # the next one is no repetition
-            left = threading.Event()
-            threading.Thread(target=_send_again, args=(left,), daemon=True).start()
-            left.set()
-        else:
-            former_hook(unraisable)
-
+            handler = signal.getsignal(signum)
+            if handler in (signal.SIG_DFL, signal.default_int_handler):
+                _former[signum] = signal.signal(signum, _on_signal)
+            elif handler is not _on_signal:  # which is left from a block that a signal ended
+                _former.pop(signum, None)
+        sys.unraisablehook = lambda dropped: _on_dropped(dropped, former_hook)
+    _depth += 1
     try:
-        if former:
-            sys.unraisablehook = dropped
         yield
         raise_swallowed()
     except BaseException:
         raise_swallowed()
         raise
     finally:
-        if former:
+        _depth -= 1
+        if _depth == 0:
             sys.unraisablehook = former_hook
-            for signum, handler in former.items():
-                signal.signal(signum, handler)
-            _came.clear()
+            while _former and not is_stop(sys.exception()):
+                signal.signal(*_former.popitem())
 
 
 @contextmanager
@@ -85,16 +93,15 @@ def signals_wait() -> Iterator[None]:
 
 
 def raise_swallowed() -> None:
-    """Raise the exception of a signal that came, unless it is on its way already."""
-    on_its_way = isinstance(sys.exception(), KeyboardInterrupt | Stopped)
-    if _came and not on_its_way and threading.current_thread() is threading.main_thread():
+    """Raise the exception of a signal that came, unless one is on its way already."""
+    if _came and not is_stop(sys.exception()) and threading.current_thread() is threading.main_thread():
         raise _exception(_came[0][0])
 
 
 def _on_signal(signum: int, frame) -> None:
     now = time.monotonic()
     if not _came or now - _came[-1][1] > REPEAT_SECONDS:
-        for other in SIGNALS if not _came else ():  # a second one would end the interpreter in the middle of its end
+        for other in SIGNALS if not _came else ():  # nor may a second one end the interpreter while that ends
             atexit.register(signal.signal, other, signal.SIG_IGN)
         _came.append((signum, now))
         raise _exception(signum)
@@ -104,8 +111,19 @@ def _exception(signum: int) -> BaseException:
     return KeyboardInterrupt() if signum == signal.SIGINT else Stopped(128 + signum)
 
 
+def _on_dropped(dropped, former_hook) -> None:
+    """What Python calls for an exception that cannot leave a destructor."""
+    if not (_came and is_stop(dropped.exc_value)):
+        former_hook(dropped)
+        return
+    _came[-1] = _came[-1][0], float("-inf")  # the next one is no repetition
+    left = threading.Event()
+    threading.Thread(target=_send_again, args=(left,), daemon=True).start()
+    left.set()
+
+
 def _send_again(left: threading.Event) -> None:
     left.wait()
     time.sleep(0.05)  # until the destructor has ended too
-    if _came and hasattr(signal, "pthread_kill"):  # Windows has none
+    if _depth and hasattr(signal, "pthread_kill"):  # Windows has none
         signal.pthread_kill(threading.main_thread().ident, _came[-1][0])

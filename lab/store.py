@@ -317,3 +317,7 @@ def first_line(error: Exception) -> str:
 
 def warn(message: str) -> None:
     print(f"warning: {masked(message)}", file=sys.stderr)
+
+
+def note(message: str) -> None:
+    print(f"note: {masked(message)}", file=sys.stderr)

@@ -18,8 +18,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from lab import store
-from lab.signals import SIGNALS, Stopped, raise_swallowed, signals_raise, signals_wait
-from lab.store import TrackingError, check_server, first_line, how_to_view, masked, warn
+from lab.signals import Stopped, is_stop, raise_swallowed, signals_raise, signals_wait
+from lab.store import TrackingError, check_server, first_line, how_to_view, masked, note, warn
 
 __all__ = ["Run", "Stopped", "TrackingError", "how_to_view", "masked", "open_store", "signals_raise", "tracked_run"]
 
@@ -94,6 +94,7 @@ def tracked_run(
                         "check that the store can be written to."
                     ) from None
                 run = Run(client, found, uri, file, journal)
+                run._queue = [entry for entry in run._queue if entry["kind"] != "end"]  # a resumed run goes on
             with signals_raise():  # what foreign code swallowed is raised here, before the status is settled
                 run.tags({**note, **(tags or {})})
                 run.params(params or {})
@@ -116,7 +117,7 @@ class Run:
         self._client, self._uri, self._file = client, uri, file
         self._settled = set(found.data.params)  # of a resumed run: MLflow refuses another value
         self._journal = Path(journal).absolute() / JOURNAL.format(self.run_id) if journal is not None else None
-        self._queue: list[dict] = []  # what the store has not got, oldest first
+        self._queue = _read_journal(self._journal)  # what the store has not got, oldest first
         self._lost: list[str] = []  # what it refused, or what cannot wait
         self._down: dict[str, float] = {}  # "database", "artifacts": left alone until this time.monotonic()
         self._told: set[str] = set()  # which of the two the user knows to fail
@@ -251,7 +252,7 @@ class Run:
             except Exception as error:
                 self._note_failure(entry, place, error)
         for place in self._told - {_place(entry["kind"]) for entry in self._queue}:
-            warn(f"MLflow answers again: what its {place} missed is recorded.")
+            note(f"MLflow answers again: what its {place} missed is recorded.")
             self._told.remove(place)
         self._write_journal(self._queue)
 
@@ -325,7 +326,7 @@ class Run:
                 aside.write_text(lines, encoding="utf-8")
                 os.replace(aside, self._journal)
             else:
-                self._journal.unlink()
+                self._journal.unlink(missing_ok=True)
         except OSError as error:
             warn(f"{self._journal} cannot be written ({error.strerror}): what MLflow missed is kept in memory only.")
             self._journal = None
@@ -346,12 +347,9 @@ class Run:
 
 
 def _status(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
+    if is_stop(error):
         return "KILLED"
-    if isinstance(error, SystemExit) and error.code in (None, 0):
-        return "FINISHED"
-    killed = isinstance(error, SystemExit) and error.code in [128 + signum for signum in SIGNALS]
-    return "KILLED" if killed else "FAILED"
+    return "FINISHED" if isinstance(error, SystemExit) and error.code in (None, 0) else "FAILED"
 
 
 def _place(kind: str) -> str:
@@ -412,7 +410,7 @@ def _close_dead_runs(client) -> None:
         points = [point for key in run.data.metrics for point in client.get_metric_history(run_id, key)]
         last_sign = max((point.timestamp for point in points), default=run.info.start_time)
         client.set_terminated(run_id, "KILLED", last_sign)
-        warn(f"MLflow run {run.info.run_name} ({run_id}) said RUNNING, but its process is gone: now it says KILLED.")
+        note(f"MLflow run {run.info.run_name} ({run_id}) said RUNNING, but its process is gone: now it says KILLED.")
 
 
 def _fail_half_models(client, run_id: str) -> None:
@@ -423,6 +421,15 @@ def _fail_half_models(client, run_id: str) -> None:
             client.finalize_logged_model(model.model_id, "FAILED")
 
 
+def _read_journal(path: Path | None) -> list[dict]:
+    entries = []
+    if path is not None and path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):  # the last line, cut off
+                entries.append(json.loads(line))
+    return entries
+
+
 def _send_journals(client, folder: Path) -> None:
     """Send what earlier runs could not record; a journal that is empty then goes."""
     from mlflow import MlflowException
@@ -430,10 +437,6 @@ def _send_journals(client, folder: Path) -> None:
     uri, file = store.locate()
     for path in sorted(folder.glob(JOURNAL.format("*"))):
         run_id = path.stem.rpartition("_")[2]
-        entries = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(json.JSONDecodeError):  # the last line, cut off
-                entries.append(json.loads(line))
         try:
             found = client.get_run(run_id)
         except MlflowException as error:
@@ -444,15 +447,15 @@ def _send_journals(client, folder: Path) -> None:
                 "set MLFLOW_TRACKING_URI to the store that does, or delete the file."
             )
             continue
-        has_ended = any(entry["kind"] == "end" for entry in entries)
+        run = Run(client, found, uri, file, folder)
+        has_ended = any(entry["kind"] == "end" for entry in run._queue)
         if not has_ended and not _is_gone(found.data.tags):
             continue  # its process will send them
-        run = Run(client, found, uri, file, folder)
-        run._queue = list(entries)
+        num_waiting = len(run._queue)
         run._flush()
         run._tell_missing()
-        if sent := len(entries) - len(run.missing):
-            warn(f"MLflow run {run_id} now holds {sent} things that it had missed.")
+        if sent := num_waiting - len(run.missing):
+            note(f"MLflow run {run_id} now holds {sent} things that it had missed.")
 
 
 def _reopen(client, run_id: str, tags: dict[str, str]):

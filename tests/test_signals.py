@@ -3,14 +3,18 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 
 from lab.signals import SIGNALS, Stopped, raise_swallowed, signals_raise, signals_wait
 
+ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
 
@@ -82,6 +86,24 @@ def test_second_signal_does_not_strike_the_clean_up():
             raise_swallowed()  # nor does a look at what was swallowed: it is on its way
             cleaned.append(True)
     assert cleaned
+
+
+def test_second_signal_does_not_change_the_end_of_the_process():
+    script = """
+import signal, time
+from lab.signals import signals_raise
+class Slow:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)  # while the frames of the script, and then the modules, are taken down
+slow = Slow()
+def main():
+    big = Slow()
+    with signals_raise():
+        signal.raise_signal(signal.SIGTERM)
+main()
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (143, "")
 
 
 def test_later_signal_strikes_again(monkeypatch):

@@ -856,6 +856,20 @@ def test_journal_of_a_process_that_still_works_is_left_to_it(store):
     assert only_run().data.metrics == {"loss": 1.0}
 
 
+def test_resumed_run_keeps_what_could_not_yet_be_sent(store):
+    with tracked_run("Lab", journal=store) as first:
+        (store / "mlruns" / "Lab" / first.run_id).write_text("a file")
+        first.text("{}", "a.json")
+        mend = spoil(store)
+    mend()  # the artifacts' folder is still blocked at the next start
+    with tracked_run("Lab", resume_run_id=first.run_id, journal=store) as run:
+        assert run.missing == ["text a.json"] and len(journals(store)) == 1
+        (store / "mlruns" / "Lab" / first.run_id).unlink()
+        assert only_run().info.status == "RUNNING"
+    assert run.missing == journals(store) == []
+    assert len(list((store / "mlruns").rglob("a.json"))) == 1
+
+
 def test_journal_of_another_store_is_kept_and_named(store, capfd):
     file = store / f"mlflow_pending_{'0' * 32}.jsonl"
     file.write_text('{"what": "tags a", "kind": "tags", "values": {"a": "b"}}\n')

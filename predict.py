@@ -14,22 +14,17 @@ something could not be read; 2: nothing could be done.
 import argparse
 import functools
 import hashlib
-import itertools
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from lab import backend, command_line, model_file, patches, pictures, results, scans, surfaces, table, views, volumes
+from lab import backend, command_line, model_file, pictures, results, scans, surfaces, table, views, volumes
+from lab.prediction import compare_masks, load_models, measure_objects, probabilities, segment
 
-TILE, VOLUME_TILE = 1024, 128  # side of the largest tiles: about 1 GB of memory in the network
-OVERLAP, VOLUME_OVERLAP = 32, 16  # pixels and voxels that neighbouring tiles share
-PIXELS = 2**18  # predicted at a time where tiles are small
-LINES = 1024  # of a picture, and of a volume by as much less, that are looked at at a time
 TABLE = "predictions.csv"
 COLUMNS = (
     *("picture", "width", "height", "depth", "foreground", "volume_ml", "objects", "diameter", "confidence", "seconds"),
@@ -38,67 +33,6 @@ COLUMNS = (
 
 
 # Prediction
-
-
-def load_models(paths: list[Path]) -> list[model_file.Model]:
-    """Load models whose probabilities are averaged; ValueError if one is unusable or they do not go together."""
-    models = [model_file.load_model(path) for path in paths]
-    first = models[0].preprocessing
-    for path, (_, other) in zip(paths, models, strict=True):
-        if other["ndim"] != first["ndim"]:
-            raise ValueError(f"the models {paths[0]} and {path} are for pictures and for volumes: take one kind.")
-        if first["ndim"] == 3 and (other["channels"] != 1 or other.get("spacing") != first.get("spacing")):
-            raise ValueError(
-                f"the model {path} takes volumes of {other['channels']} channels at {other.get('spacing')} mm."
-            )
-        if other["channels"] not in (1, 3) or other["channels"] != first["channels"]:
-            wanted = f"{first['channels']}, as in {paths[0]}" if other is not first else "1 (grey) or 3 (colour)"
-            raise ValueError(f"the model {path} takes pictures of {other['channels']} channels, not of {wanted}.")
-    choose_tile(models, first["size"])
-    return models
-
-
-def choose_tile(models: list[model_file.Model], sides: tuple[int, ...]) -> list[int]:
-    """Sides of the tiles that a picture is predicted in: few and hardly larger than needed, as all models allow."""
-    found = [model.preprocessing for model in models]
-    divisor = math.lcm(*(settings["divisor"] or 1 for settings in found))
-    fixed = {tuple(settings["size"]) for settings in found if settings["divisor"] is None}
-    if len(fixed) > 1 or any(side % divisor for tile in fixed for side in tile):
-        raise ValueError("models of fixed size can only be averaged with others that take the same size.")
-    if fixed:
-        return list(*fixed)
-    least = [-(-max(axis) // divisor) * divisor for axis in zip(*(settings["size"] for settings in found), strict=True)]
-    most, overlap = tile_limits(len(sides))
-    return [patches.fit_tile(*axis, divisor, most, overlap) for axis in zip(sides, least, strict=True)]
-
-
-def tile_limits(ndim: int) -> tuple[int, int]:
-    """The side of the largest tiles and their overlap, in pictures and in volumes."""
-    return (TILE, OVERLAP) if ndim == 2 else (VOLUME_TILE, VOLUME_OVERLAP)
-
-
-def probabilities(models: list[model_file.Model], image: np.ndarray, prepare: list, flips: bool = False) -> Iterator:
-    """The probabilities of an image (H, W, C), in slabs (h, W) from top to bottom: the mean over models and flips.
-
-    Of a volume (D, H, W, 1) in slabs (d, H, W).
-
-    `prepare` has one function for each model: tiles as they are in `image` -> what the network sees.
-    """
-    tile = choose_tile(models, image.shape[:-1])
-    axes = range(1, image.ndim)
-    turned = [flip for num in range(image.ndim) for flip in itertools.combinations(axes, num)] if flips else [()]
-
-    def predict(tiles):
-        total = np.float32(0)
-        for (network, _), prepared in zip(models, prepare, strict=True):
-            seen = prepared(tiles)
-            for flip in turned:
-                total = total + np.flip(network.predict_on_batch(np.flip(seen, flip)), flip)
-        return total / (len(models) * len(turned))
-
-    overlap = [min(tile_limits(len(tile))[1], side // 2) for side in tile]
-    batch = max(1, PIXELS // math.prod(tile))
-    return (slab[..., 0] for slab in patches.predict_tiles(image, predict, tile, overlap, batch))
 
 
 def prepare_pictures(models: list[model_file.Model], image: np.ndarray) -> list:
@@ -111,72 +45,6 @@ def prepare_pictures(models: list[model_file.Model], image: np.ndarray) -> list:
     keys = [{key: model.preprocessing.get(key) for key in ("stretch", "window")} for model in models]
     ranges = [grey_range(json.dumps(key)) for key in keys]
     return [functools.partial(pictures.preprocess, low=low, high=high) for low, high in ranges]
-
-
-def segment(slabs: Iterator, sides: tuple[int, ...], threshold: float = 0.5, keep: bool = False):
-    """Collect slabs of probabilities: a mask of 0 and 1, the prediction's figures, the probabilities in 16 bits.
-
-    Raises:
-        ValueError: if a probability is no number.
-    """
-    mask = np.empty(sides, np.uint8)
-    kept = np.empty(sides, np.uint16) if keep else None
-    line, confidence, lowest, highest = 0, 0.0, 1.0, 0.0
-    for slab in slabs:
-        if not np.isfinite(slab).all():
-            raise ValueError("the network's probabilities are NaN or infinite; train it again, or in float32.")
-        lines = slice(line, line + len(slab))
-        mask[lines] = slab >= threshold
-        confidence += np.maximum(slab, 1 - slab).sum(dtype=float)
-        lowest, highest = min(lowest, slab.min()), max(highest, slab.max())
-        if keep:
-            kept[lines] = np.round(np.clip(slab, 0, 1) * (2**16 - 1))
-        line += len(slab)
-    figures = {"foreground": np.count_nonzero(mask) / mask.size, "confidence": confidence / mask.size}
-    return mask, {**figures, "remark": describe_extreme(figures["foreground"], lowest, highest)}, kept
-
-
-def describe_extreme(foreground: float, lowest: float, highest: float) -> str | None:
-    """A sentence if a prediction is all background or all foreground, else None."""
-    causes = "objects of another size than in training, or another kind of picture"
-    if foreground == 0:
-        return (
-            f"All background (highest probability {highest:.2f}): nothing is there, a --threshold too high, {causes}."
-        )
-    if foreground == 1:
-        return f"All foreground (lowest probability {lowest:.2f}): a --threshold too low, {causes}."
-    return None
-
-
-def compare_masks(true: np.ndarray, mask: np.ndarray) -> dict:
-    """Dice and IoU of a mask against the true one, of the same sides, in slabs: the metrics work in float32."""
-    from metrics import DiceCoefficient, IoU
-
-    scores = {"dice": DiceCoefficient(), "iou": IoU()}
-    lines = LINES if mask.ndim == 2 else max(1, LINES**2 // math.prod(mask.shape[1:]))
-    for first in range(0, len(mask), lines):
-        slabs = [a[None, first : first + lines, ..., None].astype(np.float32) for a in (true, mask)]
-        for metric in scores.values():
-            metric.update_state(*slabs)
-    return {name: float(metric.result()) for name, metric in scores.items()}
-
-
-def measure_objects(mask: np.ndarray, pixel: float = 1.0) -> dict:
-    """The number of objects, and the median diameter of a circle, or ball, as large as each of them.
-
-    In pixels; or, where `pixel` is the area or volume of one, in its unit of length.
-    """
-    from scipy.ndimage import label
-
-    labels, num = label(mask, np.ones((3,) * mask.ndim))
-    if not num:
-        return {"objects": 0}
-    sizes = sum(np.bincount(line.ravel(), minlength=num + 1) for line in np.array_split(labels, -(-len(mask) // LINES)))
-    sizes = np.median(sizes[1:]) * pixel
-    return {
-        "objects": num,
-        "diameter": 2 * math.sqrt(sizes / math.pi) if mask.ndim == 2 else (6 * sizes / math.pi) ** (1 / 3),
-    }
 
 
 def predict_picture(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> dict:
@@ -262,19 +130,20 @@ def find_inputs(args: argparse.Namespace) -> tuple[list[Path], dict[str, Path]]:
         if args.ndim == 2 and scans.suffix_of(path).startswith(".nii"):
             raise ValueError(f"{path} is a scan, the model {args.model} is for pictures; train volume_segmentation.py.")
         if stem(path) in stems:
-            raise ValueError(
-                f"{stems[stem(path)]} and {path} would get the same output names; predict them one by one."
-            )
+            raise ValueError(f"{stems[stem(path)]} and {path} would get the same output names; predict them apart.")
         stems[stem(path)] = path
     found = list(stems.values())
+    if not any(path.exists() for path in found):
+        raise ValueError(f"{found[0]} does not exist.")
     if args.shard:
         number, count = args.shard
         found = sorted(found)[number - 1 :: count]
-    if not args.masks:
-        return found, {}
-    if args.ndim == 3:
-        return found, {volumes.stem_of_mask(path): path for path in scans.find_scans(args.masks)}
-    return found, pictures.find_masks(args.masks)
+    truths, of_mask = {}, volumes.stem_of_mask if args.ndim == 3 else pictures.stem_of_mask
+    for path in find(args.masks) if args.masks else []:
+        if of_mask(path) in truths:
+            raise ValueError(f"{truths[of_mask(path)]} and {path} are masks of the same picture: remove one.")
+        truths[of_mask(path)] = path
+    return found, truths
 
 
 def stem(path: Path) -> str:
@@ -316,16 +185,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--threshold", type=float, default=0.5, metavar="T", help="probability from which on a pixel is object, 0 to 1")
     add("--masks", type=Path, metavar="DIR", help="true masks of the same names, for Dice and IoU")
     add("--probabilities", action="store_true", help="write NAME_probability.png too, 16 bits: 65535 is 1")
-    add(
-        "--models", type=Path, nargs="+", default=[], metavar="MODEL", help="more models, to be averaged with the first"
-    )
+    add("--models", type=Path, nargs="+", default=[], metavar="MODEL", help="more models: the mean is taken")
     add("--flips", action="store_true", help="average over mirrored pictures: 4 times as long, a little better")
-    add(
-        "--shard",
-        type=read_shard,
-        metavar="I/N",
-        help="only every N-th picture, from the I-th on; into a folder of its own",
-    )
+    add("--shard", type=read_shard, metavar="I/N", help="every N-th picture only, into a folder of its own")
     add("--continue", action="store_true", dest="go_on", help="leave pictures alone that are finished already")
     return command_line.parse(parser, check_args, argv)
 

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 import predict
-from benchmarks._common import ROOT, in_turns, ratio, write
-from lab import model_file, pictures
+from benchmarks._common import ROOT, busy, in_turns, ratio, write
+from lab import backend, model_file, pictures, prediction
 
 SIDE = 16_000
 
@@ -42,33 +42,29 @@ def run(*arguments) -> tuple[float, float, float]:
 
 def save_cheap_model(path: Path) -> None:
     """A network that finds what is brighter than 0.5: a single 1x1 convolution."""
-    import keras
+    keras = backend.import_keras()
 
-    inputs = keras.Input((128, 128, 1))
+    inputs = keras.Input((None, None, 1))
     layer = keras.layers.Conv2D(1, 1, activation="sigmoid")
     network = keras.Model(inputs, layer(inputs))
     layer.set_weights([np.full((1, 1, 1, 1), 200.0), np.array([-100.0])])
-    model_file.save_model(
-        network,
-        path,
-        pictures.describe_training(np.random.default_rng(0).random((4, 9, 9, 1)), pictures.ABSOLUTE)
-        | {"size": [128, 128]},
-    )
+    seen = np.random.default_rng(0).random((4, 128, 128, 1))
+    model_file.save_model(network, path, pictures.describe_training(seen, pictures.ABSOLUTE))
 
 
 def throughput(path: Path, rounds: int = 5) -> dict:
     """Megapixels per second of predict.py's tiles on a 1500 x 2000 picture, and of model.predict on as many pixels."""
-    import keras
-
-    model, plain = predict.load_model(path), keras.models.load_model(path, compile=False)
-    picture = np.random.default_rng(0).integers(0, 255, (1500, 2000), np.uint8)
-    side = model.preprocessing["size"][0]
+    models = predict.load_models([path])
+    network, preprocessing = models[0]
+    picture = np.random.default_rng(0).integers(0, 255, (1500, 2000, 1), np.uint8)
+    side = preprocessing["size"][0]
     num = picture.size // side**2
     crops = (picture.ravel()[: num * side**2] / np.float32(255)).reshape(num, side, side, 1)
     pixels = {"tiles": picture.size, "model.predict": crops.size}
+    prepare = predict.prepare_pictures(models, picture)
     sides = {
-        "tiles": lambda: list(predict.probabilities(model, picture)),
-        "model.predict": lambda: plain.predict(crops, batch_size=16, verbose=0),
+        "tiles": lambda: list(predict.probabilities(models, picture, prepare)),
+        "model.predict": lambda: network.predict(crops, batch_size=16, verbose=0),
     }
     times = in_turns(sides, rounds)
     speeds = {name: [pixels[name] / 1e6 / seconds for seconds in times[name]] for name in sides}
@@ -80,10 +76,11 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path, help="a .keras file that unet_segmentation.py wrote")
     path = parser.parse_args(argv).model.resolve()
+    others = busy()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         noise = np.random.default_rng(0)
-        for name, side in (("small", 300), ("tile", predict.TILE), ("huge", SIDE)):
+        for name, side in (("small", 300), ("tile", prediction.LIMITS[2][0]), ("huge", SIDE)):
             picture = np.tile(noise.integers(0, 255, (100, side), np.uint8), (side // 100 + 1, 1))[:side]
             Image.fromarray(picture).save(folder / f"{name}.png", compress_level=1)
         del picture
@@ -104,7 +101,7 @@ def main(argv=None) -> None:
     }
     for name, value in result.items():
         print(f"{name:36} {value:.3g}")
-    write("tiles", result)
+    write("tiles", result, others)
 
 
 if __name__ == "__main__":

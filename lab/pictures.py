@@ -301,14 +301,6 @@ def stem_of_mask(path: Path) -> str:
     return path.stem.removesuffix("_mask")
 
 
-def find_masks(folder: Path) -> dict[str, Path]:
-    """The mask files of a folder by the names of their pictures; ValueError for two of one picture."""
-    found, problems = _by_name(find_pictures(folder), stem_of_mask)
-    if problems:
-        raise ValueError(" ".join(problems))
-    return found
-
-
 def _by_name(paths: Iterable[Path], stem) -> tuple[dict[str, Path], list[str]]:
     found, problems = {}, []
     for path in paths:

@@ -303,8 +303,6 @@ def test_masks_that_teach_nothing_are_refused(folders):
     save(masks / "4.png", np.zeros((56, 70), np.uint8))
     with pytest.raises(ValueError, match=r"4_mask.png and 4.png have the same name, 4: remove one"):
         pictures.read_folder(folder, masks, pictures.ABSOLUTE)
-    with pytest.raises(ValueError, match="the same name, 4"):
-        pictures.find_masks(masks)
 
 
 def test_files_that_the_system_hides_are_no_pictures(folders):

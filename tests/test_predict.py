@@ -18,7 +18,7 @@ from PIL import Image
 
 import predict
 import unet_segmentation
-from lab import model_file, pictures
+from lab import model_file, pictures, prediction
 from lab import table as csv_table
 
 WIDE = {"1%": [0.0, 1.0], "50%": [0.0, 1.0], "99%": [0.0, 1.0]}
@@ -157,7 +157,7 @@ def test_tiles_of_a_network_leave_no_seam(tmp_path, monkeypatch):
     model = load_model(network, tmp_path / "model.keras")
     picture = np.random.default_rng(0).integers(0, 255, (150, 210, 1), np.uint8)
     whole = probabilities(model, picture)
-    monkeypatch.setattr(predict, "TILE", 64)
+    monkeypatch.setitem(prediction.LIMITS, 2, (64, 32))
     tiled = probabilities(model, picture)
     # A cosine over 32 pixels gives the 3 pixels that see a tile's padding at most 6% of the weight, 1% on average.
     assert np.abs(tiled - whole).max() < 0.02
@@ -201,7 +201,7 @@ def test_models_that_do_not_go_together_are_refused(picture_folder, tmp_path, ca
     for models, words in (((grey, colour), "3 channels"), ((fixed, other), "the same size")):
         said = refusal([models[0], picture_folder[0], "--models", models[1], "--out-dir", tmp_path / "out"], capsys)
         assert words in said and not (tmp_path / "out").exists()
-    assert predict.choose_tile(predict.load_models([grey, fixed]), (100, 100)) == [16, 16]
+    assert prediction.choose_tile(predict.load_models([grey, fixed]), (100, 100)) == [16, 16]
 
 
 def test_flips_average_over_mirrored_pictures(tmp_path):
@@ -440,7 +440,7 @@ def test_bad_models_are_refused_before_anything_is_written(picture_folder, tmp_p
         (["pictures", "--out-dir", "text.png/out"], "cannot be written"),
         (["pictures", "--shard", "0/3"], "must be 1 to the second"),
         (["pictures", "--shard", "three"], "invalid"),
-        (["pictures", "--masks", "double"], "the same name, p1: remove one"),
+        (["pictures", "--masks", "double"], "masks of the same picture: remove one"),
         (["pictures", "--models", "text.png"], "no Keras model"),
     ],
 )

@@ -11,7 +11,7 @@ from keras import layers
 from PIL import Image
 
 import predict
-from lab import model_file, pictures
+from lab import model_file, pictures, prediction
 
 SEEN = {"1%": [0.0, 1.0], "50%": [0.0, 1.0], "99%": [0.0, 1.0]}
 AFFINE = np.array([[0, 0, -2.0, 10], [-1.0, 0, 0, 20], [0, 1.5, 0, -30], [0, 0, 0, 1]])  # turned and mirrored
@@ -89,8 +89,7 @@ def test_tiff_stacks_in_a_folder_get_tiff_masks(model_path, tmp_path):
 
 
 def test_slabs_leave_no_seam(model_path, monkeypatch, tmp_path):
-    monkeypatch.setattr(predict, "VOLUME_TILE", 16)
-    monkeypatch.setattr(predict, "VOLUME_OVERLAP", 4)
+    monkeypatch.setitem(prediction.LIMITS, 3, (16, 4))
     truth = make_scan(tmp_path / "head.nii", (40, 37, 33))
     predict.main([str(model_path), str(tmp_path / "head.nii"), "--out-dir", str(tmp_path / "out")])
     np.testing.assert_array_equal(np.asanyarray(nibabel.load(tmp_path / "out" / "head_mask.nii").dataobj), truth)

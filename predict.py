@@ -248,7 +248,7 @@ def main(argv=None) -> int:
                 flush=True,
             )
             if row["remark"]:
-                print(f"WARNING: {path.name}: {row['remark']}", file=sys.stderr)
+                print(f"WARNING: {pictures.readable(path.name)}: {row['remark']}", file=sys.stderr)
     skipped = f"; {len(finished)} of {len(files)} were finished before" if finished else ""
     failed = f"; {failures} of {len(files)} failed" if failures else ""
     if failures < len(files):
@@ -270,11 +270,12 @@ def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made
 
 
 def explain(error: Exception, path: Path) -> str:
-    """One sentence that names the picture."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """One line that names the picture."""
+    text = str(error).strip() or type(error).__name__
     if not isinstance(error, ValueError):
-        text = f"{type(error).__name__}: {text}"
-    return text if str(path) in text or path.name in text else f"{path}: {text}"
+        text = f"{type(error).__name__}: {text.splitlines()[0]}"
+    text, name = pictures.readable(text)[:400], pictures.readable(path.name)
+    return text if name in text else f"{path.parent / name}: {text}"
 
 
 if __name__ == "__main__":

@@ -372,6 +372,10 @@ def test_names_of_any_kind_are_written_as_they_are(name, model_path, tmp_path, m
     assert csv_table.read(tmp_path / "out/predictions.csv", predict.COLUMNS)[0]["picture"] == name
     assert predict.main([str(model_path), "in", "--out-dir", "out", "--continue"]) == 0
     assert "1 of 1 were finished before" in capfd.readouterr().out
+    (tmp_path / "in" / name).write_text("no picture any more")
+    assert predict.main([str(model_path), "in", "--out-dir", "out"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"predict.py: error: in/{pictures.readable(name)} cannot be read as a picture")
 
 
 def test_own_pictures_are_trained_on_and_predicted(store, tmp_path, capsys):

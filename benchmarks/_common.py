@@ -1,22 +1,25 @@
-"""What the comparisons share: timing in turns, and a results file that says where and when it was made."""
+"""What the comparisons share: timing in turns, and records that say where and when they were made.
+
+A measurement that is made in one go is a file of its own, `write("memory", {...})`. One that grows row by row, each the
+work of minutes, goes through `record("scores", row, key)`: what is recorded is there whatever happens next.
+"""
 
 import importlib.metadata
 import json
-import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lab import backend
+from lab import backend, results
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-
-backend.prepare_tensorflow()
-
+RECORDED = ("benchmarks/results", "report/results.json", "report/figures", "report/*.pdf", "pictures")
 PACKAGES = ("numpy", "scipy", "keras", "tensorflow", "torch", "jax", "monai", "torchmetrics")
+QUIET = 0.1  # share of the processors that other programs may have while something is timed
 
 
 def in_turns(sides: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
@@ -39,24 +42,15 @@ def ratio(numerator: list[float], denominator: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def machine() -> dict:
-    """The processor, its cores, and what it has for short floating-point numbers."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    fields = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
-    flags = fields.get("flags", "").split()
-    return {
-        "processor": fields.get("model name", "unknown"),
-        "family_model": f"{fields.get('cpu family', '?')}/{fields.get('model', '?')}",
-        "cores": os.cpu_count(),
-        "flags": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
-    }
+def busy(seconds: float = 2) -> float:
+    """Share of the processors that other programs use, in [0, 1], watched while this one sleeps."""
+    import psutil
+
+    return psutil.cpu_percent(seconds) / 100
 
 
 def circumstances() -> dict:
-    """Date, machine, versions and commit."""
-    from lab import tracking
-
+    """Date, command, machine, versions and commit, for a record."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -66,25 +60,77 @@ def circumstances() -> dict:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-        "machine": machine(),
-        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,  # was it quiet?
+        "machine": backend.processor(),
         "versions": versions,
-        "provenance": tracking.provenance(),
+        "provenance": provenance(),
     }
 
 
-def write(name: str, result: dict) -> None:
-    """Write benchmarks/results/NAME.json: the result and its circumstances."""
+def provenance() -> dict[str, str]:
+    """As `backend.provenance()`, but what the runs themselves write, records and pictures, makes no tree dirty."""
+    found = backend.provenance()
+    if found.get("git.dirty") == "true":
+        paths = [".", *(f":(exclude){path}" for path in RECORDED)]
+        command = ["git", "--no-optional-locks", "-C", str(ROOT), "status", "--porcelain", "--", *paths]
+        found["git.dirty"] = "true" if subprocess.run(command, capture_output=True, check=True).stdout else "false"
+    return found
+
+
+def write(name: str, result: dict, others: float | None = None) -> None:
+    """Write benchmarks/results/NAME.json: the result and its circumstances.
+
+    Args:
+        name: of the benchmark.
+        result: what was measured.
+        others: for a timing, what `busy()` said before it; above QUIET, the result is not recorded.
+    """
+    if quiet(others):
+        _replace(name, {**circumstances(), "others_busy": others, **result})
+
+
+def record(name: str, row: dict, key: Callable[[dict], tuple], others: float | None = None) -> None:
+    """Add a row and its circumstances to benchmarks/results/NAME.json, in place of the one with the same key.
+
+    Args:
+        name: of the benchmark.
+        row: what was measured.
+        key: of a row, says which rows are the same measurement, and sorts them.
+        others: as for `write`.
+    """
+    import filelock
+
+    if not quiet(others):
+        return
+    (ROOT / "outputs").mkdir(exist_ok=True)
+    with filelock.FileLock(ROOT / "outputs" / f"{name}.lock"):  # two may run side by side
+        row = {**circumstances(), "others_busy": others, **row}
+        kept = [old for old in rows(name) if key(old) != key(row)]
+        _replace(name, {"rows": sorted([*kept, row], key=key)})
+
+
+def quiet(others: float | None) -> bool:
+    """Whether a measurement may be recorded; if not, say so."""
+    if others is None or others <= QUIET:
+        return True
+    print(f"Not recorded: other programs had {others:.0%} of the processors, and a timing allows {QUIET:.0%}.")
+    return False
+
+
+def _replace(name: str, content: dict) -> None:
     RESULTS.mkdir(exist_ok=True)
-    aside = RESULTS / f"{name}.partial"
-    aside.write_text(json.dumps({**circumstances(), **result}, indent=1) + "\n")
-    os.replace(aside, RESULTS / f"{name}.json")
+    with results.written_aside(RESULTS) as aside:
+        results.write_json(aside / f"{name}.json", content)
 
 
 def read(name: str) -> dict:
     """What benchmarks/results/NAME.json holds, or nothing."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def rows(name: str) -> list[dict]:
+    """The rows of benchmarks/results/NAME.json."""
+    return read(name).get("rows", [])
 
 
 def table(titles: list[str], rows: list[list]) -> str:

@@ -61,10 +61,11 @@ def measure(num: int, size: int) -> dict:
 
 
 def main() -> None:
+    others = _common.busy()
     rows = [measure(num, size) for num, size in dict.fromkeys(COUNTS + SIZES)]
     titles = ["images", "size", "us per image", "ns per pixel", "lab / noise", "memory / noise", "MONAI / lab"]
     print(_common.table(titles, [list(row.values()) for row in rows]))
-    _common.write("generator", {"rounds": ROUNDS, "rows": rows})
+    _common.write("generator", {"rounds": ROUNDS, "rows": rows}, others)
 
 
 if __name__ == "__main__":

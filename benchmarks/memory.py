@@ -14,7 +14,7 @@ import tempfile
 from benchmarks import _common
 
 COUNTS = (128, 1024, 8192)
-SMALL = "--no-small-images --epochs 1 --filters 2 --batch-size 8 --val-images 8 --test-images 8"
+SMALL = "--train-size 128 --epochs 1 --filters 2 --batch-size 8 --val-images 8 --test-images 8"
 
 
 def peak_mib(num_images: int, fixed: bool, folder: str) -> float:

@@ -17,16 +17,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import _common, scores
+from benchmarks import _common
 from benchmarks.circle_fit import draw_circles, fit_circles
+from lab.results import BLUE, GREEN, ORANGE, new_figure, plain_ticks
 
 LEVELS = (0.1, 0.25, 0.5, 1.0)
 DEFAULT = 0.25  # of unet_segmentation.py
-LINES = {  # name: (label, colour of Okabe and Ito 2008, marker)
-    "fit": ("circle fit, which knows the shape", "#009E73", "s"),
-    "network": ("U-Net", "#0072B2", "o"),
-    "threshold": ("best global threshold", "#E69F00", "^"),
+LINES = {  # name: (label, colour, marker)
+    "fit": ("circle fit, which knows the shape", GREEN, "s"),
+    "network": ("U-Net", BLUE, "o"),
+    "threshold": ("best global threshold", ORANGE, "^"),
 }
+
+
+def key(row: dict) -> tuple:
+    """Which rows are the same measurement, and their order."""
+    return row["noise"], row["seed"]
 
 
 def run(noise: float, seed: int) -> dict:
@@ -43,7 +49,8 @@ def run(noise: float, seed: int) -> dict:
             store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
             subprocess.run(command, cwd=_common.ROOT, env={**os.environ, **store}, check=True)
             found = json.loads((Path(folder) / "scores.json").read_text())
-        images, masks = unet.make_data(unet.parse_args([*flags, "--out-dir", folder]), 512, unet.TEST)
+    args = unet.parse_args(flags)
+    images, masks = unet.make_circles(args, args.test_images, unet.TEST)
     fit = results.score(masks, draw_circles(fit_circles(images, noise), images.shape[1:3]))[0]
     kept = ("image_dice", "image_dice_p5", "image_dice_min", "image_iou")
     sides = {"threshold": found["baselines"]["best global threshold"], "network": found["test"], "fit": fit}
@@ -52,15 +59,15 @@ def run(noise: float, seed: int) -> dict:
         "seed": seed,
         **{name: {key: values[key] for key in kept} for name, values in sides.items()},
         "training_seconds": found["training_seconds"],
-        "precision": found["provenance"]["precision"],
         "failure": found["failure"],
-        "commit": found["provenance"].get("mlflow.source.git.commit"),
+        "precision": found["provenance"]["precision"],
+        "training_commit": found["provenance"].get("mlflow.source.git.commit"),
     }
 
 
 def recorded(noise: float, seed: int) -> dict | None:
     """The run of `scores.py` with the default flags and this seed, if this is the default noise and it is there."""
-    runs = [run for run in scores.load() if (run["row"], run["seed"]) == ("lab", seed)]
+    runs = [run for run in _common.rows("scores") if (run["row"], run["seed"]) == ("lab", seed)]
     return runs[0] if runs and noise == DEFAULT else None
 
 
@@ -72,10 +79,7 @@ def means(rows: list[dict], name: str) -> dict[float, float]:
 
 def plot(rows: list[dict], path: Path) -> None:
     """Three lines of mean Dice against noise."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = new_figure(6.4, 4)
     axes = figure.subplots()
     for name, (label, color, marker) in LINES.items():
         points = means(rows, name)
@@ -83,14 +87,8 @@ def plot(rows: list[dict], path: Path) -> None:
     axes.set(xscale="log", yscale="logit", ylim=(0.1, 0.99998))
     axes.set(xlabel="noise, standard deviation in grey values (log scale); contrast 0.5")
     axes.set(ylabel="Dice, mean over 512 test images (logit scale)")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    for axis, ticks in (
-        (axes.xaxis, sorted({row["noise"] for row in rows})),
-        (axes.yaxis, [0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999]),
-    ):
-        axis.set_major_locator(FixedLocator(ticks))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(plain)
+    plain_ticks(axes.xaxis, sorted({row["noise"] for row in rows}))
+    plain_ticks(axes.yaxis, [0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999])
     axes.grid(alpha=0.3)
     figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize=9)
     path.parent.mkdir(exist_ok=True)
@@ -98,12 +96,12 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def scores_table(rows: list[dict]) -> str:
-    """Mean Dice of threshold, network and circle fit by noise, and the worst image, in Markdown."""
+    """Mean Dice of threshold, network and circle fit by noise, and the worst image of a seed, in Markdown."""
     lines = []
     for noise in sorted({row["noise"] for row in rows}):
         runs = [row for row in rows if row["noise"] == noise]
         cells = [f"{means(rows, name)[noise]:.5f}" for name in ("threshold", "network", "fit")]
-        worst = [f"{min(row[name]['image_dice_min'] for row in runs):.3f}" for name in ("network", "fit")]
+        worst = [f"{statistics.mean(row[name]['image_dice_min'] for row in runs):.3f}" for name in ("network", "fit")]
         lines.append([noise, len(runs), *cells, *worst])
     titles = ["noise", "seeds", "best threshold", "U-Net", "circle fit", "worst, U-Net", "worst, fit"]
     return _common.table(titles, lines)
@@ -117,10 +115,8 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     for seed in args.seeds:
         for noise in [] if args.plot else args.noise:
-            row = run(noise, seed)
-            others = [r for r in _common.read("noise").get("rows", []) if (r["noise"], r["seed"]) != (noise, seed)]
-            _common.write("noise", {"rows": sorted([*others, row], key=lambda r: (r["noise"], r["seed"]))})
-    rows = _common.read("noise")["rows"]
+            _common.record("noise", run(noise, seed), key)
+    rows = _common.rows("noise")
     print(scores_table(rows))
     plot(rows, _common.ROOT / "pictures" / "noise.png")
 

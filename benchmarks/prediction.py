@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import _common
+from lab import backend
 
 NUM_IMAGES, SIZE, ROUNDS = 32, 128, 5
 
 
 def compare(precision: str) -> list[dict]:
     """Rows of one precision: in memory, loaded."""
-    import keras
+    keras = backend.import_keras()
 
     from data_synth import make_circles
     from lab.training import predict
@@ -49,9 +50,10 @@ def compare(precision: str) -> list[dict]:
 
 
 def main() -> None:
+    others = _common.busy()
     rows = compare("float32") + compare("mixed_bfloat16")
     print(_common.table(["precision", "network", "images/s", "/ in memory"], [list(row.values()) for row in rows]))
-    _common.write("prediction", {"images": NUM_IMAGES, "size": SIZE, "rounds": ROUNDS, "rows": rows})
+    _common.write("prediction", {"images": NUM_IMAGES, "size": SIZE, "rounds": ROUNDS, "rows": rows}, others)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Train the U-Net as the README's table says, seed by seed, and record every score with its circumstances.
+"""Train the U-Net as the README's tables say, seed by seed, and record every score with its circumstances.
 
     python -m benchmarks.scores                          # 3 seeds of each row, nothing else running
     python -m benchmarks.scores --rows lab --seeds 0 1   # or some of them
-    python -m benchmarks.scores --table                  # print the README's tables from what is recorded
+    python -m benchmarks.scores --table                  # print the tables from what is recorded
 
 Each run is the command of its row, in a process of its own. Results go to benchmarks/results/scores.json as soon as
 each run ends; a run that is recorded there is not repeated.
@@ -10,7 +10,6 @@ each run ends; a run that is recorded there is not repeated.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -19,13 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "scores.json"
+from benchmarks import _common
+
 ROWS = {  # name: (flags, what it is)
     "lab": ("", "the lab's recipe"),
     "report": ("--recipe report", "the report's recipe"),
     "full": (
-        "--no-small-images --train-images 128 --batch-size 4 --learning-rate 3e-3",
+        "--train-size 128 --train-images 128 --batch-size 4 --learning-rate 3e-3",
         "full images, half as many, batch 4, 3e-3",
     ),
     "fixed": ("--fixed-images", "the same images every epoch"),
@@ -37,46 +36,40 @@ ROWS = {  # name: (flags, what it is)
     "short": ("--epochs 3 --train-images 128 --val-images 16 --test-images 64", "3 epochs of 128 images"),
 }
 MAIN = ("report", "lab")
-ABLATION = tuple(row for row in ROWS if row != "report")
+ABLATION = tuple(row for row in ROWS if row not in ("report", "short"))
+
+
+def key(run: dict) -> tuple:
+    """Which runs are the same one, and their order."""
+    return list(ROWS).index(run["row"]), run["seed"]
 
 
 def run_row(row: str, seed: int) -> dict:
-    """Run the row's command with one seed; return its scores, its time and its circumstances."""
+    """Run the row's command with one seed; return its scores and its time."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "unet_segmentation.py", *ROWS[row][0].split(), "--seed", str(seed)]
-        started = time.perf_counter()
-        subprocess.run([*command, "--out-dir", folder, "--run-name", f"{row}, seed {seed}"], cwd=ROOT, check=True)
+        others, started = _common.busy(), time.perf_counter()
+        subprocess.run(
+            [*command, "--out-dir", folder, "--run-name", f"{row}, seed {seed}"], cwd=_common.ROOT, check=True
+        )
         seconds = time.perf_counter() - started
         scores = json.loads((Path(folder) / "scores.json").read_text())
         history = json.loads((Path(folder) / "history.json").read_text())
         if (row, seed) == ("lab", 0):  # the README's pictures
             for name in ("curves.png", "predictions.png"):
-                shutil.copy(Path(folder) / name, ROOT / "pictures")
-    kept = ("test", "baselines", "last_epoch", "selected_epoch", "failure", "training_seconds", "provenance")
+                shutil.copy(Path(folder) / name, _common.ROOT / "pictures")
+    kept = ("test", "baselines", "failure", "training_seconds")
     return {
         "row": row,
         "seed": seed,
         "command": " ".join(["python", *command[1:]]),
         "wall_seconds": seconds,
-        "date": time.strftime("%Y-%m-%d"),
+        "others_busy": others,
         **{name: scores[name] for name in kept},
+        "last_epoch": {name: values[-1] for name, values in history.items()},
         "val_dice_coeff": history["val_dice_coeff"],
+        "provenance": {**_common.provenance(), "precision": scores["provenance"]["precision"]},
     }
-
-
-def load() -> list[dict]:
-    """What is recorded so far."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-
-
-def record(result: dict) -> None:
-    """Add one result to the file, or replace the one of its row and seed."""
-    results = [r for r in load() if (r["row"], r["seed"]) != (result["row"], result["seed"])] + [result]
-    results.sort(key=lambda r: (list(ROWS).index(r["row"]), r["seed"]))
-    RESULTS.parent.mkdir(exist_ok=True)
-    aside = RESULTS.with_suffix(".partial")
-    aside.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(aside, RESULTS)
 
 
 def mean_and_spread(values: list[float]) -> str:
@@ -88,42 +81,53 @@ def mean_and_spread(values: list[float]) -> str:
 
 def main_table(results: list[dict]) -> str:
     """The README's results table, in Markdown: baselines first, then the recipes."""
-    titles = [
-        "", "flags", "seeds", "val soft Dice", "val soft IoU", "val Dice", "test Dice", "5th pct", "worst",
-    ]  # fmt: skip
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    lab = [r for r in results if r["row"] == "lab"]
+    titles = ["", "flags", "seeds", "val soft Dice", "val soft IoU", "val Dice", "test Dice", "5th pct", "worst"]
+    of_test = ("image_dice", "image_dice_p5")
+    lines, lab = [], [r for r in results if r["row"] == "lab"]
     for name in ("all background", "best global threshold") if lab else ():
         scores = [r["baselines"][name] for r in lab]
-        test = [mean_and_spread([s[key] for s in scores]) for key in ("image_dice", "image_dice_p5")]
-        worst = f"{min(s['image_dice_min'] for s in scores):.4f}"
-        lines.append("| " + " | ".join([name, "", str(len(lab)), "", "", "", *test, worst]) + " |")
+        lines.append([name, "", len(lab), "", "", "", *means(scores, of_test), worst(scores)])
     for row in MAIN:
         runs = [r for r in results if r["row"] == row]
         if not runs:
             continue
-        last = ("val_dice_coeff", "val_iou_metric", "val_image_dice")
-        cells = [mean_and_spread([r["last_epoch"][key] for r in runs]) for key in last]
-        cells += [mean_and_spread([r["test"][key] for r in runs]) for key in ("image_dice", "image_dice_p5")]
-        cells += [f"{min(r['test']['image_dice_min'] for r in runs):.4f}"]
         flags, title = ROWS[row]
-        lines.append("| " + " | ".join([title, f"`{flags}`" if flags else "none", str(len(runs)), *cells]) + " |")
-    return "\n".join(lines)
+        last = means([r["last_epoch"] for r in runs], ("val_dice_coeff", "val_iou_metric", "val_image_dice"))
+        test = [r["test"] for r in runs]
+        lines.append([title, f"`{flags}`" if flags else "none", len(runs), *last, *means(test, of_test), worst(test)])
+    return _common.table(titles, lines)
 
 
 def ablation_table(results: list[dict]) -> str:
     """One ingredient of the lab's recipe changed at a time, in Markdown."""
-    lines = ["| recipe | seeds | val soft Dice | test Dice | worst | collapsed |", "|---|---|---|---|---|---|"]
+    lines = []
     for row in ABLATION:
         runs = [r for r in results if r["row"] == row]
         if not runs:
             continue
-        soft = mean_and_spread([r["last_epoch"]["val_dice_coeff"] for r in runs])
-        hard = mean_and_spread([r["test"]["image_dice"] for r in runs])
-        worst = f"{min(r['test']['image_dice_min'] for r in runs):.4f}"
+        soft = means([r["last_epoch"] for r in runs], ["val_dice_coeff"])
+        test = [r["test"] for r in runs]
         collapsed = f"{sum(r['failure'] is not None for r in runs)} of {len(runs)}"
-        lines.append("| " + " | ".join([ROWS[row][1], str(len(runs)), soft, hard, worst, collapsed]) + " |")
-    return "\n".join(lines)
+        lines.append([ROWS[row][1], len(runs), *soft, *means(test, ["image_dice"]), worst(test), collapsed])
+    return _common.table(["recipe", "seeds", "val soft Dice", "test Dice", "worst", "collapsed"], lines)
+
+
+def means(scores: list[dict], names) -> list[str]:
+    """Mean and spread over the runs of each of the named scores."""
+    return [mean_and_spread([values[name] for values in scores]) for name in names]
+
+
+def worst(scores: list[dict]) -> str:
+    """Dice of a run's worst image, mean over the runs: the minimum of all would fall with their number."""
+    return f"{statistics.mean(values['image_dice_min'] for values in scores):.4f}"
+
+
+def short_sentence(results: list[dict]) -> str:
+    """Whether trainings of three epochs collapse."""
+    runs = [r for r in results if r["row"] == "short"]
+    collapsed = sum(r["failure"] is not None for r in runs)
+    (dice,) = means([r["test"] for r in runs], ["image_dice"])
+    return f"Of {len(runs)} trainings of {ROWS['short'][1]}, {collapsed} collapsed; their test Dice is {dice}."
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -138,14 +142,13 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     wanted = [(row, seed) for seed in args.seeds for row in args.rows]
     for row, seed in [] if args.table else wanted:
-        if any((r["row"], r["seed"]) == (row, seed) for r in load()):
+        if any((run["row"], run["seed"]) == (row, seed) for run in _common.rows("scores")):
             print(f"{row}, seed {seed}: recorded already")
             continue
         print(f"{row}, seed {seed}: {ROWS[row][1]}", flush=True)
-        record(run_row(row, seed))
-    print(main_table(load()))
-    print()
-    print(ablation_table(load()))
+        _common.record("scores", run_row(row, seed), key)
+    results = _common.rows("scores")
+    print(main_table(results), ablation_table(results), short_sentence(results), sep="\n\n")
 
 
 if __name__ == "__main__":

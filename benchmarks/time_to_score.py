@@ -7,11 +7,12 @@ Each side is a process of its own: its clock starts with the process, so that im
 turns, seed by seed. `lab, short` is the lab's recipe with one pass over as many images as it takes; the report's recipe
 names no precision, so it is run in Keras's default, float32, and in bfloat16 (`report`): leave that out where the
 processor has none, for there it is emulated. MONAI's `UNet` of like size (1.6 million parameters) trains with its
-`DiceLoss` and Adam at 1e-3 on full images, new ones all the time, in batches of 4 and the lab's precision, until it is
-there or its time is over.
+`DiceLoss` and Adam on full images, new ones all the time, in batches of 4 and the lab's precision, until it is there or
+its time is over; three learning rates are tried.
 """
 
 import argparse
+import itertools
 import os
 import re
 import statistics
@@ -19,15 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from benchmarks import _common
+from lab import backend
 
 TARGET = 0.9937  # val_dice_coeff of the report
 LIMIT = 600  # seconds that MONAI gets
 IMAGES, BATCH = 128, 4
+DATA = f"--train-size 128 --train-images {IMAGES} --batch-size {BATCH}"  # what MONAI's network sees
 
 
-def monai_side(seed: int) -> None:
+def monai_side(seed: int, rate: float) -> None:
     """Train MONAI's network; print its validation score after every 128 images, in the words of the lab's script."""
     import torch
     from monai.losses import DiceLoss
@@ -36,9 +40,7 @@ def monai_side(seed: int) -> None:
     import unet_segmentation as unet
 
     torch.manual_seed(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ["--no-small-images", "--train-images", str(IMAGES), "--batch-size", str(BATCH)]
-        args = unet.parse_args([*flags, "--seed", str(seed), "--out-dir", folder])
+    args = unet.parse_args([*DATA.split(), "--seed", str(seed)])
 
     def images_first(array):
         return torch.from_numpy(array).permute(0, 3, 1, 2)
@@ -46,10 +48,12 @@ def monai_side(seed: int) -> None:
     network = UNet(2, 1, 1, channels=(32, 64, 128, 256), strides=(2, 2, 2), num_res_units=2)
     network = network.to(memory_format=torch.channels_last)
     print(f"MONAI's UNet with {sum(p.numel() for p in network.parameters()):,} parameters")
-    loss_of, adam = DiceLoss(sigmoid=True), torch.optim.Adam(network.parameters(), 1e-3)
-    bfloat16 = unet.choose_precision("auto") == "mixed_bfloat16"
-    images, masks = map(images_first, unet.make_data(args, args.val_images, unet.VALIDATION))
-    for step, batch in enumerate(unet.training_batches(args), 1):
+    loss_of, adam = DiceLoss(sigmoid=True), torch.optim.Adam(network.parameters(), rate)
+    # As the lab chooses, but without Keras, whose import is no business of this side's clock.
+    bfloat16 = bool({"avx512_bf16", "amx_bf16"} & set(backend.processor()["flags"]))
+    images, masks = map(images_first, unet.make_circles(args, args.val_images, unet.VALIDATION))
+    batches = itertools.chain.from_iterable(unet.training_batches(args, None, epoch) for epoch in itertools.count())
+    for step, batch in enumerate(batches, 1):
         x, true = map(images_first, batch)
         adam.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -65,47 +69,69 @@ def monai_side(seed: int) -> None:
             print(f"epoch {step * BATCH // IMAGES} - val_dice_coeff: {float(dice):.4f}")
 
 
-LAB = [sys.executable, "unet_segmentation.py"]
-SIDES = {
-    "lab": LAB,
-    "lab, short": [*LAB, "--epochs", "1", "--train-images", "1600"],
-    "report, float32": [*LAB, "--recipe", "report", "--precision", "float32"],
-    "report": [*LAB, "--recipe", "report", "--precision", "mixed_bfloat16"],
-    "monai": [sys.executable, "-m", "benchmarks.time_to_score", "--work"],
+FLAGS = {  # of unet_segmentation.py
+    "lab": "",
+    "lab, short": "--epochs 1 --train-images 1600",
+    "report, float32": "--recipe report --precision float32",
+    "report": "--recipe report --precision mixed_bfloat16",
 }
+RATES = {"monai, 3e-4": 3e-4, "monai": 1e-3, "monai, 3e-3": 3e-3}  # of MONAI's Adam
+SIDES = (*FLAGS, *RATES)
+
+
+def key(run: dict) -> tuple:
+    """Which runs are the same one, and their order."""
+    return SIDES.index(run["side"]), run["seed"]
 
 
 def run(side: str, seed: int) -> dict:
-    """Run one side; note the wall time at which each epoch's validation score was printed."""
-    epochs = []
-    with tempfile.TemporaryDirectory() as folder:
-        store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONUNBUFFERED": "1"}
-        flags = ["--seed", str(seed)] + ([] if side == "monai" else ["--out-dir", folder])
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            SIDES[side] + flags, cwd=_common.ROOT, env={**os.environ, **store}, stdout=subprocess.PIPE, text=True
-        )
-        for line in process.stdout:
-            seconds = time.perf_counter() - started
-            found = re.search(r"\bval_dice_coeff: ([\d.]+)", line)
-            if found:
-                epochs.append({"seconds": round(seconds, 2), "val_dice_coeff": float(found[1])})
-                print(f"{side}, seed {seed}: epoch {len(epochs)}, {seconds:.0f} s, {found[1]}", flush=True)
-            if side == "monai" and epochs and (seconds > LIMIT or epochs[-1]["val_dice_coeff"] >= TARGET):
-                process.kill()  # it would go on for ever
-                break
-        if process.wait() and side != "monai" or not epochs:
-            raise SystemExit(f"{side} ended with exit code {process.returncode} after {len(epochs)} epochs.")
-    reached = [epoch["seconds"] for epoch in epochs if epoch["val_dice_coeff"] >= TARGET]
-    return {"seed": seed, "reached_after": reached[0] if reached else None, "epochs": epochs}
+    """Run one side; note when each epoch's validation score was printed."""
+    flags = ["--seed", str(seed)]
+    if side in RATES:
+        command = [sys.executable, "-m", "benchmarks.time_to_score", "--work", str(RATES[side]), *flags]
+        epochs = watch(command, lambda epoch: epoch["seconds"] > LIMIT or epoch["val_dice_coeff"] >= TARGET)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "unet_segmentation.py", *FLAGS[side].split(), *flags, "--out-dir", folder]
+            epochs = watch(command, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
+    return {"side": side, "seed": seed, "reached_after": reached_after(epochs), "epochs": epochs}
 
 
-def scores_table(sides: dict[str, list[dict]]) -> str:
+def reached_after(epochs: list[dict]) -> float | None:
+    """Seconds until the first score that is at least the target's."""
+    return next((epoch["seconds"] for epoch in epochs if epoch["val_dice_coeff"] >= TARGET), None)
+
+
+def watch(command: list[str], enough: Callable[[dict], bool] | None = None, **environment) -> list[dict]:
+    """Run a training; return the seconds at which it printed each epoch's validation score, and the scores.
+
+    With `enough`, it is one that goes on for ever: it is ended after the epoch of which that says so.
+    """
+    epochs, started = [], time.perf_counter()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+    process = subprocess.Popen(command, cwd=_common.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        found = re.search(r"\bval_dice_coeff: ([\d.]+)", line)
+        if not found:
+            continue
+        epochs.append({"seconds": round(time.perf_counter() - started, 2), "val_dice_coeff": float(found[1])})
+        print(f"epoch {len(epochs)}, {epochs[-1]['seconds']:.0f} s, {found[1]}", flush=True)
+        if enough and enough(epochs[-1]):
+            process.kill()
+            break
+    if process.wait() and not enough or not epochs:
+        raise SystemExit(f"{' '.join(command)} ended with code {process.returncode} after {len(epochs)} epochs.")
+    return epochs
+
+
+def scores_table(rows: list[dict]) -> str:
     """Median seconds to the target of the seeds that reach it, and how often that goes into the report's training."""
+    sides = {name: [run for run in rows if run["side"] == name] for name in SIDES}
+    sides = {name: runs for name, runs in sides.items() if runs}
     whole = {name: statistics.median(run["epochs"][-1]["seconds"] for run in runs) for name, runs in sides.items()}
     others = {"report, float32": "float32 report's 15 epochs / it", "report": "bfloat16 report's / it"}
     others = {name: title for name, title in others.items() if name in sides}
-    rows = []
+    lines = []
     for name, runs in sides.items():
         reached = [run["reached_after"] for run in runs if run["reached_after"]]
         best = [max(epoch["val_dice_coeff"] for epoch in run["epochs"]) for run in runs]
@@ -114,29 +140,26 @@ def scores_table(sides: dict[str, list[dict]]) -> str:
             seconds = statistics.median(reached)
             cells = [f"{seconds:.0f}"] + [f"{whole[other] / seconds:.1f}" for other in others]
         spread = f"{min(best):.4f} to {max(best):.4f}" if len(best) > 1 else f"{best[0]:.4f}"
-        rows.append([name, f"{len(reached)} of {len(runs)}", cells[0], f"{whole[name]:.0f}", spread, *cells[1:]])
+        lines.append([name, f"{len(reached)} of {len(runs)}", cells[0], f"{whole[name]:.0f}", spread, *cells[1:]])
     titles = ["side", f"seeds that reach {TARGET}", "s until then", "s in all", "best score"]
-    return _common.table([*titles, *others.values()], rows)
+    return _common.table([*titles, *others.values()], lines)
 
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which to run")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights and images")
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=float, metavar="RATE", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.work:
-        return monai_side(args.seed)
+        return monai_side(args.seed, args.work)
     for seed in args.seeds:
         for side in args.sides:
-            result = {**run(side, seed), **_common.circumstances()}
-            sides = _common.read("time_to_score").get("sides", {})
-            others = [r for r in sides.get(side, []) if r["seed"] != seed]
-            sides[side] = sorted([*others, result], key=lambda r: r["seed"])
-            ordered = {name: sides[name] for name in SIDES if name in sides}
-            _common.write("time_to_score", {"target": TARGET, "sides": ordered})
-    print(scores_table(_common.read("time_to_score")["sides"]))
+            print(f"{side}, seed {seed}", flush=True)
+            others = _common.busy()
+            _common.record("time_to_score", {"target": TARGET, **run(side, seed)}, key, others)
+    print(scores_table(_common.rows("time_to_score")))
 
 
 if __name__ == "__main__":

@@ -5,24 +5,30 @@
     python -m report.build --list           # what there is, what is recorded, what it took
 
 Every cell of an experiment goes to report/results.json as soon as it is done, so an interrupted build goes on where it
-stopped. To run a cell again, delete it from that file. No number is typed into the text: Typst reads results.json, and
-a missing key or a reference to nothing stops the build.
+stopped. To run a cell again, delete it from that file; a line at the end says how many were recorded by other code than
+what lies here. No number is typed into the text: Typst reads results.json, and a missing key or a reference to nothing
+stops the build.
 """
 
 import argparse
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-from lab import tracking
+from benchmarks import _common
+from lab import backend
+from lab.results import written_aside
 from report import experiments, figures
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results.json"
 EDITIONS = ("en", "fr")
+CODE = ("report/experiments.py", "unet_segmentation.py", "conv3d_analysis.py", "data_synth.py", "metrics.py", "lab")
 
 
 def load() -> dict:
@@ -30,10 +36,9 @@ def load() -> dict:
 
 
 def save(results: dict) -> None:
-    """Write results.json aside and move it: an interruption leaves the old file or the new one."""
-    aside = RESULTS.with_suffix(".partial")
-    aside.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    os.replace(aside, RESULTS)
+    """Write results.json; an interruption leaves the old file or the new one."""
+    with written_aside(HERE) as aside:
+        (aside / RESULTS.name).write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
 
 
 def missing_cells(results: dict, names) -> list[tuple[str, str]]:
@@ -46,16 +51,30 @@ def missing_cells(results: dict, names) -> list[tuple[str, str]]:
     ]
 
 
+def of_other_code(results: dict) -> list[str]:
+    """Recorded cells whose commit differs from what lies here in a file that may have made them; none without git."""
+    if not shutil.which("git"):
+        return []
+    commits = {key: cell["provenance"].get("mlflow.source.git.commit", "") for key, cell in results["cells"].items()}
+    differs = {
+        commit: subprocess.run(["git", "diff", "--quiet", commit, "--", *CODE], cwd=ROOT, stderr=subprocess.DEVNULL)
+        for commit in set(commits.values())
+    }
+    return [key for key, commit in commits.items() if differs[commit].returncode]
+
+
 def run_missing(names) -> None:
     """Run the cells that are not recorded, each recorded at once with its circumstances."""
     missing = missing_cells(load(), names)
+    if missing:
+        backend.import_keras()
     for position, (name, cell) in enumerate(missing):
         left = sum(experiments.EXPERIMENTS[rest][3] for rest, _ in missing[position:])
         print(f"[{position + 1}/{len(missing)}] {name}: {cell}; about {left / 60:.0f} minutes left", flush=True)
         function, arguments = experiments.EXPERIMENTS[name][1]()[cell]
         started = time.perf_counter()
         found = function(*arguments)
-        found |= {"wall_seconds": time.perf_counter() - started, "provenance": tracking.provenance()}
+        found |= {"wall_seconds": time.perf_counter() - started, "provenance": _common.provenance()}
         results = load()
         results["cells"][f"{name}/{cell}"] = found
         save(results)
@@ -98,6 +117,15 @@ def print_list() -> None:
         done = [results["cells"][f"{name}/{cell}"] for cell in cells() if f"{name}/{cell}" in results["cells"]]
         seconds = sum(cell["wall_seconds"] for cell in done)
         print(f"{name}  {title:26} {len(done):3} of {len(cells()):3} cells recorded, {seconds:6.0f} s")
+    print_age(results)
+
+
+def print_age(results: dict) -> None:
+    """Say how many cells the code that lies here has not recorded."""
+    others = of_other_code(results)
+    if others:
+        names = ", ".join(sorted({key.split("/")[0] for key in others}))
+        print(f"{len(others)} of {len(results['cells'])} cells were recorded by other code ({names}).")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -122,6 +150,7 @@ def main(argv=None) -> None:
         figures.draw_all(results, edition, HERE / "figures" / edition)
         typeset(edition, HERE / f"report.{edition}.pdf")
         print(HERE / f"report.{edition}.pdf")
+    print_age(results)
 
 
 if __name__ == "__main__":

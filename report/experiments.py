@@ -23,20 +23,19 @@ import numpy as np
 
 import data_synth
 import unet_segmentation as unet
-from lab import backend, results, tracking, training
+from benchmarks import _common
+from lab import backend, command_line, results, tracking, training
 from lab.memory import layer_costs, training_memory
+from lab.surfaces import surface_distances
 
 ROOT = Path(__file__).resolve().parent.parent
-
-backend.prepare_tensorflow()
-
 EXPERIMENT = "Lab_Report"
 SEEDS = (0, 1, 2)
 # Small images, so that a laptop does it all within the hour; float32, so that every machine computes the same. Stated
 # here, not left to the script's defaults, so that the recorded cells mean what they meant.
-TRAINING = "--batch-size 4 --learning-rate 3e-3 --out-dir outputs/report"
 SMALL = (
-    f"--size 64 --no-small-images --train-images 128 --precision float32 --val-images 32 --test-images 200 {TRAINING}"
+    "--size 64 --train-size 64 --train-images 128 --precision float32 --val-images 32 --test-images 200 "
+    "--batch-size 4 --learning-rate 3e-3"
 )
 
 
@@ -45,24 +44,20 @@ def trained(name: str, seed: int, flags: str):
 
     Returns the test masks and probabilities (N, H, W, 1), the history, the test scores and the seconds of training.
     """
-    import keras
-
     args = unet.parse_args([*SMALL.split(), *flags.split(), "--seed", str(seed)])
-    keras.config.set_dtype_policy(args.precision)
-    keras.utils.set_random_seed(args.seed)
+    backend.start(args.precision, args.deterministic, args.seed)
     model = unet.build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
-    validation, test = (
-        unet.make_data(args, args.val_images, unet.VALIDATION),
-        unet.make_data(args, args.test_images, unet.TEST),
-    )
-    with tracking.tracked_run(EXPERIMENT, run_name=f"{name}, seed {seed}", params=vars(args)) as run:
+    validation = unet.make_circles(args, args.val_images, unet.VALIDATION)
+    images, masks = unet.make_circles(args, args.test_images, unet.TEST)
+    settings = command_line.training_settings(args)
+    with tracking.tracked_run(EXPERIMENT, run_name=f"{name}, seed {seed}", params=settings) as run:
         started = time.perf_counter()
-        history = unet.train(model, args, validation, lambda epoch, logs: run.metrics(logs, step=epoch + 1))
+        history = unet.train(model, args, None, validation, on_epoch_end=run.metrics)
         seconds = time.perf_counter() - started
-        probs = training.predict(model, test[0])
-        scores, _ = results.score(test[1], probs)
+        probs = training.predict(model, images)
+        scores, _ = results.score(masks, probs)
         run.metrics({f"test_{key}": value for key, value in scores.items()})
-    return test[1], probs, history, scores, seconds, model
+    return masks, probs, history, scores, seconds, model
 
 
 def in_own_process(function, *arguments):
@@ -85,12 +80,12 @@ def summarize(runs: list[dict]) -> dict:
     return {name: over_seeds(values) for name, values in kept.items() if values}
 
 
-def benchmark(name: str):
+def benchmark(name: str) -> dict:
     """What `benchmarks/results/NAME.json` holds."""
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path.relative_to(ROOT)} is missing: it is recorded by a script in benchmarks/.")
-    return json.loads(path.read_text())
+    found = _common.read(name)
+    if not found:
+        raise FileNotFoundError(f"benchmarks/results/{name}.json is missing: python -m benchmarks.{name} records it.")
+    return found
 
 
 # E1: reproduction
@@ -113,20 +108,18 @@ def network() -> dict:
 
 def predictions() -> dict:
     """Two typical and the two worst test images of the lab's recipe at seed 0: index, Dice, probabilities."""
+    import keras
+
+    import metrics
+
     with tempfile.TemporaryDirectory() as folder:  # a model that lies about may be of another recipe
         flags = ["--seed", "0", "--out-dir", folder]
         unet.main([*flags, "--run-name", "E1, lab recipe, seed 0"])
-        import keras
-
-        import metrics
-
         args = unet.parse_args(flags)
-        images, masks = unet.make_data(args, args.test_images, unet.TEST)
+        images, masks = unet.make_circles(args, args.test_images, unet.TEST)
         probs = training.predict(keras.models.load_model(Path(folder) / "model.keras"), images)
     dice = np.asarray(metrics.dice_coeff(masks, (probs >= 0.5).astype("float32"), axis=(1, 2, 3)))
-    order = np.argsort(dice)
-    chosen = [("typical", int(order[round(q * (len(order) - 1))])) for q in (0.65, 0.35)]
-    chosen += [("worst", int(i)) for i in order[:2]]
+    chosen = [(kind, int(i)) for kind, i in results.choose_examples(dice)]
     shown = [{"kind": k, "image": i, "dice": float(dice[i]), "probs": pack(probs[i, ..., 0])} for k, i in chosen]
     return {"num_images": len(images), "shown": shown}
 
@@ -141,7 +134,7 @@ def unpack(text: str, side: int = 128) -> np.ndarray:
 
 
 def e1(runs: dict) -> dict:
-    scores = benchmark("scores")
+    scores = benchmark("scores")["rows"]
     rows = {}
     for row in dict.fromkeys(run["row"] for run in scores):
         of_row = [run for run in scores if run["row"] == row]
@@ -161,10 +154,10 @@ def e1(runs: dict) -> dict:
         for key, name in (("background", "all background"), ("threshold", "best global threshold"))
     }
     (precision,) = {run["provenance"]["precision"] for run in scores}  # scores of two kinds would not compare
-    sides = benchmark("time_to_score")["sides"]  # all on one machine
+    clocked = benchmark("time_to_score")["rows"]  # all on one machine
     clock = {
-        "report": statistics.median(run["epochs"][-1]["seconds"] for run in sides["report, float32"]),
-        "short": statistics.median(run["reached_after"] or math.inf for run in sides["lab, short"]),
+        "report": statistics.median(r["epochs"][-1]["seconds"] for r in clocked if r["side"] == "report, float32"),
+        "short": statistics.median(r["reached_after"] or math.inf for r in clocked if r["side"] == "lab, short"),
     }
     original = {"dice": 0.9937, "iou": 0.9875}  # what the report of 22 January 2026 states
     original["dice_of_iou"] = 2 * original["iou"] / (1 + original["iou"])
@@ -211,27 +204,6 @@ def skips(task: str, kind: str, seed: int) -> dict:
         "parameters": model.count_params(),
         "seconds": seconds,
     }
-
-
-def surface_distances(true: np.ndarray, pred: np.ndarray) -> tuple[float, float] | None:
-    """Mean surface distance and 95% Hausdorff distance of two boolean masks (H, W), in pixels.
-
-    The surface S of a mask is its pixels with one of the four neighbours outside it, or outside the image. With
-    d(x, S) the Euclidean distance of pixel centres to the nearest pixel of S:
-
-        mean surface distance = (sum over x in S1 of d(x, S2) + sum over x in S2 of d(x, S1)) / (|S1| + |S2|)
-        95% Hausdorff distance = max(95th percentile of d(x, S2) on S1, 95th percentile of d(x, S1) on S2)
-
-    Two masks shifted against each other by one pixel along an axis are less than 1 apart. None if a mask is empty.
-    """
-    from scipy import ndimage
-
-    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (true, pred)]
-    if not all(surface.any() for surface in surfaces):
-        return None
-    to_true, to_pred = (ndimage.distance_transform_edt(~surface) for surface in surfaces)
-    ways = to_pred[surfaces[0]], to_true[surfaces[1]]
-    return float(np.concatenate(ways).mean()), float(max(np.percentile(way, 95) for way in ways))
 
 
 def e2(runs: dict) -> dict:
@@ -517,7 +489,7 @@ def e5(runs: dict) -> dict:
 # E6: slices against volumes
 
 VOLUME, VOLUME_NOISE = 24, {"low": 0.25, "high": 0.75}
-TRAIN_VOLUMES, VOLUME_EPOCHS, FILTERS_3D = 64, 10, 8
+TRAIN_VOLUMES, VOLUME_BATCH, VOLUME_EPOCHS, FILTERS_3D = 64, 4, 10, 8
 
 
 def e6_cells():
@@ -536,68 +508,50 @@ def slices_and_volumes(level: str, seed: int) -> dict:
 
 
 def volume_net(ndim: int, filters: int):
-    """A U-Net of one level for slices (ndim=2) or volumes (ndim=3), of any number of filters."""
-    from keras import Input, Model, layers
-
-    convolution, pooling, larger = (getattr(layers, f"{name}{ndim}D") for name in ("Conv", "MaxPooling", "UpSampling"))
-
-    def block(x, filters):
-        for _ in range(2):
-            x = convolution(filters, 3, padding="same", activation="relu", kernel_initializer="he_normal")(x)
-        return x
-
-    inputs = Input((VOLUME,) * ndim + (1,))
-    first = block(inputs, filters)
-    x = larger(2)(block(pooling(2)(first), 2 * filters))
-    x = block(layers.Concatenate()([x, first]), filters)
-    return Model(inputs, convolution(1, 1, activation="sigmoid")(x))
+    """The lab's U-Net with one level, for slices (ndim=2) or volumes (ndim=3)."""
+    return unet.build_unet((VOLUME,) * ndim + (1,), filters, depth=1)
 
 
 def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int) -> dict:
-    """Train one network on spheres, whole or slice by slice; score it per volume."""
-    import keras
-
+    """Train one network on spheres, whole or slice by slice, by the lab's recipe; score it per volume."""
     import metrics
 
-    args = unet.parse_args(f"--train-images {TRAIN_VOLUMES} --epochs {epochs} --seed {seed} {TRAINING}".split())
-    noise = VOLUME_NOISE[level]
+    noise, steps = VOLUME_NOISE[level], TRAIN_VOLUMES // VOLUME_BATCH
 
     def spheres(num, *stream):
         return data_synth.make_spheres(num, VOLUME, seed=(seed, *stream), radius=(3, 8), noise=noise)
 
-    def flat(volumes):
+    def seen(volumes):
         """What the network sees: the volumes, or their slices, (N, D, H, W, 1) -> (N * D, H, W, 1)."""
         return volumes if ndim == 3 else volumes.reshape(-1, VOLUME, VOLUME, 1)
 
-    keras.config.set_dtype_policy("float32")
-    keras.utils.set_random_seed(seed)
+    def batches(epoch):
+        images, masks = spheres(TRAIN_VOLUMES, unet.TRAIN, epoch)
+        for start in range(0, TRAIN_VOLUMES, VOLUME_BATCH):
+            yield tuple(seen(array[start : start + VOLUME_BATCH]) for array in (images, masks))
+
+    backend.start("float32", False, seed)
     model = volume_net(ndim, filters)
-    dice, bce = metrics.DiceLoss(), keras.losses.BinaryCrossentropy()
-    model.compile(training.choose_optimizer(args), lambda masks, probs: dice(masks, probs) + bce(masks, probs))
+    model.compile(training.choose_optimizer("muon", 3e-3, "cosine", epochs * steps), training.choose_loss("dice+bce"))
     maps = sum(math.prod(layer.output.shape[1:]) for layer in model.layers) * 4 / 2**20  # float32
-    times = []
-    with tracking.tracked_run(
-        EXPERIMENT, run_name=f"E6, {ndim}D, noise {level}, seed {seed}", params=vars(args)
-    ) as run:
-        for epoch in range(epochs):
-            images, masks = spheres(TRAIN_VOLUMES, unet.TRAIN, epoch)
-            started = time.perf_counter()
-            losses = [
-                model.train_on_batch(flat(images[i : i + args.batch_size]), flat(masks[i : i + args.batch_size]))
-                for i in range(0, TRAIN_VOLUMES, args.batch_size)
-            ]
-            times.append(time.perf_counter() - started)
-            run.metrics({"loss": float(np.mean(losses))}, step=epoch + 1)
+    ends = []
+    with tracking.tracked_run(EXPERIMENT, run_name=f"E6, {ndim}D, noise {level}, seed {seed}") as run:
+
+        def on_epoch_end(logs, epoch, timestamp):
+            ends.append(timestamp / 1000)
+            run.metrics(logs, epoch, timestamp)
+
+        validation = tuple(map(seen, spheres(4, unet.VALIDATION)))
+        training.fit(model, batches, epochs=epochs, steps=steps, validation=validation, on_epoch_end=on_epoch_end)
         images, masks = spheres(64, unet.TEST)
-        probs = np.concatenate([model.predict_on_batch(flat(volume[None])) for volume in images]).reshape(masks.shape)
-        hard = (probs >= 0.5).astype(np.float32)
-        scores = np.asarray(metrics.dice_coeff(masks, hard, axis=(1, 2, 3, 4)))
+        probs = training.predict(model, seen(images)).reshape(masks.shape)
+        scores = np.asarray(metrics.dice_coeff(masks, (probs >= 0.5).astype(np.float32), axis=(1, 2, 3, 4)))
         run.metrics({"test_volume_dice": float(scores.mean())})
     return {
         "dice": float(scores.mean()),
         "dice_min": float(scores.min()),
         # From the fastest epoch: the first one also builds the graph, and other programs only ever slow one down.
-        "seconds": min(times) * epochs,
+        "seconds": min(np.diff(ends)) * epochs,
         # What a forward pass keeps for the backward one: of the least that the network can be given, and of a volume.
         "sample_mib": maps,
         "volume_mib": maps if ndim == 3 else maps * VOLUME,
@@ -712,12 +666,10 @@ def repeats() -> dict:
 
 def fingerprints(deterministic: bool) -> list[dict]:
     """Dice and the SHA-256 of the trained weights, for each seed."""
-    if deterministic:
-        backend.make_deterministic()
+    flags = "--radius 4 12 --filters 8 --epochs 3 --train-images 64" + " --deterministic" * deterministic
     found = []
     for seed in SEEDS:
-        name = f"E8, {'deterministic' if deterministic else 'default'}"
-        *_, scores, _, model = trained(name, seed, "--radius 4 12 --filters 8 --epochs 3 --train-images 64")
+        *_, scores, _, model = trained(f"E8, {'deterministic' if deterministic else 'default'}", seed, flags)
         weights = b"".join(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights())
         found.append({"dice": scores["image_dice"], "weights": hashlib.sha256(weights).hexdigest()})
     return found
@@ -759,8 +711,7 @@ def e9_cells():
 
 def e9(runs: dict) -> dict:
     """Scores of threshold, network and circle fit over the seeds, by noise level."""
-    recorded = benchmark("noise")
-    rows = recorded["rows"]
+    rows = benchmark("noise")["rows"]
     levels = {}
     for noise in sorted({row["noise"] for row in rows}):
         of_level = [row for row in rows if row["noise"] == noise]
@@ -770,7 +721,7 @@ def e9(runs: dict) -> dict:
             **{side: summarize([row[side] for row in of_level]) for side in ("threshold", "network", "fit")},
         }
     errors = {side: 1 - levels["0_25"][side]["image_dice"]["mean"] for side in ("network", "fit")}
-    return {"levels": levels, "ratio": errors["network"] / errors["fit"], "provenance": recorded["provenance"]}
+    return {"levels": levels, "ratio": errors["network"] / errors["fit"]}
 
 
 EXPERIMENTS = {  # name: (what it asks, its cells, its summary, seconds of a cell on 2 cores)

@@ -11,18 +11,16 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
 import data_synth
 import unet_segmentation as unet
-from lab.results import around
+from lab.results import BLUE, ERRORS, GREEN, ORANGE, VERMILION, around, plain_ticks, show_errors
 from report import experiments
 
-# Okabe and Ito 2008: told apart by every reader.
-BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
+SKY, PURPLE = "#56B4E9", "#CC79A7"  # of the same palette as the colours of lab/results.py (Okabe and Ito 2008)
 GREY = "0.45"
 WIDTH = 6.3  # inches: the width of the text
 STYLE = {
@@ -61,8 +59,8 @@ def figure(height: float, columns: int = 1, **options):
 
 
 def ticks(axis, values, say) -> None:
-    axis.set_major_locator(FixedLocator(values))
-    axis.set_minor_locator(NullLocator())
+    """These ticks and no others, as plain numbers."""
+    plain_ticks(axis, values)
     axis.set_major_formatter(plain(say))
 
 
@@ -147,11 +145,11 @@ def predictions(results, say):
     """Image, truth, probability and enlarged errors of two typical and the two worst test images."""
     e1 = results["e1"]
     images, masks = data_synth.make_circles(e1["num_images"], 128, seed=(0, unet.TEST))
-    colors = {
-        "black": say("background, right", "fond, juste"),
-        "0.8": say("circle, right", "cercle, juste"),
-        ORANGE: say("false positive", "faux positif"),
-        BLUE: say("false negative", "faux négatif"),
+    labels = {
+        "true negative": say("background, right", "fond, juste"),
+        "true positive": say("circle, right", "cercle, juste"),
+        "false positive": say("false positive", "faux positif"),
+        "false negative": say("false negative", "faux négatif"),
     }
     drawn = Figure(figsize=(5.1, 5.3), layout="constrained")
     grid = drawn.subplots(4, 4)
@@ -162,8 +160,7 @@ def predictions(results, say):
         zoom = around(true | hard)
         for axes, picture, cmap in zip(line, (images[i], masks[i], probs), ("gray", "gray", "viridis"), strict=False):
             axes.imshow(picture, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
-        errors = np.select([true & hard, hard, true], [1, 2, 3], 0)
-        line[3].imshow(errors[zoom], cmap=ListedColormap(list(colors)), vmin=0, vmax=3, interpolation="nearest")
+        show_errors(line[3], true[zoom], hard[zoom])
         dice = f"Dice {shown['dice']:.4f}"
         line[0].set_ylabel(f"{kinds[shown['kind']]}\n{say(dice, dice.replace('.', ','))}")
     titles = say(
@@ -175,7 +172,7 @@ def predictions(results, say):
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    handles = [Patch(facecolor=color, edgecolor="0.5", label=label) for color, label in colors.items()]
+    handles = [Patch(facecolor=ERRORS[name], edgecolor="0.5", label=label) for name, label in labels.items()]
     drawn.legend(handles=handles, loc="outside lower center", ncols=4)
     return drawn
 
@@ -259,11 +256,11 @@ def overlap(results, say):
     best = results["e4"]["largest_gap"]
     left.plot(iou, 2 * iou / (1 + iou), color=BLUE)
     left.plot(iou, iou, "--", color=GREY, linewidth=0.8)
-    left.plot([best["iou"]] * 2, [best["iou"], best["iou"] + best["gap"]], color=RED, marker=".")
+    left.plot([best["iou"]] * 2, [best["iou"], best["iou"] + best["gap"]], color=VERMILION, marker=".")
     gap = f"{best['gap']:.3f}"
     left.annotate(
         say(f"largest gap, {gap}", f"écart maximal, {gap.replace('.', ',')}"), (best["iou"], best["iou"] + 0.06),
-        xytext=(8, -8), textcoords="offset points", color=RED,
+        xytext=(8, -8), textcoords="offset points", color=VERMILION,
     )  # fmt: skip
     left.text(0.62, 0.84, "D = 2J / (1 + J)", color=BLUE, ha="right")
     left.set(xlabel=say("IoU, J", "IoU, J"), ylabel="Dice, D", xlim=(0, 1), ylim=(0, 1.01))

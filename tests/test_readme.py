@@ -1,37 +1,44 @@
-"""The README says what was recorded."""
+"""README.md and benchmarks/README.md say what was recorded, and name what is there."""
 
+import importlib.util
 import json
 import re
+import shlex
 from pathlib import Path
 
-from benchmarks import noise, photographs, scores, summary, time_to_score
+import pytest
+
+from benchmarks import summary
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in summary.PAGES}
 
 
-def test_the_tables_are_those_of_the_recorded_runs():
-    readme, results = (ROOT / "README.md").read_text(), scores.load()
-    assert scores.main_table(results) in readme
-    assert scores.ablation_table(results) in readme
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_and_figures_are_those_of_the_records(page):
+    assert summary.fill(PAGES[page]) == PAGES[page], "python -m benchmarks.summary --write"
 
 
-def test_the_comparisons_are_those_that_were_recorded():
-    readme, recorded = (ROOT / "README.md").read_text(), ROOT / "benchmarks" / "results"
-    assert summary.comparisons() in readme
-    assert noise.scores_table(json.loads((recorded / "noise.json").read_text())["rows"]) in readme
-    assert photographs.scores_table(json.loads((recorded / "photographs.json").read_text())) in readme
-    assert time_to_score.scores_table(json.loads((recorded / "time_to_score.json").read_text())["sides"]) in readme
+def test_every_piece_of_the_records_stands_on_a_page():
+    marks = {mark.split()[0] for page in PAGES.values() for mark in re.findall(r"<!-- ([^\n]+?) -->", page)}
+    assert marks == set(summary.PIECES)
 
 
-def test_the_memory_study_is_the_recorded_one():
-    readme = (ROOT / "README.md").read_text()
-    study = json.loads((ROOT / "benchmarks" / "results" / "conv3d_study.json").read_text())
-    errors = "median absolute error {median_error:.1%}, largest {largest_error:.1%}".format(**study["summary"])
-    assert errors in readme and f"Spearman {study['summary']['spearman']:.3f}" in readme
-    rows = [line for line in readme.splitlines() if re.match(r"\| \d+\^3 \|", line)]
-    assert rows
-    recorded = [describe(row) for row in study["rows"]]
-    assert [row for row in rows if row not in recorded] == []
+def test_a_piece_ends_at_the_next_empty_line_and_an_unknown_one_is_refused(monkeypatch):
+    monkeypatch.setitem(summary.PIECES, "sum", lambda a, b: f"{a} + {b}")
+    assert summary.fill("before\n<!-- sum 1 2 -->\nold\nold\n\nafter\n") == "before\n<!-- sum 1 2 -->\n1 + 2\n\nafter\n"
+    assert summary.fill("<!-- sum 1 2 -->\n\nafter\n") == "<!-- sum 1 2 -->\n1 + 2\n\nafter\n"
+    with pytest.raises(ValueError, match="no piece that is known"):
+        summary.fill("<!-- product 1 2 -->\n")
+
+
+def test_the_shown_rows_of_the_memory_study_are_the_recorded_ones():
+    """By another way than the page's: every cell is looked for in the row of the file."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "conv3d_study.json").read_text())
+    shown = [line for line in PAGES["benchmarks/README.md"].splitlines() if re.match(r"\| \d+\^3 \|", line)]
+    assert len(shown) == len(summary.STUDY)
+    recorded = [describe(row) for row in found["rows"]]
+    assert [row for row in shown if row not in recorded] == []
 
 
 def describe(row):
@@ -45,7 +52,32 @@ def describe(row):
     return "| " + " | ".join(map(str, shown)) + " |"
 
 
-def test_every_file_and_picture_that_is_named_exists():
-    readme = (ROOT / "README.md").read_text()
-    names = set(re.findall(r"`([\w/]+\.(?:py|txt))`", readme)) | set(re.findall(r"\]\(([\w/.]+)\)", readme))
-    assert names and [name for name in names if not (ROOT / name).exists() and not name.startswith("outputs/")] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_picture_and_module_that_is_named_exists(page):
+    text, folder = PAGES[page], (ROOT / page).parent
+    names = re.findall(r"`([\w./]+\.(?:py|txt|json|yaml|yml|typ|ipynb))`", text)
+    missing = [name for name in names if not (ROOT / name).exists() and "/" in name and not name.startswith("outputs/")]
+    missing += [link for link in re.findall(r"\]\(([\w./]+)\)", text) if not (folder / link).exists()]
+    missing += [name for name in re.findall(r"python -m ([\w.]+)", text) if not find_module(name)]
+    assert names and missing == []
+
+
+def find_module(name):
+    return name in ("venv", "pytest", "benchmarks.") or importlib.util.find_spec(name)
+
+
+def commands(page):
+    """The lines that run a script of ours: (script, flags)."""
+    found = re.findall(r"python (\w+\.py)((?: [^\n`&|>#]+)?)", PAGES[page])
+    return [(script, shlex.split(flags)) for script, flags in found]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_training_parses(page):
+    import unet_segmentation as unet
+
+    found = [flags for script, flags in commands(page) if script == "unet_segmentation.py"]
+    if page == "README.md":
+        assert found
+    for flags in found:
+        unet.parse_args(flags)

@@ -4,6 +4,7 @@ import collections
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ def copy(tmp_path_factory):
     """A copy of all that the report is typeset from, with its figures drawn anew."""
     root = tmp_path_factory.mktemp("copy")
     shutil.copytree(REPORT, root / "report", ignore=shutil.ignore_patterns("__pycache__", "*.pdf", "figures"))
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, root)
+    for script in [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py")]:  # of which the report lists functions
+        (root / script.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(script, root / script.relative_to(ROOT))
     results = json.loads((REPORT / "results.json").read_text())
     for edition in build.EDITIONS:
         build.figures.draw_all(results, edition, root / "report" / "figures" / edition)
@@ -99,33 +101,41 @@ def test_every_cell_is_recorded_with_its_circumstances():
         assert {"python.version", "device", "mlflow.source.git.commit"} <= cell["provenance"].keys()
 
 
-def surface_by_hand(mask):
-    """Pixels of the mask with one of the four neighbours outside it or outside the image."""
-    padded = np.pad(mask, 1)
-    return [
-        (i, j)
-        for i, j in np.argwhere(mask)
-        if not all(padded[i + 1 + di, j + 1 + dj] for di, dj in ((0, 1), (1, 0), (0, -1), (-1, 0)))
-    ]
+def test_a_cell_is_of_other_code_where_a_file_that_may_have_made_it_has_changed(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    (tmp_path / "lab").mkdir()
+    for file in ("metrics.py", "lab/training.py", "README.md"):
+        (tmp_path / file).write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    results = {"cells": {"e2/a": {"provenance": {"mlflow.source.git.commit": git("rev-parse", "HEAD")}}}}
+    (tmp_path / "README.md").write_text("after")
+    assert build.of_other_code(results) == []
+    (tmp_path / "lab" / "training.py").write_text("after")
+    assert build.of_other_code(results) == ["e2/a"]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_surface_distances_equal_a_search_over_all_pairs(seed):
-    rng = np.random.default_rng(seed)
-    true, pred = (rng.random((2, 11, 14)) < rng.uniform(0.1, 0.9)).astype(bool)
-    one, other = (np.array(surface_by_hand(mask), float) for mask in (true, pred))
-    distances = np.sqrt(((one[:, None] - other[None]) ** 2).sum(axis=-1))
-    ways = distances.min(axis=1), distances.min(axis=0)
-    mean, hausdorff95 = experiments.surface_distances(true, pred)
-    assert mean == pytest.approx((ways[0].sum() + ways[1].sum()) / (len(one) + len(other)))
-    assert hausdorff95 == pytest.approx(max(np.percentile(way, 95) for way in ways))
+def test_a_training_of_the_report_is_the_scripts_own(store):
+    flags = "--epochs 2 --train-images 8 --test-images 6 --val-images 4 --filters 2 --radius 4 12"
+    masks, probs, history, scores, seconds, model = experiments.trained("test", 0, flags)
+    assert masks.shape == probs.shape == (6, 64, 64, 1)
+    assert history["epoch"] == [1, 2] and {"loss", "val_image_dice"} <= history.keys()
+    assert 0 <= scores["image_dice"] <= 1 and seconds > 0
+    assert model.count_params() == experiments.unet.build_unet((64, 64, 1), 2).count_params()
 
 
-def test_surface_distances_of_equal_masks_are_zero_and_of_an_empty_one_undefined():
-    mask = np.zeros((5, 7), bool)
-    mask[1:4, 2:5] = True
-    assert experiments.surface_distances(mask, mask) == (0.0, 0.0)
-    assert experiments.surface_distances(mask, np.zeros_like(mask)) is None
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_slices_and_volumes_are_scored_per_volume(store, monkeypatch, ndim):
+    monkeypatch.setattr(experiments, "TRAIN_VOLUMES", 4)
+    found = experiments.volume_training(ndim, 1, 2, "low", 0)
+    assert 0 <= found["dice_min"] <= found["dice"] <= 1 and found["seconds"] > 0
+    assert found["volume_mib"] == found["sample_mib"] * (1 if ndim == 3 else experiments.VOLUME)
 
 
 def test_calibration_of_known_probabilities():

@@ -94,15 +94,18 @@ def open_experiment(experiment: str):
             "The experiment must have a name of its own, not 'Default': MLflow keeps that one for runs without an "
             "experiment, and its artifacts may lie elsewhere."
         )
+
+    def open_it():
+        client = mlflow.MlflowClient(uri)
+        return client, _experiment_id(client, experiment, file)
+
     try:
         if file is None:
             check_server(uri)
-            client = mlflow.MlflowClient(uri)
-            return client, _experiment_id(client, experiment, file)
+            return open_it()
         with _opening_lock(file):
             _while_locked(file, lambda: _check_database(file))
-            client = mlflow.MlflowClient(uri)
-            return client, _while_locked(file, lambda: _experiment_id(client, experiment, file))
+            return _while_locked(file, open_it)
     except TrackingError:
         raise
     except Exception as error:

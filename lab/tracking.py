@@ -24,6 +24,7 @@ from lab.store import TrackingError, check_server, first_line, how_to_view, mask
 __all__ = ["Run", "Stopped", "TrackingError", "how_to_view", "masked", "open_store", "signals_raise", "tracked_run"]
 
 WAIT_SECONDS = 30  # after a failure, how long the store is left alone
+PLACES = ("database", "artifacts")  # of a store; either may fail alone
 JOURNAL = "mlflow_pending_{}.jsonl"  # of one run, by its id: one line for each thing that the store has not got
 
 
@@ -76,7 +77,7 @@ def tracked_run(
     uri, file = store.locate()
     client = mlflow.MlflowClient(uri)
     first_tags = _first_tags(parent_run_id)
-    note = {"mlflow.note.content": description} if description else {}
+    about = {"mlflow.note.content": description} if description else {}
     environment = os.environ.get("MLFLOW_TRACKING_URI")
     run, status = None, "FINISHED"
     with signals_raise():
@@ -96,7 +97,7 @@ def tracked_run(
                 run = Run(client, found, uri, file, journal)
                 run._queue = [entry for entry in run._queue if entry["kind"] != "end"]  # a resumed run goes on
             with signals_raise():  # what foreign code swallowed is raised here, before the status is settled
-                run.tags({**note, **(tags or {})})
+                run.tags({**about, **(tags or {})})
                 run.params(params or {})
                 yield run
         except BaseException as error:
@@ -119,7 +120,7 @@ class Run:
         self._journal = Path(journal).absolute() / JOURNAL.format(self.run_id) if journal is not None else None
         self._queue = _read_journal(self._journal)  # what the store has not got, oldest first
         self._lost: list[str] = []  # what it refused, or what cannot wait
-        self._down: dict[str, float] = {}  # "database", "artifacts": left alone until this time.monotonic()
+        self._down: dict[str, float] = {}  # each of PLACES that failed: left alone until this time.monotonic()
         self._told: set[str] = set()  # which of the two the user knows to fail
 
     @property
@@ -200,7 +201,7 @@ class Run:
         inputs, outputs = model.inputs[0], model.outputs[0]
         names = dict.fromkeys((keras.backend.backend(), "keras", "numpy"))
         try:
-            with signals_wait():
+            with self._signals_wait():
                 check_server(self._uri, seconds=2)
                 # log_model works on the active run only; end_run("RUNNING") leaves it open for what follows.
                 mlflow.start_run(run_id=self.run_id, nested=True)
@@ -216,10 +217,13 @@ class Run:
                     )
                 finally:
                     mlflow.end_run("RUNNING")
-        except Exception as error:
+        except BaseException as error:
             self._lost.append("model")
+            self._queue.append({"what": "the mark of a half-logged model", "kind": "half model"})
+            if not isinstance(error, Exception):
+                raise
+            self._down = dict.fromkeys(PLACES, 0.0)
             warn(f"MLflow could not record the model ({first_line(error)}); it is not kept for later.")
-            self._record("half model", "the end of the half model")
 
     def _short(self, value: object, path: str, limit: int) -> str:
         text = str(value)
@@ -238,14 +242,13 @@ class Run:
             self._flush()
 
     def _flush(self) -> None:
-        """Send what waits, oldest first. Database and artifacts may fail apart; each is then left alone for a while."""
+        """Send what waits, oldest first; the place that fails is left alone for a while."""
         for entry in list(self._queue) if not self._down or self._server_answers() else []:
             place = _place(entry["kind"])
             if time.monotonic() < self._down.get(place, 0):
                 continue
             try:
-                # A server has its own transactions, and may keep us waiting: Ctrl-C need not wait for it.
-                with signals_wait() if self._file else nullcontext():
+                with self._signals_wait():
                     self._send(entry)
                     self._queue.remove(entry)
                 self._down.pop(place, None)
@@ -256,13 +259,17 @@ class Run:
             self._told.remove(place)
         self._write_journal(self._queue)
 
+    def _signals_wait(self):
+        """A server has its own transactions, and may keep us waiting: Ctrl-C need not wait for it."""
+        return signals_wait() if self._file else nullcontext()
+
     def _server_answers(self) -> bool:
         """A quick question after a failure, so that a dead server does not cost its time-outs again."""
         try:
             check_server(self._uri, seconds=2)
             return True
         except TrackingError:
-            self._down = dict.fromkeys(("database", "artifacts"), time.monotonic() + WAIT_SECONDS)
+            self._down = dict.fromkeys(PLACES, time.monotonic() + WAIT_SECONDS)
             return False
 
     def _note_failure(self, entry: dict, place: str, error: Exception) -> None:
@@ -334,7 +341,7 @@ class Run:
     def _close(self, status: str) -> None:
         end = {"what": f"the end of the run ({status})", "kind": "end", "status": status, "timestamp": _now()}
         self._queue.append(end)
-        self._down = dict.fromkeys(("database", "artifacts"), 0.0)  # ask both again, but a server whether it is there
+        self._down = dict.fromkeys(PLACES, 0.0)  # try both again, but ask a server first whether it is there
         self._flush()
         self._tell_missing()
 

@@ -742,6 +742,18 @@ def test_server_that_dies_mid_run_costs_seconds_and_two_lines(store, monkeypatch
     assert "metrics at step 1; " in last and "41 more" in last
 
 
+def test_warnings_of_a_run_show_no_password(store, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with serving() as (address, end):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("//", "//me:s3cret@"))
+        with tracked_run("Lab") as run:
+            end()
+            run.tags({"a": "b"})
+            run.text("a", "a.txt")
+    errors = capfd.readouterr().err
+    assert len(errors.splitlines()) == 2 and "s3cret" not in errors and "me:***@127" in errors
+
+
 # Stores that fail in the middle
 
 
@@ -907,7 +919,7 @@ def test_model_that_meets_an_outage_is_named_and_leaves_no_half_one(store, capfd
         (store / "mlruns" / "Lab").rmdir()
         (store / "mlruns" / "Lab").write_text("a file")
         run.model(model, example=np.zeros((1, 8, 8, 1), "float32"))
-    assert run.missing == ["model"]
+    assert run.missing == ["model"]  # the mark that it is a half one was sent
     models = client().search_logged_models([only_run().info.experiment_id])
     assert [model.status for model in models] == ["FAILED"]
     assert "could not record the model" in capfd.readouterr().err

@@ -8,6 +8,7 @@ machine can be dear. MONAI's `create_test_image_2d` is called image by image, fo
 noise.
 """
 
+import argparse
 import statistics
 
 import numpy as np
@@ -60,7 +61,8 @@ def measure(num: int, size: int) -> dict:
     }
 
 
-def main() -> None:
+def main(argv=None) -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(argv)
     others = _common.busy()
     rows = [measure(num, size) for num, size in dict.fromkeys(COUNTS + SIZES)]
     titles = ["images", "size", "us per image", "ns per pixel", "lab / noise", "memory / noise", "MONAI / lab"]

@@ -6,6 +6,7 @@ Each point is `unet_segmentation.py` in a process of its own, one epoch on 128x1
 in the first block: the images are what is looked at, not the network.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -29,7 +30,8 @@ def peak_mib(num_images: int, fixed: bool, folder: str) -> float:
     return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
 
 
-def main() -> None:
+def main(argv=None) -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(argv)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for num in COUNTS:

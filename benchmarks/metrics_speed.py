@@ -6,6 +6,7 @@ Hard masks (1000, 128, 128), one Dice or IoU per image. Every side gets its own 
 lab is also timed from NumPy arrays, whose values it checks.
 """
 
+import argparse
 import statistics
 
 import numpy as np
@@ -17,7 +18,8 @@ NUM_MASKS, SIZE, ROUNDS = 1000, 128, 15
 IMAGE = (1, 2, 3)
 
 
-def main() -> None:
+def main(argv=None) -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(argv)
     others = _common.busy()
     keras = backend.import_keras()
 

@@ -5,6 +5,7 @@
 The numbers must be the same bit for bit, and so should be the speed.
 """
 
+import argparse
 import statistics
 import tempfile
 from pathlib import Path
@@ -49,7 +50,8 @@ def compare(precision: str) -> list[dict]:
     ]
 
 
-def main() -> None:
+def main(argv=None) -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(argv)
     others = _common.busy()
     rows = compare("float32") + compare("mixed_bfloat16")
     print(_common.table(["precision", "network", "images/s", "/ in memory"], [list(row.values()) for row in rows]))

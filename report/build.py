@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks import _common
 from lab import backend
 from lab.results import written_aside
-from report import experiments, figures
+from report import experiments
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -146,6 +146,8 @@ def main(argv=None) -> None:
     results = summarize(names)
     if args.only:
         return
+    from report import figures  # Matplotlib takes a while to import
+
     for edition in EDITIONS:
         figures.draw_all(results, edition, HERE / "figures" / edition)
         typeset(edition, HERE / f"report.{edition}.pdf")

@@ -153,6 +153,18 @@ def test_without_a_graphics_card_its_benchmark_says_so_in_one_sentence():
     assert len(done.stderr.splitlines()) == 1 and re.search("no graphics card|JAX and PyTorch are needed", done.stderr)
 
 
+def test_importing_the_benchmarks_and_the_report_only_defines():
+    names = [f"benchmarks.{path.stem}" for path in FOLDER.glob("*.py")] + ["report.build"]
+    code = (
+        "import importlib, os, sys; before = dict(os.environ)\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+        "assert dict(os.environ) == before\n"
+        "print(*{'keras', 'matplotlib', 'mlflow', 'torch', 'jax'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
 NO_CARD = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 CIRCUMSTANCES = {"date", "command", "machine", "versions", "provenance"}
 WHOLE = ("generator", "memory", "metrics_speed", "photographs", "prediction", "tiles", "train_step")  # made in one go

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import typst
 
-from report import build, experiments
+from report import build, experiments, figures
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "report"
@@ -27,7 +27,7 @@ def copy(tmp_path_factory):
         shutil.copy(script, root / script.relative_to(ROOT))
     results = json.loads((REPORT / "results.json").read_text())
     for edition in build.EDITIONS:
-        build.figures.draw_all(results, edition, root / "report" / "figures" / edition)
+        figures.draw_all(results, edition, root / "report" / "figures" / edition)
     return root
 
 

@@ -1,92 +1,52 @@
-"""Arithmetic and memory of a training step, predicted from the layers."""
+"""Memory of a training step, predicted from the layers; the largest patch that fits; memory in use.
+
+    needed = training_memory(model, 2, "muon", backend.processor())["total"]            # MiB, beside the process's own
+    patch, tried = largest_patch(lambda sides: build_unet((*sides, 1)), budget_gib=4)
+
+The rules of the memory account were read from TensorFlow's allocation logs. It holds for TensorFlow on an x86 processor
+with oneDNN: `caveat` says where it does not.
+"""
 
 import math
 import os
-from collections.abc import Iterator
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from lab.costs import (
+    ITEM_BYTES,
+    layer_costs,
+    layer_kind,
+    read_by,
+    tensor_bytes,
+    training_multiply_adds,
+    weight_count,
+)
+
+__all__ = ["caveat", "largest_patch", "layer_costs", "training_memory", "training_multiply_adds"]
+__all__ += ["free_memory", "peak_memory", "resident_memory"]
+
 MIB, GIB = 2**20, 2**30
-ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-SLOTS = {"adam": 2, "sgd": 0}  # variables that the optimizer keeps for each weight
-LOSS_COPIES = 7  # tensors of the mask's size that cross-entropy and its gradient hold at once (TensorFlow's log)
-RUNTIME_MIB = 75  # makes the largest relative error smallest over 13 configurations, none of them in the study's grid
+SLOTS = {"adam": 2, "muon": 2, "sgd": 0}  # variables that the optimizer keeps for each weight
+LOSS_COPIES = 8  # tensors of the mask's size that cross-entropy, Dice, scores and the gradient hold at once
+BATCH_COPIES = 3  # of a batch outside the pool: in NumPy, on its way, and as the backend's tensors
+# Tracing and compiled kernels in MiB: at the start, and for each layer with a kernel. Fitted to networks of 8 to 23
+# such layers with hardly any voxels; Muon's row has the lab's four scores in it.
+RUNTIME_MIB = {"adam": (11, 4.4), "muon": (24, 5.8), "sgd": (11, 4.4)}
+AMX_MIB = 8  # more of that in bfloat16, where the processor has AMX
+SLOT = "slot "  # how the names of the optimizer's tensors begin, which outlive the step
+# What a training may take more than predicted: threads meet in another order each time, and the pool keeps its gaps.
+# Covers every row of benchmarks/results/conv3d_study.json, of which the worst took 1.25 of its prediction.
+MARGIN = 1.3
 
 
-def layer_costs(model, batch_size: int = 1) -> list[dict]:
-    """Account for each layer of a functional Keras model with a fixed input shape, 1D, 2D or 3D.
-
-    Multiply-adds of one forward pass: a convolution has (output voxels) * k^n * C_in / groups * C_out, a transposed one
-    (input voxels) * k^n * C_in * C_out (what padding crops included), a dense layer (rows) * C_in * C_out. Biases,
-    activations and pooling count as 0: they are one operation per value. A training step
-    costs about three forward passes.
-    Example: 3^3 kernels, 1 -> 8 channels, at 32^3 voxels: 32768 * 27 * 1 * 8 = 7,077,888.
-
-    Returns:
-        One dict per layer: `name`, `type`, `output_shape` (with the batch), `parameters`, `multiply_adds`,
-        `activation_bytes` (of the layer's output in its own precision).
-
-    Raises:
-        ValueError: for an axis without a size, or a layer with a kernel of another kind.
-    """
-    rows = []
-    for layer in model.layers:
-        shape = (batch_size, *layer.output.shape[1:])
-        if None in shape:
-            raise ValueError(
-                f"layer {layer.name} has the output shape {shape}; build the model with a fixed input shape."
-            )
-        kind = layer_kind(layer)
-        multiply_adds = 0
-        if kind in ("conv", "dense"):  # kernel (k, ..., C_in / groups, C_out)
-            multiply_adds = math.prod(shape[:-1]) * math.prod(layer.kernel.shape)
-        elif kind == "transposed":  # kernel (k, ..., C_out, C_in)
-            multiply_adds = batch_size * math.prod(layer.input.shape[1:-1]) * math.prod(layer.kernel.shape)
-        elif hasattr(layer, "kernel"):
-            raise ValueError(f"layer {layer.name} is a {type(layer).__name__}, whose multiply-adds are not known here.")
-        rows.append(
-            {
-                "name": layer.name,
-                "type": type(layer).__name__,
-                "output_shape": shape,
-                "parameters": layer.count_params(),
-                "multiply_adds": multiply_adds,
-                "activation_bytes": tensor_bytes(layer.output, batch_size),
-            }
-        )
-    return rows
+# Memory of a training step
 
 
-def layer_kind(layer) -> str:
-    """Which of its tensors a layer's backward pass needs: one word per case."""
-    from keras import layers
-
-    if isinstance(layer, layers.Conv1D | layers.Conv2D | layers.Conv3D):
-        return "conv"
-    if isinstance(layer, layers.Conv1DTranspose | layers.Conv2DTranspose | layers.Conv3DTranspose):
-        return "transposed"
-    if isinstance(layer, layers.Dense):
-        return "dense"
-    if isinstance(layer, layers.InputLayer):
-        return "input"
-    return "pool" if "Pooling" in type(layer).__name__ else "other"
-
-
-def tensor_bytes(tensor, batch_size: int, dtype: str | None = None) -> int:
-    """Size of a symbolic tensor in bytes."""
-    return batch_size * math.prod(tensor.shape[1:]) * ITEM_BYTES[dtype or tensor.dtype]
-
-
-def weight_count(layer) -> int:
-    """Number of values in a layer's variables."""
-    return sum(math.prod(weight.shape) for weight in layer.weights)
-
-
-def layer_inputs(layer) -> list:
-    """The symbolic inputs of a layer, one or several, as a list."""
-    return layer.input if isinstance(layer.input, list) else [layer.input]
-
-
-def training_memory(model, batch_size: int = 1, optimizer: str = "adam") -> dict[str, float]:
+def training_memory(
+    model, batch_size: int = 1, optimizer: str = "adam", processor: dict | None = None
+) -> dict[str, float]:
     """Predict the peak memory of training steps from the layers alone, in MiB.
 
     Predicted is the largest resident memory of the process minus its resident memory after `import keras` and
@@ -94,63 +54,89 @@ def training_memory(model, batch_size: int = 1, optimizer: str = "adam") -> dict
 
     - `variables`: weights and the optimizer's slots, float32.
     - `live`: the largest sum of activations, gradients, precision casts, batch and loss that are alive at once, by
-      replaying the step (see `step_operations` and `step_events`).
+      replaying the step (see `step_operations`, `in_order` and `step_events`).
     - `pool`: what TensorFlow's pool takes from the system to serve these requests (see `pool_bytes`); holds both.
     - `workspace`: what oneDNN allocates beside the pool (see `workspace_bytes`).
-    - `runtime`: tracing, threads and compiled kernels: one constant, RUNTIME_MIB.
-    - `total`: pool + workspace + runtime.
+    - `batch`: the images and masks outside the pool.
+    - `runtime`: tracing, threads and compiled kernels, by the number of layers.
+    - `total`: pool + workspace + batch + runtime.
 
-    Holds for TensorFlow on an x86 processor, where oneDNN computes; float32 or mixed_bfloat16, as the model was built.
+    Args:
+        model: a functional Keras model with a fixed input shape, float32 or mixed_bfloat16.
+        batch_size: images per step.
+        optimizer: a key of SLOTS.
+        processor: "cores" and "flags" as `backend.processor()` tells them; by default all cores and no AMX. It
+            matters in bfloat16 only.
     """
-    variables = [
-        ((weight.path, copy), math.prod(weight.shape) * ITEM_BYTES["float32"])
-        for weight in model.weights
-        for copy in range(1 + SLOTS[optimizer])
-    ]
-    step = step_events(step_operations(model, batch_size))
-    live, alive = 0, {}
-    for name, size in step:
-        if size is None:
-            del alive[name]
-        else:
-            alive[name] = size
-            live = max(live, sum(alive.values()))
+    cores, flags = (processor or {}).get("cores") or os.cpu_count() or 1, (processor or {}).get("flags", ())
+    weights = [(weight.path, math.prod(weight.shape) * ITEM_BYTES["float32"]) for weight in model.weights]
+    late = optimizer == "muon"  # its many small products keep the thread busy that the filter gradients wait for
+    first, next_one = (
+        step_events(in_order(step_operations(model, batch_size, slots), late)) for slots in (SLOTS[optimizer], 0)
+    )
+    short, amx = any(layer.compute_dtype == "bfloat16" for layer in model.layers), "amx_bf16" in flags
+    start, each = RUNTIME_MIB[optimizer]
+    ends = (model.layers[0].output, model.layers[-1].output)
     parts = {
-        "variables": sum(size for _, size in variables),
-        "live": live,
-        "pool": pool_bytes([*variables, *step, *step]),  # the second step meets what the first has cut up
-        "workspace": workspace_bytes(model),
+        "variables": sum(size for _, size in weights) * (1 + SLOTS[optimizer]),
+        "live": largest_sum(next_one),
+        "pool": pool_bytes([*weights, *first, *next_one]),  # the second step meets what the first has cut up
+        "workspace": workspace_bytes(model, cores, amx),
+        "batch": BATCH_COPIES * sum(tensor_bytes(tensor, batch_size, "float32") for tensor in ends),
+        "runtime": (start + each * sum(hasattr(layer, "kernel") for layer in model.layers)) * MIB,
     }
-    parts = {name: size / MIB for name, size in parts.items()} | {"runtime": float(RUNTIME_MIB)}
-    return parts | {"total": parts["pool"] + parts["workspace"] + parts["runtime"]}
+    parts["runtime"] += AMX_MIB * MIB if short and amx else 0
+    parts["total"] = sum(parts[name] for name in ("pool", "workspace", "batch", "runtime"))
+    return {name: size / MIB for name, size in parts.items()}
 
 
-def step_operations(model, batch_size: int) -> Iterator[tuple[dict, list, bool]]:
-    """Yield the operations of a training step: ({tensor it writes: bytes}, [tensors it reads], filter gradient or not).
+def caveat(backend: str | None = None) -> str | None:
+    """Why the account of memory does not hold here, in a sentence; None where it does. `backend` is Keras's."""
+    import keras
+
+    backend = backend or keras.backend.backend()
+    if backend != "tensorflow":
+        return f"The memory account is that of TensorFlow; {backend} may take several times as much."
+    if keras.distribution.list_devices("gpu"):
+        return "The memory account is that of a processor; a graphics card's memory is shared out in other ways."
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"The memory account is that of oneDNN on x86; on {platform.machine()} a step may take far more."
+    if os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false"):
+        return (
+            f"TF_ENABLE_ONEDNN_OPTS={os.environ['TF_ENABLE_ONEDNN_OPTS']} switches oneDNN off, on which the memory "
+            "account rests: a step may take six times as much. Unset it."
+        )
+    return None
+
+
+def step_operations(model, batch_size: int, slots: int = 0) -> Iterator[tuple[dict, list, bool]]:
+    """Yield the operations of a training step: ({tensor it writes: bytes}, [tensors it reads], on another thread).
 
     Which tensors the backward pass needs, as TensorFlow's allocation log shows: a convolution its input and, for the
     gradient of the ReLU, its output; ReLU and bias work in place, so that a block has one tensor and not three; a
-    pooling its input and its output; concatenation, nothing.
+    pooling its input and its output; concatenation, nothing. The gradient of a layer's weights and their update run on
+    another thread, beside the backward pass of the layers before. The first step also makes the optimizer's `slots`.
     """
     layers = model.layers
-    source = {id(layer.output): layer for layer in layers}
-    mask = layers[-1].output
-    mask_bytes = tensor_bytes(mask, batch_size)
+    mask_bytes = tensor_bytes(layers[-1].output, batch_size)
     for layer in layers:
-        if layer_kind(layer) == "input":
-            yield {layer.name: tensor_bytes(layer.output, batch_size), "target": mask_bytes}, [], False
-            continue
         writes = {layer.name: tensor_bytes(layer.output, batch_size)}
-        for tensor in layer_inputs(layer):
+        if layer_kind(layer) == "input":
+            yield {**writes, "target": mask_bytes}, [], False
+            continue
+        for tensor, _ in read_by(layer, model):
             if tensor.dtype != layer.compute_dtype:
                 writes[f"{layer.name} cast"] = tensor_bytes(tensor, batch_size, layer.compute_dtype)
         if layer.weights and layer.compute_dtype != "float32":
             writes[f"{layer.name} weights cast"] = weight_count(layer) * ITEM_BYTES[layer.compute_dtype]
-        yield writes, [source[id(tensor)].name for tensor in layer_inputs(layer)], False
+        yield writes, [before.name for _, before in read_by(layer, model)], False
 
     name = layers[-1].name
-    copies = {f"loss {i}": mask_bytes for i in range(LOSS_COPIES - 1)}
-    yield {**copies, f"d {name}": mask_bytes}, [name, "target"], False
+    yield (
+        {**{f"loss {i}": mask_bytes for i in range(LOSS_COPIES - 1)}, f"d {name}": mask_bytes},
+        [name, "target"],
+        False,
+    )
     has_gradient = set()
     for layer in reversed(layers):
         kind, gradient = layer_kind(layer), f"d {layer.name}"
@@ -158,12 +144,11 @@ def step_operations(model, batch_size: int) -> Iterator[tuple[dict, list, bool]]
             continue
         if getattr(layer, "activation", None) is not None and layer.activation.__name__ != "linear":
             yield {}, [layer.name, gradient], False  # in place
-        writes, reads = {}, [gradient]
-        for tensor in layer_inputs(layer):
-            before = source[id(tensor)]
+        writes, needed = {}, [layer.name] if kind == "pool" else []
+        for tensor, before in read_by(layer, model):
             cast = tensor.dtype != layer.compute_dtype
             if kind != "other":
-                reads.append(f"{layer.name} cast" if cast else before.name)
+                needed.append(f"{layer.name} cast" if cast else before.name)
             if layer_kind(before) == "input":
                 continue  # nobody asks for the gradient of the images
             if cast:
@@ -172,38 +157,54 @@ def step_operations(model, batch_size: int) -> Iterator[tuple[dict, list, bool]]
             added = " added" if before.name in has_gradient else ""
             writes[f"d {before.name}{added}"] = tensor_bytes(tensor, batch_size)
             has_gradient.add(before.name)
-        if kind == "pool":
-            reads.append(layer.name)
+        cast = [f"{layer.name} weights cast"] if layer.weights and layer.compute_dtype != "float32" else []
+        yield writes, [gradient, *cast, *([] if layer.weights else needed)], False
         if layer.weights:
-            writes[f"dw {layer.name}"] = weight_count(layer) * ITEM_BYTES["float32"]
-            if layer.compute_dtype != "float32":
-                reads.append(f"{layer.name} weights cast")
-        yield writes, reads, kind in ("conv", "transposed", "dense")
-    yield {}, [f"dw {layer.name}" for layer in layers if layer.weights], False  # the optimizer
+            size = weight_count(layer) * ITEM_BYTES["float32"]
+            yield {f"dw {layer.name}": size}, [gradient, *needed], True
+            kept = {f"{SLOT}{i} {layer.name}": size for i in range(slots)}
+            yield {f"update {i} {layer.name}": size for i in range(2)} | kept, [f"dw {layer.name}"], True
 
 
-def step_events(operations) -> list[tuple[str, int | None]]:
-    """Turn operations into requests, in order: (tensor, bytes) when it is written, (tensor, None) after its last use.
+def in_order(operations: Iterable, late: bool) -> Iterator[tuple[dict, list]]:
+    """Put the other thread's operations where they run: one layer later, or, if `late`, after all others."""
+    waiting = []
+    for writes, reads, elsewhere in operations:
+        if elsewhere:
+            waiting.append((writes, reads))
+            continue
+        yield writes, reads
+        if writes and not late:
+            yield from waiting
+            waiting = []
+    yield from waiting
 
-    A filter gradient runs beside the next layer's backward pass on another thread, so what it reads is freed one later.
-    """
+
+def step_events(operations: Iterable) -> list[tuple[str, int | None]]:
+    """Turn operations into requests: (tensor, bytes) when it is written, (tensor, None) after its last use."""
     operations = list(operations)
-    last = {name: i for i, (writes, reads, _) in enumerate(operations) for name in (*writes, *reads)}
-    events, late = [], []
-    for i, (writes, reads, filter_gradient) in enumerate(operations):
+    last = {name: i for i, (writes, reads) in enumerate(operations) for name in (*writes, *reads)}
+    events = []
+    for i, (writes, reads) in enumerate(operations):
         events += writes.items()
-        free = [(name, None) for name in {**dict.fromkeys(reads), **writes} if last[name] == i]
-        if writes or i == len(operations) - 1:
-            events += late
-            late = []
-        if filter_gradient:
-            late = free
+        used = {**dict.fromkeys(reads), **writes}
+        events += [(name, None) for name in used if last[name] == i and not name.startswith(SLOT)]
+    return events
+
+
+def largest_sum(events: Iterable) -> int:
+    """The most bytes that are alive at once."""
+    largest, alive = 0, {}
+    for name, size in events:
+        if size is None:
+            del alive[name]
         else:
-            events += free
-    return events + late
+            alive[name] = size
+            largest = max(largest, sum(alive.values()))
+    return largest
 
 
-def pool_bytes(events) -> int:
+def pool_bytes(events: Iterable) -> int:
     """Replay requests through TensorFlow's "best fit with coalescing" pool; return the bytes that it touches.
 
     The pool takes regions of 2, 4, 8, ... MiB from the system (more where one request is larger) and gives none back.
@@ -247,11 +248,13 @@ def pool_bytes(events) -> int:
     return sum(touched)
 
 
-def workspace_bytes(model) -> int:
+def workspace_bytes(model, cores: int, amx: bool) -> int:
     """What oneDNN allocates outside the pool: the two largest scratch areas, because two layers may run at once.
 
-    A convolution rearranges its weights. In bfloat16 its filter gradient also transposes, for every thread, 16 channels
-    of what it reads and 16 of what it writes, one volume at a time (seen in the allocations under avx512_bf16).
+    A convolution rearranges its weights. In bfloat16 its filter gradient also transposes, for every thread, some
+    channels of what it reads and of what it writes, one volume at a time. With AVX-512 these are 16 of each, and none
+    where there is but one; with AMX up to 32, in steps of 16, the rows of what it reads filled up to 32 voxels. (Seen
+    in the allocations, to the byte.)
     """
     areas = [0, 0]
     for layer in model.layers:
@@ -261,20 +264,92 @@ def workspace_bytes(model) -> int:
         area = weight_count(layer) * ITEM_BYTES[layer.compute_dtype]
         if layer.compute_dtype == "bfloat16":
             read, written = (layer.input, layer.output) if kind == "conv" else (layer.output, layer.input)
-            channels = min(16, read.shape[-1]) if read.shape[-1] > 1 else 0  # one channel needs no transposition
-            values = channels * math.prod(read.shape[1:-1]) + 16 * math.prod(written.shape[1:-1])
-            area += num_threads() * values * ITEM_BYTES["bfloat16"]
+            (*rows, width, channels), (*rows_out, width_out, channels_out) = read.shape[1:], written.shape[1:]
+            if amx:
+                channels, channels_out = (math.ceil(min(n, 32) / 16) * 16 for n in (channels, channels_out))
+                width = math.ceil((width + layer.kernel.shape[-3] - 1) / 32) * 32
+            else:
+                channels, channels_out = min(16, channels) if channels > 1 else 0, 16
+            values = channels * math.prod(rows) * width + channels_out * math.prod(rows_out) * width_out
+            area += cores * values * ITEM_BYTES["bfloat16"]
         areas.append(area)
     return sum(sorted(areas)[-2:])
 
 
-def num_threads() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+# Planning
 
 
-def memory_status(key: str, file: str = "/proc/self/status") -> float:
-    """An entry of Linux's memory tables in MiB: VmRSS is resident now, VmHWM its peak. NaN on other systems."""
-    if not Path(file).exists():
-        return math.nan
-    return next(int(line.split()[1]) / 1024 for line in Path(file).read_text().splitlines() if line.startswith(key))
+def largest_patch(
+    build: Callable,
+    budget_gib: float,
+    batch_size: int = 1,
+    optimizer: str = "adam",
+    processor: dict | None = None,
+    shape: tuple = (None, None, None),
+    divisor: int = 16,
+) -> tuple[tuple[int, ...] | None, list[dict]]:
+    """Find the largest patch whose training step is predicted to fit into a budget, with MARGIN to spare.
+
+    Patches are cubes (squares) of sides `divisor`, 2 `divisor`, ..., cut off where the data end.
+
+    Args:
+        build: sides -> model of that input size.
+        budget_gib: memory for the step, beside what the process holds before the model is built.
+        batch_size, optimizer, processor: as for `training_memory`.
+        shape: of the data, (D, H, W) or (H, W), rounded up to what is divisible; None: no limit.
+        divisor: what every side must divide by.
+
+    Returns:
+        The sides, None if not even the smallest patch fits, and what was tried, smallest first: `sides`, `gib` with the
+        margin, `fits`.
+    """
+    longest = [math.inf if side is None else math.ceil(side / divisor) for side in shape]
+    tried = {}
+
+    def fits(count: int) -> bool:
+        sides = tuple(divisor * min(count, most) for most in longest)
+        gib = MARGIN * training_memory(build(sides), batch_size, optimizer, processor)["total"] / 1024
+        tried[count] = {"sides": sides, "gib": gib, "fits": gib <= budget_gib}
+        return tried[count]["fits"]
+
+    small, large = 0, 1  # sides in units of `divisor`: what fits, and what is to be tried
+    while fits(large):
+        small = large
+        if large == max(longest):
+            break
+        large = min(2 * large, max(longest))
+    while large - small > 1:
+        middle = (small + large) // 2
+        small, large = (middle, large) if fits(middle) else (small, middle)
+    return (tried[small]["sides"] if small else None), [tried[count] for count in sorted(tried)]
+
+
+# Memory in use, in bytes
+
+
+def resident_memory() -> int:
+    """What this process has in memory now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def free_memory() -> int:
+    """What the system could give to a process now."""
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def peak_memory(status: Path = Path("/proc/self/status")) -> int:
+    """The most that this process has had in memory."""
+    if status.exists():  # Linux. Its `getrusage` would count the process that started this one, too.
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB

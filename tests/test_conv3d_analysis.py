@@ -1,9 +1,9 @@
-"""The volumetric network, its account of arithmetic and memory, and the script run from end to end."""
+"""The volumetric network, its simulated training, and the script run from end to end; the study that belongs to it."""
 
 import csv
 import json
-import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,12 +13,14 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import conv3d_analysis as conv3d
-import unet_segmentation
+from benchmarks import _common, memory_study
 from lab import memory
 
+ROOT = Path(conv3d.__file__).parent
 CONFIG = {
     "input_shape": (16, 16, 16, 1),
     "filters": 4,
@@ -28,7 +30,7 @@ CONFIG = {
     "batch_size": 1,
     "optimizer": "adam",
 }
-BAD = [
+BAD = [  # at once
     ("--filters 0", "at least 1"),
     ("--kernel-size 4", "odd"),
     ("--kernel-size -3", "odd"),
@@ -36,11 +38,22 @@ BAD = [
     ("--input-shape 2 32 32 1", "divisible by 4"),
     ("--input-shape 0 32 32 1", "divisible by 4"),
     ("--input-shape 36 36 36 1 --downsampling early", "divisible by 8"),
-    ("--batch-size 0", "at least 1"),
-    ("--steps 0", "at least 1"),
-    ("--seed -1", "at least 0"),
+    ("--batch-size 0", "1 to"),
+    ("--steps 0", "1 to"),
+    ("--seed -1", "0 to 4294967295"),
     ("--fit-in nan", "above 0"),
-    ("--fit-in 0.1", "too small"),
+    ("--fit-in 1e9", "at most 4096"),
+    ("--kernel-size 1001", "1 to 31"),
+    ("--filters 1000000", "1 to 4096"),
+    ("--filters 1e6", "invalid int value"),
+    ("--filters 4096 --kernel-size 31", "GiB are free"),
+    ("--fit-in 4 --kernel-size 31", "GiB are free"),
+    ("--batch-size 1000000000", "1 to 1000000"),
+    ("--batch-size 1000000 --filters 256", "GiB are free"),
+    ("--steps 1000000000000", "1 to 10000"),
+    ("--seed 4294967296", "0 to 4294967295"),
+    ("--input-shape 4096 4096 4096 1", "GiB are free"),
+    ("--input-shape 1000000 32 32 1", "larger than 4096"),
 ]
 
 
@@ -62,112 +75,14 @@ def test_parameters_are_those_of_a_hand_count(filters, kernel):
     assert model.count_params() == expected == sum(row["parameters"] for row in conv3d.layer_costs(model))
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_multiply_adds_are_those_counted_one_by_one(ndim):
-    """A convolution of ones over ones sums one product per multiply-add; valid padding, so that none is with a zero."""
-    import keras
-    from keras import layers
-
-    conv, transposed = [(layers.Conv2D, layers.Conv2DTranspose), (layers.Conv3D, layers.Conv3DTranspose)][ndim - 2]
-    ones = {"kernel_initializer": "ones"}
-    for layer in (conv(3, 3, strides=2, **ones), conv(4, 3, groups=2, **ones), transposed(3, 2, strides=3, **ones)):
-        inputs = keras.Input((*range(5, 5 + ndim), 2))
-        model = keras.Model(inputs, layer(inputs))
-        counted = np.sum(model.predict(np.ones((2, *inputs.shape[1:])), verbose=0), dtype=float)
-        assert conv3d.layer_costs(model, batch_size=2)[-1]["multiply_adds"] == counted
-
-
-def test_costs_of_the_unet_are_those_of_a_hand_count():
-    """Two 3x3 convolutions per block; per decoder step a 2x2 transposed one from twice the width at half the size."""
-    macs, width_in = 0, 1
-    for level in range(4):
-        pixels, width = (128 >> level) ** 2, 32 << level
-        macs += pixels * 9 * (width_in * width + width * width)
-        if level < 3:
-            macs += pixels * 9 * (2 * width * width + width * width) + (pixels // 4) * 4 * 2 * width * width
-        width_in = width
-    macs += 128**2 * 32
-    rows = conv3d.layer_costs(unet_segmentation.build_unet())
-    assert sum(row["multiply_adds"] for row in rows) == macs
-    assert sum(row["parameters"] for row in rows) == 1_925_025
-
-
-def test_activation_bytes_follow_batch_and_precision():
-    single, double = (conv3d.layer_costs(conv3d.make_model(CONFIG), batch) for batch in (1, 2))
-    half = conv3d.layer_costs(conv3d.make_model({**CONFIG, "precision": "mixed_bfloat16"}))
-    for a, b, c in zip(single, double, half, strict=True):
-        assert a["activation_bytes"] == 4 * math.prod(a["output_shape"]) == b["activation_bytes"] / 2
-        assert c["activation_bytes"] == a["activation_bytes"] / (1 if c["name"] in ("volume", "mask") else 2)
-
-
-def test_kernel_size_changes_weights_and_arithmetic_but_no_activation():
-    small, large = (conv3d.layer_costs(conv3d.build_conv3d(kernel_size=kernel)) for kernel in (3, 7))
-    assert [row["activation_bytes"] for row in small] == [row["activation_bytes"] for row in large]
-    convolutions = [(a, b) for a, b in zip(small, large, strict=True) if "_conv" in a["name"]]
-    assert all(b["multiply_adds"] * 27 == a["multiply_adds"] * 343 for a, b in convolutions)
-
-
-def test_open_input_shape_is_refused():
-    with pytest.raises(ValueError, match="fixed input shape"):
-        conv3d.layer_costs(unet_segmentation.build_unet((None, None, 1)))
-
-
-def test_live_memory_of_two_layers_is_that_of_a_hand_replay():
-    """The backward pass of the second layer holds the input, both outputs, the loss's copies and all gradients."""
-    import keras
-    from keras import layers
-
-    inputs = keras.Input((8, 8, 8, 1))
-    hidden = layers.Conv3D(16, 1, activation="relu")(inputs)
-    model = keras.Model(inputs, layers.Conv3D(1, 1)(hidden))
-    voxels, batch = 8**3 * 4, 3
-    images, target, mask, mask_gradient = 1, 1, 0, 1  # the mask is linear: freed once the loss is known
-    hold = images + target * 0 + mask + mask_gradient + 16 + 16  # hidden output and its gradient
-    second = batch * voxels * hold + 4 * (16 + 1)  # and the gradient of the second layer's weights
-    assert memory.training_memory(model, batch)["live"] * memory.MIB == pytest.approx(second)
-
-
-def test_every_tensor_is_allocated_once_and_freed_once():
-    for model in (conv3d.build_conv3d(), unet_segmentation.build_unet()):
-        events = memory.step_events(memory.step_operations(model, 1))
-        alive = set()
-        for name, size in events:
-            assert (name in alive) == (size is None)
-            alive ^= {name}
-        assert not alive
-
-
-def test_pool_cuts_reuses_and_doubles():
-    mib = memory.MIB
-    assert memory.pool_bytes([("a", mib), ("a", None), ("b", mib)]) == mib  # the same chunk again
-    assert memory.pool_bytes([("a", mib), ("b", mib), ("c", mib)]) == 3 * mib  # a second region
-    assert memory.pool_bytes([("a", mib), ("b", mib), ("a", None), ("b", None), ("c", 2 * mib)]) == 2 * mib  # joined
-    assert memory.pool_bytes([("a", 5 * mib), ("a", None), ("b", 3 * mib), ("c", 3 * mib)]) == 6 * mib  # cut, then not
-
-
-def test_memory_grows_with_voxels_filters_batch_and_optimizer():
-    def total(batch=1, optimizer="adam", **changes):
-        return memory.training_memory(conv3d.make_model({**CONFIG, **changes}), batch, optimizer)["total"]
-
-    assert total(optimizer="sgd") < total() < total(filters=8)
-    assert total(input_shape=(32, 32, 32, 1)) < total(input_shape=(64, 64, 64, 1), downsampling="early")
-    assert total(input_shape=(64, 64, 64, 1), downsampling="early") < total(input_shape=(64, 64, 64, 1))
-    assert total(batch=64) < total(batch=128)
-
-
-def test_what_fits_really_is_predicted_to_fit():
-    batches, table = conv3d.fit_in(1.5, CONFIG)
-    for sides in table.values():
-        assert sides == sorted(sides, reverse=True)  # a larger batch leaves less for the patch
-    assert max(table[8]) > max(table[64]) and batches[0] == 1
-
-
-def test_recorded_study_holds_what_it_says():
-    study = json.loads((Path(conv3d.__file__).parent / "benchmarks" / "results" / "conv3d_study.json").read_text())
-    summary = conv3d.summarize(study["rows"])
-    assert summary.items() <= study["summary"].items()
-    assert summary["median_error"] <= 0.15 and summary["largest_error"] <= 0.30 and summary["spearman"] >= 0.98
-    assert study["provenance"]["git.dirty"] == "false"
+def test_table_of_what_fits_shrinks_with_filters_batch_and_channels(monkeypatch):
+    """As many channels as make the first layer the largest of all: smaller patches fit."""
+    monkeypatch.setattr(conv3d, "FILTERS", (8, 32))
+    monkeypatch.setattr(conv3d, "BATCHES", (1, 8))
+    table = conv3d.fit_in(1.5, CONFIG)
+    assert table[8][0] > table[8][1] and table[8][0] > table[32][0]
+    monkeypatch.setattr(conv3d, "FILTERS", (8,))
+    assert conv3d.fit_in(1.5, {**CONFIG, "input_shape": (16, 16, 16, 128)})[8][0] < table[8][0]
 
 
 def test_simulation_is_fixed_by_its_seed():
@@ -176,18 +91,40 @@ def test_simulation_is_fixed_by_its_seed():
 
 
 @pytest.mark.parametrize(("flags", "words"), BAD)
-def test_bad_flags_are_one_sentence_exit_code_2_and_no_run(flags, words, store, capsys):
-    import mlflow
-
+def test_bad_flags_are_one_sentence_exit_code_2_and_touch_nothing(flags, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         conv3d.main(flags.split())
-    assert stop.value.code == 2 and words in capsys.readouterr().err
-    assert mlflow.MlflowClient().get_experiment_by_name(conv3d.EXPERIMENT) is None
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and words in said and len(said.splitlines()) == 2  # the other is the usage
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_for_any_network_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as stop:
+        conv3d.main(["--fit-in", "0.1"])
+    assert stop.value.code == 2 and "too small" in capsys.readouterr().err
+
+
+def test_network_that_would_not_fit_is_accounted_for_and_not_measured(monkeypatch):
+    """In this process, where the account can be told that little is free."""
+    monkeypatch.setattr(memory, "free_memory", lambda: 50 * memory.MIB)
+    waited = []
+    found = conv3d.examine(CONFIG, lambda: waited.append(True))
+    assert found["measured"] is None and found["predicted"]["total"] > 50 and waited
+    assert "GiB of memory, of which 0.0 GiB are free" in conv3d.describe_refusal(found)
+
+
+def test_a_switched_off_onednn_is_told(monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(conv3d, "fit_in", lambda gib, config: {})
+    assert "switches oneDNN off" in conv3d.describe_fit(1.5, CONFIG)
 
 
 def test_help_answers_before_keras_is_imported():
     code = "import sys, conv3d_analysis; assert not {'keras', 'tensorflow', 'matplotlib', 'mlflow'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(conv3d.__file__).parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +133,7 @@ def finished(tmp_path_factory, migrated_database):
     folder = tmp_path_factory.mktemp("conv3d")
     (folder / "mlflow.db").write_bytes(migrated_database.read_bytes())
     flags = "--input-shape 16 16 16 1 --filters 4 --steps 5 --seed 3 --out-dir out"
-    environment = {**os.environ, "PYTHONPATH": str(Path(conv3d.__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     code = "import sys, conv3d_analysis; print('id', conv3d_analysis.main(sys.argv[1:]))"
     script = folder / "run.py"
     script.write_text(f"{code.split('; ')[0]}\nif __name__ == '__main__':\n    {code.split('; ')[1]}\n")
@@ -208,6 +145,7 @@ def finished(tmp_path_factory, migrated_database):
         capture_output=True,
         text=True,
     )
+    assert done.stderr == ""
     return folder, done.stdout.split()[-1], done.stdout
 
 
@@ -230,7 +168,7 @@ def test_run_holds_architecture_parameters_and_marked_simulation(finished, monke
     assert [m.value for m in history] == conv3d.simulate(5, seed=3)["simulated/dice"]
     assert [m.step for m in history] == [1, 2, 3, 4, 5]
     assert all("/" in key for key in run.data.metrics)
-    assert run.data.metrics["measured/peak_mib"] > 0
+    assert run.data.metrics["measured/peak_mib"] > 0 and run.data.metrics["predicted/total_mib"] > 0
 
     artifacts = folder / "mlruns" / conv3d.EXPERIMENT / run_id / "artifacts"
     assert {path.name for path in artifacts.iterdir()} == {
@@ -238,8 +176,8 @@ def test_run_holds_architecture_parameters_and_marked_simulation(finished, monke
         "model",
         "simulated_curves.png",
         "simulation.json",
-        "tradeoffs.png",
     }
+    assert {path.name for path in (folder / "out").iterdir()} == set(conv3d.FILES)
     simulation = json.loads((artifacts / "simulation.json").read_text())
     assert simulation["seed"] == 3 and simulation["formula"] == conv3d.SIMULATION
     rebuilt = keras.models.model_from_json((artifacts / "model" / "architecture.json").read_text())
@@ -253,19 +191,57 @@ def test_run_holds_architecture_parameters_and_marked_simulation(finished, monke
     assert sum(int(row["parameters"]) for row in rows) == built.count_params()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_two_signals_end_the_script_and_its_process(store):
+    """0.3 s apart, while TensorFlow is imported there and MLflow here: exit code, sentence, nothing left over."""
+    command = [sys.executable, ROOT / "conv3d_analysis.py", "--input-shape", "64", "64", "64", "1", "--filters", "16"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    script = subprocess.Popen(command, cwd=store, **options)
+    time.sleep(2)
+    children = psutil.Process(script.pid).children(recursive=True)
+    started = time.monotonic()
+    script.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    script.send_signal(signal.SIGTERM)
+    _, errors = script.communicate(timeout=20)
+    assert time.monotonic() - started < 5
+    assert script.returncode == 143 and errors == "conv3d_analysis.py: stopped by SIGTERM.\n"
+    assert children and not psutil.wait_procs(children, timeout=5)[1]
+    assert not list((store / "outputs").rglob("*.*"))
+
+
 @pytest.mark.slow
 def test_study_measures_the_grid_as_children_of_one_run(store, monkeypatch):
     import mlflow
 
     grid = [{**CONFIG, "filters": 8}, {**CONFIG, "input_shape": (4096, 4096, 4096, 1)}]
-    monkeypatch.setattr(conv3d, "study_grid", lambda: grid)
-    parent = conv3d.main(["--study", "--out-dir", "out"])
+    monkeypatch.setattr(memory_study, "study_grid", lambda: grid)
+    monkeypatch.setattr(_common, "RESULTS", store)
+    monkeypatch.setattr(memory_study, "PICTURES", store / "pictures")
+    (store / "pictures").mkdir()
+    parent = memory_study.main([])
     runs = mlflow.search_runs(experiment_names=[conv3d.EXPERIMENT], output_format="list")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
     assert sorted(run.data.tags["status"] for run in children) == ["measured", "would not fit"]
-    rows = json.loads((store / "out" / "conv3d_study.json").read_text())["rows"]
+    rows = json.loads((store / "conv3d_study.json").read_text())["rows"]
     assert rows[0]["error"] == rows[0]["predicted_total_mib"] / rows[0]["measured_peak_mib"] - 1
     assert "measured_peak_mib" not in rows[1]
+    assert {path.name for path in (store / "pictures").iterdir()} == {"conv3d_study.png", "tradeoffs.png"}
+
+
+def test_recorded_study_holds_what_it_says():
+    study = json.loads((ROOT / "benchmarks" / "results" / "conv3d_study.json").read_text())
+    summary = memory_study.summarize(study["rows"])
+    assert {name: summary[name] for name in summary.keys() & study["summary"].keys()}.items() <= study[
+        "summary"
+    ].items()
+    assert summary["median_error"] <= 0.15 and summary["largest_error"] <= 0.30 and summary["spearman"] >= 0.98
+    assert study["provenance"]["git.dirty"] == "false"
+
+
+def test_grid_of_the_study_has_the_full_cross_and_no_row_twice():
+    grid = memory_study.study_grid()
+    assert len(grid) == len({json.dumps(config) for config in grid}) == 4 * 3 * 4 + 2 * 2 * 4 + 2 * 2 + 1
 
 
 @pytest.mark.slow
@@ -307,7 +283,7 @@ def test_a_real_server_serves_the_run_over_its_rest_api(finished):
         history = api(f"metrics/get-history?run_id={run_id}&metric_key=simulated/loss")["metrics"]
         assert [m["value"] for m in history] == conv3d.simulate(5, seed=3)["simulated/loss"]
         listed = {file["path"] for file in api(f"artifacts/list?run_id={run_id}")["files"]}
-        assert {"layers.csv", "tradeoffs.png", "model"} <= listed
+        assert {"layers.csv", "simulation.json", "model"} <= listed
         architecture = json.loads(ask(f"get-artifact?run_uuid={run_id}&path=model/architecture.json"))
         assert architecture["class_name"] == "Functional"
     finally:

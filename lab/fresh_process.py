@@ -1,0 +1,84 @@
+"""A function in a process of its own, where nothing else takes memory or time; it ends with the one that began it.
+
+    with FreshProcess(examine, config) as child:
+        ...                         # meanwhile here
+        found = child.result()
+
+`examine(config, go_ahead)` must be importable. Where it calls `go_ahead()`, it waits for `result` to be asked for: what
+it does then has the machine to itself.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing import connection, get_context, parent_process
+
+from lab.signals import SIGNALS
+
+
+class FreshProcess:
+    """The process, killed at the end of the `with` block at the latest."""
+
+    def __init__(self, function: Callable, *args):
+        context = get_context("spawn")
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(target=_work, args=(there, function, *args), daemon=True)
+        # A signal in the middle would leave a process that nobody knows. The new one inherits the block.
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if hasattr(signal, "pthread_sigmask") else None
+        try:
+            self._process.start()
+        finally:
+            there.close()
+            if masked is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+    def __enter__(self) -> "FreshProcess":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def result(self):
+        """What the function returns.
+
+        Raises:
+            ValueError: the function's own.
+            MemoryError: if the process was killed, as a system does for want of memory.
+            RuntimeError: for any other failure.
+        """
+        try:
+            self._pipe.send("go")
+            result = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise MemoryError(f"the process that measures was killed, exit code {self._process.exitcode}") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def _work(pipe: connection.Connection, function: Callable, *args) -> None:
+    """What the new process does."""
+    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C stays blocked: it strikes all processes of a terminal
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signum for signum in SIGNALS if signum != signal.SIGINT])
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the notes of TensorFlow's libraries; exceptions travel by the pipe
+    try:
+        result = function(*args, pipe.recv)
+    except ValueError as error:
+        result = error
+    except Exception as error:  # of a class that may not be known there
+        result = RuntimeError(f"{type(error).__name__}: {str(error)[:500]}")
+    pipe.send(result)
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that began it is gone, however that came."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)

@@ -40,7 +40,11 @@ def train(folder, num, *flags):
     """Train with `num` processes; exit codes and consoles."""
     port = free_port()
     processes = [start(folder, i, num, port, *flags) for i in range(num)]
-    consoles = [process.communicate(timeout=300)[0] for process in processes]
+    try:
+        consoles = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [process.returncode for process in processes], consoles
 
 

@@ -41,6 +41,17 @@ def test_in_bfloat16_the_singular_values_come_out_as_level():
     assert values.min() >= 0.66 and values.max() <= 1.24
 
 
+@pytest.mark.parametrize("shape", [(27, 8), (108, 8), (216, 16), (64, 16)])
+@pytest.mark.parametrize("rest", [0.3, 0.03, 0.003])
+def test_in_bfloat16_a_gradient_of_nearly_rank_one_makes_no_longer_step(shape, rest):
+    rng = np.random.default_rng(5)
+    for _ in range(5):
+        u, v = (np.linalg.qr(rng.standard_normal((n, shape[1])))[0] for n in shape)
+        matrix = (u * [1, *rest * rng.random(shape[1] - 1)]) @ v.T
+        result = np.array(orthogonalize(keras.ops.convert_to_tensor(matrix, "float32"), rounded="bfloat16"))
+        assert np.linalg.svd(result, compute_uv=False).max() < 1.3
+
+
 def test_products_are_made_in_the_networks_precision():
     assert rounded_products("float32") != "bfloat16"
     keras.config.set_dtype_policy("mixed_bfloat16")

@@ -75,8 +75,8 @@ def orthogonalize(matrix, scale=1.0, rounded: str | None = "device"):
 
     X becomes X p(G) five times, with G = X^T X and p(G) = a + b G + c G^2. Each p(G) is a polynomial of the first G, so
     they commute, and G becomes p(G)^2 G: most products are those of a square matrix of the smaller side, and X is
-    multiplied once, by all p(G) together. Where factors are rounded to fewer bits, an eigenvalue of G that ought to be 0
-    may come out below it, and grows about 12-fold with each iteration: X is then brought up to date before the fourth
+    multiplied once, by all p(G) together. Where factors are rounded to fewer bits, an eigenvalue of G that ought to be
+    0 may come out below it, and grows about 12-fold with each iteration: X is then brought up to date before the fourth
     iteration as well, in bfloat16 before every one (a gradient of rank one made steps that were 8,000 times too long).
 
     Args:

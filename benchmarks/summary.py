@@ -3,37 +3,81 @@
     python -m benchmarks.summary            # says which page does not say what is recorded
     python -m benchmarks.summary --write    # mends it
 
-A line `<!-- NAME -->` in a page says what follows it, up to the next empty line: what PIECES[NAME] makes of the
-records; `<!-- origin RECORD -->` is where and when a record was made.
+A line `<!-- NAME -->` in a page says what follows it, up to the next empty line: what PIECES[NAME] makes of its record.
 """
 
 import argparse
 import re
+import statistics
 
-from benchmarks import noise, photographs, scores, time_to_score
-from benchmarks._common import ROOT, read, rows, table
+from benchmarks import faults, noise, photographs, scores, time_to_score
+from benchmarks._common import ROOT, read, table
 
+QUESTIONS = {  # what each benchmark asks, by its record
+    "scores": "how good are the recipes, and what is each ingredient for?",
+    "time_to_score": "how soon is the score of the lab report reached?",
+    "noise": "how far is the network from a fit that knows the shape?",
+    "train_step": "how fast are training and prediction beside PyTorch's?",
+    "train_step_3d": "the same on volumes (`train_step --ndim 3`)",
+    "gpu": "the same on a graphics card, and how the cost grows with the size",
+    "generator": "what do images cost beside their noise?",
+    "metrics_speed": "what do scores cost beside others'?",
+    "prediction": "is a loaded model as fast, and the same?",
+    "tiles": "how fast and how large are the pictures of `predict.py`?",
+    "memory": "what memory do more training images take?",
+    "conv3d_study": "is the memory of 3D networks what was predicted (`memory_study`)?",
+    "photographs": "does a network that has seen circles find coins?",
+    "faults": "what of kills, signals, dead servers, full disks and bad input is survived?",
+}
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 STUDY = [  # what is shown of the memory study: side, filters, kernel, downsampling, precision
     (64, 16, 3, "late", "float32"),
-    (64, 16, 5, "late", "float32"),
     (64, 16, 7, "late", "float32"),
-    (64, 8, 3, "late", "float32"),
     (64, 32, 3, "late", "float32"),
     (32, 16, 3, "late", "float32"),
-    (48, 16, 3, "late", "float32"),
     (96, 16, 3, "late", "float32"),
     (64, 16, 3, "early", "float32"),
-    (64, 32, 3, "early", "float32"),
     (64, 16, 3, "late", "mixed_bfloat16"),
     (96, 32, 3, "late", "float32"),
-    (96, 32, 3, "late", "mixed_bfloat16"),
     (256, 32, 3, "late", "float32"),
 ]
 
 
+def index() -> str:
+    """What each benchmark asks, and when, where and at which commit it was recorded, in Markdown."""
+    lines = []
+    for name, question in QUESTIONS.items():
+        lines.append([f"`{name}`", question, *(origin(name) if read(name) else ["not yet", "", ""])])
+    return table(["record", "asks", "day", "machine", "commit"], lines)
+
+
+def origin(name: str) -> list[str]:
+    """Days, machines and commits of a record."""
+    found = read(name)
+    parts = [found, *found.get("rows", [])]
+    provenances = [part["provenance"] for part in parts if "provenance" in part]
+    commits = {p["mlflow.source.git.commit"][:7] for p in provenances} | {
+        p["commit"][:7] for p in parts if "commit" in p
+    }
+    flags = {" ".join(part["machine"]["flags"]) for part in parts if "machine" in part}
+    machine = ", ".join(sorted({provenance["device"] for provenance in provenances}))
+    days = sorted({part["date"] for part in parts if "date" in part})
+    days = days[:1] + [day[5:] for day in days[1:]]  # the year once
+    return [
+        ", ".join(days),
+        f"{machine} ({', '.join(sorted(flags))})" if flags else machine,
+        ", ".join(sorted(commits)),
+    ]
+
+
+def made(found: dict) -> str:
+    """When and where the scores were recorded, in one sentence."""
+    days, machine, commits = origin("scores")
+    return f"Recorded: {days}, {machine}, commit {commits}, by `python -m benchmarks.scores`."
+
+
 def comparisons() -> str:
-    """One line per comparison, in Markdown: what, figure, bound or partner; day and commit."""
+    """One line per comparison, in Markdown: what, figure, bound or partner."""
     describe = {
         "train_step": lambda found: steps(found, "images"),
         "train_step_3d": lambda found: steps(found, "volumes"),
@@ -42,51 +86,30 @@ def comparisons() -> str:
         "prediction": prediction,
         "tiles": tiles,
         "memory": memory,
-        "gpu": gpu,
     }
-    lines = []
-    for name, lines_of in describe.items():
-        found = read(name)
-        if found:
-            commit = found["provenance"]["mlflow.source.git.commit"]
-            lines += [[what, measured, f"{found['date']}, {commit[:7]}"] for what, measured in lines_of(found)]
-    return table(["", "measured", "day, commit"], lines)
-
-
-def origin(name: str) -> str:
-    """When, where and at which commit benchmarks/results/NAME.json was recorded, in one sentence."""
-    found = read(name)
-    parts = [found, *found.get("rows", [])]
-    provenances = [part["provenance"] for part in parts if "provenance" in part]
-    commits = [p["mlflow.source.git.commit"] for p in provenances] + [p["commit"] for p in parts if "commit" in p]
-    devices = {provenance["device"] for provenance in provenances}
-    flags = {" ".join(part["machine"]["flags"]) for part in parts if "machine" in part}
-    dates = sorted({part["date"] for part in parts if "date" in part})
-    when = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "an unknown day"
-    where = ", ".join(sorted(devices)) + "".join(f" ({flag})" for flag in sorted(flags))
-    return f"Recorded: {when}, {where}, commit {', '.join(sorted({commit[:7] for commit in commits}))}."
+    lines = [line for name, lines_of in describe.items() if read(name) for line in lines_of(read(name))]
+    return table(["", "measured"], lines)
 
 
 def steps(found: dict, things: str):
-    """Training step and prediction beside PyTorch's, and Keras's other backends."""
-    rows = {(r.get("call", "train"), r["precision"], r["batch"], r["side"]): r for r in found["rows"]}
-    verbs = {"train": f"training step, {things}", "predict": f"prediction, {things}"}
-    for call, precision, batch in dict.fromkeys(key[:3] for key in rows):
-        lab, *others = (row for key, row in rows.items() if key[:3] == (call, precision, batch))
-        torch = [(r["lab_against_it"], r["side"]) for r in others if r["side"].startswith("PyTorch")]
-        layouts = {"PyTorch": "PyTorch, channels last", "PyTorch, channels first": "channels first"}
+    """Training step and prediction beside PyTorch's, with the largest batch; Keras's other backends."""
+    names = {"PyTorch": "PyTorch, channels last", "PyTorch, channels first": "channels first"}
+    verbs = {"train": "training step", "predict": "prediction"}
+    batch = max(row["batch"] for row in found["rows"])
+    of = {}
+    for row in found["rows"]:
+        if row["batch"] == batch:
+            of.setdefault((row.get("call", "train"), row["precision"]), []).append(row)
+    for (call, precision), (lab, *others) in of.items():
+        beside = [
+            f"{row['lab_against_it']:.2f} times {names.get(row['side'], row['side'].replace(', ', ' on '))}"
+            for row in others
+        ]
         yield (
-            f"{verbs[call]}, {precision}, batch {batch}",
+            f"{verbs[call]}, {things}, {precision}, batch {batch}",
             f"{lab['images_per_second']:.1f} {things}/s, {lab['share_of_matrix_product']:.0%} of a large matrix "
-            "product's rate; " + ", ".join(f"{ratio:.2f} times {layouts[side]}" for ratio, side in torch),
+            f"product's rate; {', '.join(beside)}",
         )
-    others = [r for key, r in rows.items() if key[:2] == ("train", "float32") and key[3].startswith("Keras, ")]
-    last = max(r["batch"] for r in others)
-    shown = [r for r in others if r["batch"] == last][1:]
-    yield (
-        f"training step, {things}, other backends",
-        ", ".join(f"{r['lab_against_it']:.1f} times {r['side'].replace(', ', ' on ')}" for r in shown),
-    )
 
 
 def generator(found: dict):
@@ -151,21 +174,16 @@ def memory(found: dict):
     )
 
 
-def gpu(found: dict):
-    """A graphics card."""
-    for row in found["rows"]:
-        if row["side"] == "PyTorch" and row["call"] == "train":
-            (lab,) = (
-                other
-                for other in found["rows"]
-                if other["side"] != "PyTorch" and (other["call"], other["shape"]) == ("train", row["shape"])
-            )
-            size = "x".join(map(str, row["shape"][:-1]))
-            yield (
-                f"{found['card']}: training step, {size}, {row['precision']}, batch {row['batch']}",
-                f"{lab['values_per_second'] / 1e6:.0f} million pixels/s, {lab['share_of_matrix_product']:.0%} of a "
-                f"large matrix product's rate; {row['lab_against_it']:.2f} times PyTorch, channels last, compiled",
-            )
+def gpu(found: dict) -> str:
+    """The training step on a graphics card, by size, in Markdown."""
+    lines = []
+    trained = [row for row in found["rows"] if row["call"] == "train"]
+    for lab, torch in zip(trained[::2], trained[1::2], strict=True):
+        size = "x".join(map(str, lab["shape"][:-1]))
+        speed = f"{lab['values_per_second'] / 1e6:.0f}"
+        lines.append([size, lab["batch"], speed, f"{lab['share_of_matrix_product']:.0%}", torch["lab_against_it"]])
+    titles = ["size", "batch", "million pixels or voxels/s", "share of a matrix product's rate", "times PyTorch"]
+    return table(titles, lines)
 
 
 def study(found: dict) -> str:
@@ -188,14 +206,26 @@ def study(found: dict) -> str:
 
 
 def study_errors(found: dict) -> str:
-    """How good the predictions of memory are, in one sentence."""
-    errors = [row["error"] for row in found["rows"] if row["status"] == "measured"]
-    summary = found["summary"]
-    return (
-        f"Of {len(errors)} networks measured, the median absolute error is {summary['median_error']:.1%}, the largest "
-        f"{summary['largest_error']:.1%}; {sum(abs(error) <= 0.15 for error in errors)} lie within 15%; on average the "
-        f"prediction is off by {sum(errors) / len(errors):+.1%}; Spearman {summary['spearman']:.3f}."
+    """How good the predictions of memory are, in a few sentences."""
+    errors = measured_errors(found["rows"])
+    text = (
+        f"Of {len(errors)} networks measured, the median absolute error is {found['summary']['median_error']:.1%}, the "
+        f"largest {found['summary']['largest_error']:.1%}; {sum(abs(error) <= 0.15 for error in errors)} lie within "
+        f"15%; on average the prediction is off by {statistics.mean(errors):+.1%}; Spearman "
+        f"{found['summary']['spearman']:.3f}."
     )
+    if "unet" in found:
+        errors = measured_errors(found["unet"])
+        text += f" Of {len(errors)} U-Nets on volumes the largest absolute error is {max(map(abs, errors)):.1%}."
+    if "without_onednn" in found:
+        times = [row["measured_peak_mib"] / row["predicted_total_mib"] for row in found["without_onednn"]]
+        text += f" Without oneDNN a step takes {min(times):.1f} to {max(times):.1f} times what is predicted."
+    return text
+
+
+def measured_errors(rows: list[dict]) -> list[float]:
+    """(predicted - measured) / measured of the rows that were measured."""
+    return [row["error"] for row in rows if row["status"] == "measured"]
 
 
 def seeds_of_photographs(found: dict) -> str:
@@ -205,35 +235,39 @@ def seeds_of_photographs(found: dict) -> str:
     return f"Over {len(of['coins'])} seeds the varied circles give {told}; the other rows are one seed."
 
 
-PIECES = {
-    "main_table": lambda: scores.main_table(rows("scores")),
-    "ablation_table": lambda: scores.ablation_table(rows("scores")),
-    "short_sentence": lambda: scores.short_sentence(rows("scores")),
-    "time_to_score": lambda: time_to_score.scores_table(rows("time_to_score")),
-    "noise": lambda: noise.scores_table(rows("noise")),
-    "comparisons": comparisons,
-    "study": lambda: study(read("conv3d_study")),
-    "study_errors": lambda: study_errors(read("conv3d_study")),
-    "photographs": lambda: photographs.scores_table(read("photographs")),
-    "seeds_of_photographs": lambda: seeds_of_photographs(read("photographs")),
-    "origin": origin,
+PIECES = {  # name: the record that must be there, and what the page says of it
+    "main_table": ("scores", lambda found: scores.main_table(found["rows"])),
+    "made": ("scores", made),
+    "index": (None, lambda found: index()),
+    "ablation_table": ("scores", lambda found: scores.ablation_table(found["rows"])),
+    "short_sentence": ("scores", lambda found: scores.short_sentence(found["rows"])),
+    "time_to_score": ("time_to_score", lambda found: time_to_score.scores_table(found["rows"])),
+    "noise": ("noise", lambda found: noise.scores_table(found["rows"])),
+    "comparisons": (None, lambda found: comparisons()),
+    "gpu": ("gpu", gpu),
+    "study": ("conv3d_study", study),
+    "study_errors": ("conv3d_study", study_errors),
+    "photographs": ("photographs", photographs.scores_table),
+    "seeds_of_photographs": ("photographs", seeds_of_photographs),
+    "faults": ("faults", lambda found: faults.scores_table(found["rows"])),
 }
 
 
-def fill(page: str) -> str:
-    """A page whose marked pieces are those of the records.
+def piece(name: str) -> str:
+    """What a page says after `<!-- NAME -->`.
 
     Raises:
-        ValueError: for a mark that PIECES does not know.
+        ValueError: for a name that PIECES does not know.
     """
+    if name not in PIECES:
+        raise ValueError(f"<!-- {name} --> is no piece that is known: {', '.join(PIECES)}.")
+    record, write = PIECES[name]
+    return write(read(record) if record else {}) if record is None or read(record) else "Not recorded yet."
 
-    def replace(mark):
-        name, *arguments = mark[1].split()
-        if name not in PIECES:
-            raise ValueError(f"<!-- {mark[1]} --> is no piece that is known: {', '.join(PIECES)}.")
-        return f"<!-- {mark[1]} -->\n{PIECES[name](*arguments)}"
 
-    return re.sub(r"<!-- ([^\n]+?) -->(\n[^\n]+)*", replace, page)
+def fill(page: str) -> str:
+    """A page whose marked pieces are those of the records."""
+    return re.sub(r"<!-- ([^\n]+?) -->(\n[^\n]+)*", lambda mark: f"<!-- {mark[1]} -->\n{piece(mark[1])}", page)
 
 
 def main(argv=None) -> None:

@@ -56,7 +56,7 @@ def keras_side(work: dict) -> dict:
     """What the side can be asked for, {name: function of how often}, its parameters, and the network's arithmetic."""
     keras = backend.import_keras()
 
-    from lab.memory import layer_costs, training_multiply_adds
+    from lab.costs import layer_costs, training_multiply_adds
     from metrics import DiceLoss
     from unet_segmentation import build_unet
 

@@ -25,7 +25,8 @@ import data_synth
 import unet_segmentation as unet
 from benchmarks import _common
 from lab import backend, command_line, results, tracking, training
-from lab.memory import layer_costs, training_memory
+from lab.costs import layer_costs
+from lab.memory import training_memory
 from lab.surfaces import surface_distances
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import summary
+from benchmarks import _common, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in summary.PAGES}
@@ -20,16 +20,34 @@ def test_tables_and_figures_are_those_of_the_records(page):
 
 
 def test_every_piece_of_the_records_stands_on_a_page():
-    marks = {mark.split()[0] for page in PAGES.values() for mark in re.findall(r"<!-- ([^\n]+?) -->", page)}
+    marks = {mark for page in PAGES.values() for mark in re.findall(r"<!-- ([^\n]+?) -->", page)}
     assert marks == set(summary.PIECES)
 
 
+def test_every_record_and_every_benchmark_is_in_the_index():
+    recorded = {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert recorded <= set(summary.QUESTIONS)
+    scripts = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text()]
+    told = " ".join([*summary.QUESTIONS, *summary.QUESTIONS.values()])
+    assert [script for script in scripts if script not in told] == ["summary"]
+
+
 def test_a_piece_ends_at_the_next_empty_line_and_an_unknown_one_is_refused(monkeypatch):
-    monkeypatch.setitem(summary.PIECES, "sum", lambda a, b: f"{a} + {b}")
-    assert summary.fill("before\n<!-- sum 1 2 -->\nold\nold\n\nafter\n") == "before\n<!-- sum 1 2 -->\n1 + 2\n\nafter\n"
-    assert summary.fill("<!-- sum 1 2 -->\n\nafter\n") == "<!-- sum 1 2 -->\n1 + 2\n\nafter\n"
+    monkeypatch.setitem(summary.PIECES, "sum", (None, lambda found: "1 + 2"))
+    assert summary.fill("before\n<!-- sum -->\nold\nold\n\nafter\n") == "before\n<!-- sum -->\n1 + 2\n\nafter\n"
+    assert summary.fill("<!-- sum -->\n\nafter\n") == "<!-- sum -->\n1 + 2\n\nafter\n"
     with pytest.raises(ValueError, match="no piece that is known"):
-        summary.fill("<!-- product 1 2 -->\n")
+        summary.fill("<!-- product -->\n")
+
+
+def test_what_is_not_recorded_is_said_to_be(monkeypatch, tmp_path):
+    monkeypatch.setattr(_common, "RESULTS", tmp_path)
+    assert summary.piece("noise") == "Not recorded yet."
+    assert "| `noise` | how far" in summary.index() and "| not yet |  |  |" in summary.index()
+
+
+def test_both_pages_stay_readable_in_one_go():
+    assert len(PAGES["benchmarks/README.md"].splitlines()) <= 200
 
 
 def test_the_shown_rows_of_the_memory_study_are_the_recorded_ones():

@@ -15,12 +15,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from benchmarks import _common
-from lab import backend
+from lab import backend, command_line
 from lab.results import written_aside
 from report import experiments
 
@@ -65,6 +64,9 @@ def of_other_code(results: dict) -> list[str]:
 
 def run_missing(names) -> None:
     """Run the cells that are not recorded, each recorded at once with its circumstances."""
+    for record, reader in experiments.RECORDS.items():
+        if reader in names:
+            experiments.benchmark(record)  # what is missing is said before the work, not after it
     missing = missing_cells(load(), names)
     if missing:
         backend.import_keras()
@@ -135,6 +137,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command_line.script
 def main(argv=None) -> None:
     args = parse_args(argv)
     if args.list:
@@ -156,8 +159,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\nInterrupted: what is done is recorded, the next build goes on from there.", file=sys.stderr)
-        sys.exit(130)
+    main()

@@ -81,11 +81,15 @@ def summarize(runs: list[dict]) -> dict:
     return {name: over_seeds(values) for name, values in kept.items() if values}
 
 
+RECORDS = {"scores": "e1", "time_to_score": "e1", "conv3d_study": "e7", "noise": "e9"}  # of benchmarks/, by reader
+
+
 def benchmark(name: str) -> dict:
-    """What `benchmarks/results/NAME.json` holds."""
+    """What `benchmarks/results/NAME.json` holds; ValueError if it is not there."""
     found = _common.read(name)
     if not found:
-        raise FileNotFoundError(f"benchmarks/results/{name}.json is missing: python -m benchmarks.{name} records it.")
+        script = "memory_study" if name == "conv3d_study" else name
+        raise ValueError(f"benchmarks/results/{name}.json is missing: python -m benchmarks.{script} records it.")
     return found
 
 

@@ -46,6 +46,24 @@ def test_what_is_not_recorded_is_said_to_be(monkeypatch, tmp_path):
     assert "| `noise` | how far" in summary.index() and "| not yet |  |  |" in summary.index()
 
 
+def test_comparisons_of_every_call_and_size_are_told():
+    def rows(shape, sides, **more):
+        row = {"precision": "float32", "shape": shape, "batch": 2, "share_of_matrix_product": 0.5, **more}
+        own = {"Keras, TensorFlow": 1.0, "Keras, JAX": 1.0}
+        return [
+            {**row, "call": call, "side": side, "images_per_second": 10.0, "lab_against_it": own.get(side, 1.25)}
+            for call in ("train", "predict")
+            for side in sides
+        ]
+
+    found = {"rows": rows([48, 48, 48, 1], ("Keras, TensorFlow", "PyTorch", "PyTorch, channels first"))}
+    told = dict(summary.steps(found, "volumes"))
+    assert list(told) == [f"{call}, volumes, float32, batch 2" for call in ("training step", "prediction")]
+    assert all("1.25 times PyTorch, channels last, 1.25 times channels first" in text for text in told.values())
+    found = {"rows": rows([64, 64, 1], ("Keras, JAX", "PyTorch"), values_per_second=3e6)}
+    assert summary.gpu(found).splitlines()[2:] == ["| 64x64 | 2 | 3 | 50% | 1.25 |"]
+
+
 def test_both_pages_stay_readable_in_one_go():
     assert len(PAGES["benchmarks/README.md"].splitlines()) <= 200
 

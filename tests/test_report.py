@@ -101,6 +101,13 @@ def test_every_cell_is_recorded_with_its_circumstances():
         assert {"python.version", "device", "mlflow.source.git.commit"} <= cell["provenance"].keys()
 
 
+def test_a_record_that_is_missing_is_named_with_its_command_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments._common, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        build.main(["--only", "e7"])
+    assert stopped.value.code == 2 and "python -m benchmarks.memory_study records it" in capsys.readouterr().err
+
+
 def test_a_cell_is_of_other_code_where_a_file_that_may_have_made_it_has_changed(tmp_path, monkeypatch):
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")

@@ -27,6 +27,7 @@ QUESTIONS = {  # what each benchmark asks, by its record
     "memory": "what memory do more training images take?",
     "conv3d_study": "is the memory of 3D networks what was predicted (`memory_study`)?",
     "photographs": "does a network that has seen circles find coins?",
+    "brain": "does a 3D U-Net find grey matter on a real scan, beside MONAI's networks?",
     "faults": "what of kills, signals, dead servers, full disks and bad input is survived?",
 }
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")

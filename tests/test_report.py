@@ -89,7 +89,7 @@ def test_a_missing_key_reference_or_function_stops_the_build(copy, text, message
 def test_no_measured_number_is_typed_into_the_text():
     """Scores have three decimals or more: none of them stands in the source, but the original's two."""
     for edition in build.EDITIONS:
-        text = (REPORT / f"report.{edition}.typ").read_text()
+        text = (REPORT / f"report.{edition}.typ").read_text(encoding="utf-8")
         assert set(re.findall(r"\b0[.,]\d{3,}", text)) <= {"0.9937", "0.9875", "0,9937", "0,9875"}
 
 

@@ -27,11 +27,9 @@ def test_every_piece_of_the_records_stands_on_a_page():
 def test_every_record_and_every_benchmark_is_in_the_index():
     recorded = {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     assert recorded <= set(summary.QUESTIONS)
-    scripts = [
-        path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")
-    ]
+    files = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")]
     told = " ".join([*summary.QUESTIONS, *summary.QUESTIONS.values()])
-    assert [script for script in scripts if script not in told] == ["summary"], "add it to summary.QUESTIONS"
+    assert [path.stem for path in files if path.stem not in told] == ["summary"], "add it to summary.QUESTIONS"
 
 
 def test_a_piece_ends_at_the_next_empty_line_and_an_unknown_one_is_refused(monkeypatch):

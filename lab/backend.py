@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def prepare() -> None:
     """Set what the backend reads when it is imported; what the user has set stays."""
+    os.environ["MPLBACKEND"] = "Agg"  # no picture needs a screen; with one that is not there Matplotlib does not start
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its notes on drivers that are not there; exceptions stay
     # TensorFlow's own memory pool: with the system's, every step maps and clears its memory anew (20% slower).
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")

@@ -206,3 +206,20 @@ def _refuse_code(path: Path, config) -> None:
 
 def _has_code(path: Path) -> ValueError:
     return ValueError(f"the model {path} has code in it (a Lambda layer or a class); it is not run.")
+
+
+def copy_weights(path: Path, model) -> None:
+    """Give `model` the weights of a model file of the same network.
+
+    Raises:
+        ValueError: as `load_model` does, or if it is another network: with the first weights that differ.
+    """
+    weights = load_model(path).network.get_weights()
+    shapes = [[tuple(array.shape) for array in arrays] for arrays in (weights, model.get_weights())]
+    if shapes[0] != shapes[1]:
+        there, here = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), map(len, shapes))
+        raise ValueError(
+            f"--start-from {path} holds another network: weights of shape {there} where {here} are needed; give the "
+            "flags that it was trained with (--filters, --skips), or train it anew."
+        )
+    model.set_weights(weights)

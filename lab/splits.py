@@ -6,6 +6,8 @@ A sample is what `lab/patches.py` cuts patches from; to be split by regions it a
 what lies at `place`, a tuple of slices.
 """
 
+import hashlib
+
 import numpy as np
 
 
@@ -126,3 +128,10 @@ def _refuse_empty(samples):
         if not sample.mask.any():
             raise ValueError(f"the mask of {sample.name} is empty: of one or two pictures, each must hold objects.")
     raise ValueError("split by regions, one part holds no object: take a smaller --size, or at least 3 pictures.")
+
+
+def describe(parts: dict[str, list]) -> str:
+    """Number of samples and a digest of names, shapes and masks, so that a resumed run meets the same ones."""
+    samples = sorted((sample for part in parts.values() for sample in part), key=lambda sample: sample.name)
+    about = [(sample.name, sample.image.shape, len(sample.objects)) for sample in samples]
+    return f"{len(samples)} samples, {hashlib.sha256(repr(about).encode()).hexdigest()[:16]}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import unet_segmentation as unet
 from lab import model_file, pictures
@@ -55,6 +56,8 @@ BAD = [
     ("--batch-size 10000000000", "at most 10^9"),
     ("--resume --overwrite", "give one of them"),
     ("--images . --masks . --recipe photographs", "draws circles"),
+    ("--images . --masks . --folds 1", "at least 2"),
+    ("--folds 3", "your own pictures"),
 ]
 
 
@@ -332,3 +335,46 @@ def test_a_plot_that_fails_costs_the_plot_alone(store, monkeypatch, capsys):
         unet.main([*SMALL, *["--epochs", "1", "--train-images", "4", "--precision", "float32", "--out-dir", "out"]])
     assert stop.value.code == 1 and "predictions.png could not be written (no font)." in capsys.readouterr().err
     assert {"model.keras", "scores.json", "curves.png"} <= {path.name for path in Path("out").iterdir()}
+
+
+@pytest.fixture
+def own_pictures(tmp_path):
+    """Six pictures of bright squares and their masks."""
+    rng = np.random.default_rng(0)
+    for name in ("pictures", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(6):
+        mask = np.zeros((40, 40), bool)
+        mask[8 : 20 + i, 8:20] = True
+        noisy = np.where(mask, 180, 60) + rng.integers(0, 30, mask.shape)
+        Image.fromarray(noisy.astype(np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
+    return "--images pictures --masks masks --size 32 --filters 4 --epochs 1 --train-images 8 --precision float32"
+
+
+def test_folds_test_every_picture_once_and_give_mean_and_spread(store, own_pictures, capsys):
+    import mlflow
+
+    mean = unet.main([*own_pictures.split(), "--folds", "2", "--out-dir", "out"])
+    tested = [json.loads(Path(f"out/fold-{k}/split.json").read_text())["test"] for k in (1, 2)]
+    assert sorted(sum(tested, [])) == [f"{i}.png" for i in range(6)]
+    found = json.loads(Path("out/folds.json").read_text())
+    both = [fold["image_dice"] for fold in found["folds"]]
+    assert mean["image_dice"] == pytest.approx(np.mean(both))
+    assert found["standard_deviation"]["image_dice"] == pytest.approx(np.std(both, ddof=1))
+    assert "standard deviation" in capsys.readouterr().out
+    runs = mlflow.search_runs(experiment_names=[unet.EXPERIMENT], output_format="list")
+    assert sorted(run.info.run_name[-11:] for run in runs) == ["fold 1 of 2", "fold 2 of 2"]
+
+
+def test_a_training_starts_from_another_ones_weights_and_refuses_another_network(store, own_pictures, capsys):
+    unet.main([*own_pictures.split(), "--out-dir", "first"])
+    flags = [*own_pictures.split(), "--start-from", "first/model.keras", "--learning-rate", "1e-12"]
+    unet.main([*flags, "--out-dir", "second"])
+    first, second = (model_file.load_model(Path(f"{name}/model.keras")).network for name in ("first", "second"))
+    for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    with pytest.raises(SystemExit) as stop:
+        unet.main([*flags, "--filters", "8", "--out-dir", "third"])
+    assert stop.value.code == 2 and "holds another network" in capsys.readouterr().err
+    assert not Path("third").exists()

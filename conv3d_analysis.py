@@ -145,18 +145,20 @@ def examine(config: dict, go_ahead) -> dict:
         "caveat": memory.caveat(),
     }
     go_ahead()
-    return {**found, "measured": measured | measure_steps(model, config, process) if fits else None}
+    if not fits:
+        return {**found, "measured": None}
+    model.compile(optimizer=config["optimizer"], loss="binary_crossentropy")
+    return {**found, "measured": measured | measure_steps(model, config["batch_size"], process)}
 
 
-def measure_steps(model, config: dict, process: int, num_steps: int = 3) -> dict[str, float]:
-    """Train some steps on noise and say what they took.
+def measure_steps(model, batch_size: int, process: int, num_steps: int = 3) -> dict[str, float]:
+    """Train a compiled model for some steps on noise and say what they took.
 
     Returns:
         `step_seconds` (the fastest, so without the compilation in the first), `forward_seconds` and `peak_mib` (the
         peak of the process over all steps, less the `process` bytes that it held before).
     """
-    model.compile(optimizer=config["optimizer"], loss="binary_crossentropy")
-    volumes = np.random.default_rng(0).random((config["batch_size"], *config["input_shape"]), np.float32)
+    volumes = np.random.default_rng(0).random((batch_size, *model.input_shape[1:]), np.float32)
     masks = (volumes[..., :1] > 0.5).astype(np.float32)
     step_seconds = min(timed(lambda: model.train_on_batch(volumes, masks)) for _ in range(num_steps))
     peak = memory.peak_memory() - process
@@ -181,20 +183,17 @@ def fit_in(gib: float, config: dict) -> dict[int, list[int]]:
     """
     keras = backend.import_keras()
     keras.ops.ones(1)
-    budget, table = gib - memory.resident_memory() / memory.GIB, {}
+    budget, channels, table = gib - memory.resident_memory() / memory.GIB, config["input_shape"][3], {}
     for filters in FILTERS:
         row = {**config, "filters": filters}
-        build = functools.cache(
-            lambda sides, row=row: make_model({**row, "input_shape": (*sides, config["input_shape"][3])})
-        )
-        plan = functools.partial(memory.largest_patch, build, budget, optimizer=config["optimizer"])
-        plans = [plan(batch_size=batch, processor=backend.processor()) for batch in BATCHES]
+        build = functools.cache(lambda sides, row=row: make_model({**row, "input_shape": (*sides, channels)}))
+        settings = {"optimizer": config["optimizer"], "processor": backend.processor()}
+        plans = [memory.largest_patch(build, budget, batch, **settings) for batch in BATCHES]
         table[filters] = [sides[0] if sides else 0 for sides, _ in plans]
         if not table[FILTERS[0]][0]:
-            smallest = plans[0][1][0]["gib"] - budget + gib
             raise ValueError(
                 f"--fit-in {gib:g} GiB is too small: TensorFlow and the smallest network (16^3 voxels, {filters} "
-                f"filters) need {smallest:.2f} GiB. Give at least that."
+                f"filters) need {plans[0][1][0]['gib'] + gib - budget:.2f} GiB. Give at least that."
             )
     return table
 
@@ -223,6 +222,65 @@ def draw_simulation(curves: dict):
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
+
+
+# For the console
+
+
+def describe_config(config: dict) -> str:
+    """A run's name: MLflow's own come from Python's random numbers, so that a fixed seed gives every run the same."""
+    sides = "x".join(map(str, config["input_shape"][:3]))
+    return (
+        f"{sides}, {config['filters']} filters, kernel {config['kernel_size']}, {config['downsampling']}, "
+        f"{config['precision'].removeprefix('mixed_')}"
+    )
+
+
+def describe(found: dict, curves: dict) -> str:
+    """The table of the layers, with a line of sums, and what was predicted, measured and simulated."""
+    lines = [f"{'layer':18}{'type':17}{'output shape':24}{'parameters':>11}{'10^6 multiply-adds':>20}{'MiB':>8}"]
+    total = {"name": "all", "type": "", "output_shape": ""}
+    for key in ("parameters", "multiply_adds", "activation_bytes"):
+        total[key] = sum(row[key] for row in found["layers"])
+    for row in (*found["layers"], total):
+        lines.append(
+            f"{row['name']:18}{row['type']:17}{row['output_shape']!s:24}{row['parameters']:11,}"
+            f"{row['multiply_adds'] / 1e6:20,.1f}{row['activation_bytes'] / memory.MIB:8.2f}"
+        )
+    measured = found["measured"]
+    lines += [
+        f"\nMemory of a training step, beside the {measured['process_mib']:.0f} MiB of the process before it: "
+        f"predicted {found['predicted']['total']:.0f} MiB, measured {measured['peak_mib']:.0f} MiB.",
+        *filter(None, [found["caveat"]]),
+        f"Measured: build {measured['build_seconds']:.2f} s, forward {measured['forward_seconds']:.3f} s, "
+        f"training step {measured['step_seconds']:.3f} s.",
+        f"SIMULATED, not trained: loss {curves['simulated/loss'][-1]:.3f}, Dice {curves['simulated/dice'][-1]:.3f} "
+        f"after {len(curves['step'])} steps.",
+    ]
+    return "\n".join(lines)
+
+
+def describe_refusal(found: dict) -> str:
+    """Why a network is not measured."""
+    gib, free = memory.MARGIN * found["predicted"]["total"] / 1024, memory.free_memory() / memory.GIB
+    return (
+        f"a training step of this network may take {gib:,.1f} GiB of memory, of which {free:.1f} GiB are free. Take "
+        f"fewer voxels, filters or volumes: --fit-in {free:.0f} shows what fits. {found['caveat'] or ''}"
+    ).strip()
+
+
+def describe_fit(gib: float, config: dict) -> str:
+    """The table of `fit_in`, and what it holds for."""
+    table = fit_in(gib, config)
+    lines = [f"Largest cubic patch (side in voxels, in steps of 16) that trains within {gib:g} GiB, by prediction:"]
+    lines.append(f"{'filters':>8}" + "".join(f"{f'batch {batch}':>10}" for batch in BATCHES))
+    lines += [f"{filters:8}" + "".join(f"{side or '-':>10}" for side in sides) for filters, sides in table.items()]
+    lines.append(
+        f"{config['input_shape'][3]} channels, {config['kernel_size']}^3 kernels, {config['downsampling']} "
+        f"downsampling, {config['precision']}, {config['optimizer']}; the whole process with TensorFlow in it, a step "
+        f"with {memory.MARGIN - 1:.0%} more than predicted, which covers the errors of the recorded study."
+    )
+    return "\n".join([*lines, *filter(None, [memory.caveat()])])
 
 
 # Command line
@@ -282,33 +340,6 @@ def check_size(args: argparse.Namespace) -> None:
 # From end to end
 
 
-@command_line.script
-def main(argv=None) -> str:
-    """Analyse one network and log it; return the MLflow run's id ("" after --fit-in, which has no run)."""
-    args = parse_args(argv)
-    keys = ("input_shape", "filters", "kernel_size", "downsampling", "precision", "batch_size", "optimizer")
-    config = {key: getattr(args, key) for key in keys}
-    if args.fit_in is not None:
-        print(describe_fit(args.fit_in, config))
-        return ""
-    with command_line.output_folder(args.out_dir) as out, FreshProcess(examine, config) as child:
-        tracking.open_store(EXPERIMENT, out)  # MLflow is imported here while TensorFlow is imported there, once
-        curves = simulate(args.steps, args.seed)
-        figure = draw_simulation(curves)
-        found = child.result()
-        if found["measured"] is None:
-            raise ValueError(describe_refusal(found))
-        with results.written_aside(out, FILES) as aside:
-            results.write_table(found["layers"], aside / "layers.csv")
-            what = {"what": "SIMULATED: no network was trained", "seed": args.seed, "formula": SIMULATION}
-            results.write_json(aside / "simulation.json", what | curves)
-            figure.savefig(aside / "simulated_curves.png", dpi=150)
-        run_id = log(args, config, found, curves, aside if aside.exists() else out)
-    print(describe(found, curves))
-    print(f"\nFiles: {args.out_dir}. MLflow run: {run_id}, to see it: {tracking.how_to_view()}")
-    return run_id
-
-
 def log(args: argparse.Namespace, config: dict, found: dict, curves: dict, folder: Path) -> str:
     """Log everything to a run of its own, what is simulated under names that say so; return its id."""
     description = (
@@ -336,63 +367,31 @@ def log(args: argparse.Namespace, config: dict, found: dict, curves: dict, folde
     return run.run_id
 
 
-# For the console
-
-
-def describe_config(config: dict) -> str:
-    """A run's name: MLflow's own come from Python's random numbers, so that a fixed seed gives every run the same."""
-    sides = "x".join(map(str, config["input_shape"][:3]))
-    return (
-        f"{sides}, {config['filters']} filters, kernel {config['kernel_size']}, {config['downsampling']}, "
-        f"{config['precision'].removeprefix('mixed_')}"
-    )
-
-
-def describe(found: dict, curves: dict) -> str:
-    """The table of the layers, with a line of sums, and what was predicted, measured and simulated."""
-    lines = [f"{'layer':18}{'type':17}{'output shape':24}{'parameters':>11}{'10^6 multiply-adds':>20}{'MiB':>8}"]
-    total = {"name": "all", "type": "", "output_shape": ""}
-    for key in ("parameters", "multiply_adds", "activation_bytes"):
-        total[key] = sum(row[key] for row in found["layers"])
-    for row in (*found["layers"], total):
-        lines.append(
-            f"{row['name']:18}{row['type']:17}{row['output_shape']!s:24}{row['parameters']:11,}"
-            f"{row['multiply_adds'] / 1e6:20,.1f}{row['activation_bytes'] / memory.MIB:8.2f}"
-        )
-    measured = found["measured"]
-    lines += [
-        f"\nMemory of a training step, beside the {measured['process_mib']:.0f} MiB of the process before it: "
-        f"predicted {found['predicted']['total']:.0f} MiB, measured {measured['peak_mib']:.0f} MiB.",
-        *([found["caveat"]] if found["caveat"] else []),
-        f"Measured: build {measured['build_seconds']:.2f} s, forward {measured['forward_seconds']:.3f} s, "
-        f"training step {measured['step_seconds']:.3f} s.",
-        f"SIMULATED, not trained: loss {curves['simulated/loss'][-1]:.3f}, Dice {curves['simulated/dice'][-1]:.3f} "
-        f"after {len(curves['step'])} steps.",
-    ]
-    return "\n".join(lines)
-
-
-def describe_refusal(found: dict) -> str:
-    """Why a network is not measured."""
-    gib, free = memory.MARGIN * found["predicted"]["total"] / 1024, memory.free_memory() / memory.GIB
-    return (
-        f"a training step of this network may take {gib:,.1f} GiB of memory, of which {free:.1f} GiB are free. Take "
-        f"fewer voxels, filters or volumes: --fit-in {free:.0f} shows what fits. {found['caveat'] or ''}"
-    ).strip()
-
-
-def describe_fit(gib: float, config: dict) -> str:
-    """The table of `fit_in`, and what it holds for."""
-    lines = [f"Largest cubic patch (side in voxels, in steps of 16) that trains within {gib:g} GiB, by prediction:"]
-    table = fit_in(gib, config)
-    lines.append(f"{'filters':>8}" + "".join(f"{f'batch {batch}':>10}" for batch in BATCHES))
-    lines += [f"{filters:8}" + "".join(f"{side or '-':>10}" for side in sides) for filters, sides in table.items()]
-    lines.append(
-        f"{config['input_shape'][3]} channels, {config['kernel_size']}^3 kernels, {config['downsampling']} "
-        f"downsampling, {config['precision']}, {config['optimizer']}; the whole process with TensorFlow in it, a step "
-        f"with {memory.MARGIN - 1:.0%} more than predicted, which covers the errors of the recorded study."
-    )
-    return "\n".join(lines + [memory.caveat()] * bool(memory.caveat()))
+@command_line.script
+def main(argv=None) -> str:
+    """Analyse one network and log it; return the MLflow run's id ("" after --fit-in, which has no run)."""
+    args = parse_args(argv)
+    keys = ("input_shape", "filters", "kernel_size", "downsampling", "precision", "batch_size", "optimizer")
+    config = {key: getattr(args, key) for key in keys}
+    if args.fit_in is not None:
+        print(describe_fit(args.fit_in, config))
+        return ""
+    with command_line.output_folder(args.out_dir) as out, FreshProcess(examine, config) as child:
+        tracking.open_store(EXPERIMENT, out)  # MLflow is imported here while TensorFlow is imported there, once
+        curves = simulate(args.steps, args.seed)
+        figure = draw_simulation(curves)
+        found = child.result()
+        if found["measured"] is None:
+            raise ValueError(describe_refusal(found))
+        with results.written_aside(out, FILES) as aside:
+            results.write_table(found["layers"], aside / "layers.csv")
+            what = {"what": "SIMULATED: no network was trained", "seed": args.seed, "formula": SIMULATION}
+            results.write_json(aside / "simulation.json", what | curves)
+            figure.savefig(aside / "simulated_curves.png", dpi=150)
+        run_id = log(args, config, found, curves, aside if aside.exists() else out)
+    print(describe(found, curves))
+    print(f"\nFiles: {args.out_dir}. MLflow run: {run_id}, to see it: {tracking.how_to_view()}")
+    return run_id
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Predicted against measured memory of training steps: 69 networks of conv3d_analysis.py, each in a process of its own.
 
-    python -m benchmarks.memory_study        # 13 minutes on 2 cores
+    python -m benchmarks.memory_study        # 15 minutes on 2 cores
 
+Then five of the U-Net as volume_segmentation.py trains it, and three without oneDNN, where the account does not hold.
 Records benchmarks/results/conv3d_study.json, draws pictures/conv3d_study.png and pictures/tradeoffs.png, and logs each
-network as a child of one run of the experiment 3D_Volumetric_Analysis.
+network of the grid as a child of one run of the experiment 3D_Volumetric_Analysis.
 """
 
 import argparse
 import math
+import os
 import statistics
 import time
 from pathlib import Path
@@ -15,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import _common
-from conv3d_analysis import EXPERIMENT, describe_config, examine, make_model
-from lab import backend, command_line, memory, results, tracking
+from conv3d_analysis import EXPERIMENT, describe_config, examine, make_model, measure_steps
+from lab import backend, command_line, memory, results, tracking, training
 from lab.fresh_process import FreshProcess
+from unet_segmentation import build_unet
 
 NAME = "conv3d_study"
 PICTURES = _common.ROOT / "pictures"
@@ -30,6 +33,14 @@ BASE = {  # what the trade-offs start from
     "batch_size": 1,
     "optimizer": "adam",
 }
+UNETS = [  # patch, filters, batch size, precision
+    (32, 8, 4, "float32"),
+    (48, 8, 2, "mixed_bfloat16"),
+    (48, 16, 1, "float32"),
+    (64, 8, 4, "mixed_bfloat16"),
+    (64, 16, 2, "float32"),
+]
+UNET_STEPS = 12  # in which the memory of a training has nearly reached its peak
 
 
 # The study
@@ -46,9 +57,51 @@ def study_grid() -> list[dict]:
     return [{**BASE, "input_shape": (side,) * 3 + (1,), **dict(zip(keys, rest, strict=True))} for side, *rest in points]
 
 
-def study_row(config: dict) -> dict:
+def examine_unet(config: dict, go_ahead) -> dict:
+    """As `examine`, of the U-Net in three dimensions with optimizer, loss and scores of volume_segmentation.py."""
+    keras = backend.import_keras()
+    keras.ops.ones(1)
+    process = memory.resident_memory()
+    keras.config.set_dtype_policy(config["precision"])
+    model = build_unet(config["input_shape"], config["filters"])
+    predicted = memory.training_memory(model, config["batch_size"], "muon", backend.processor())
+    model.compile(
+        training.choose_optimizer("muon", 4e-3, "cosine", 100),
+        training.choose_loss("dice+bce"),
+        metrics=training.make_metrics(),
+    )
+    go_ahead()
+    measured = measure_steps(model, config["batch_size"], process, UNET_STEPS)
+    costs = memory.layer_costs(model, config["batch_size"])
+    return {"parameters": model.count_params(), "layers": costs, "predicted": predicted, "measured": measured}
+
+
+def unet_rows() -> list[dict]:
+    """The U-Nets, one after another."""
+    keys = ("filters", "batch_size", "precision")
+    configs = [
+        {"input_shape": (side,) * 3 + (1,), **dict(zip(keys, rest, strict=True)), "optimizer": "muon"}
+        for side, *rest in UNETS
+    ]
+    return [study_row(config, examine_unet) for config in configs]
+
+
+def rows_without_onednn() -> list[dict]:
+    """Three networks with TensorFlow's own convolutions, which processors without AVX-512 would take by themselves."""
+    former = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+    try:
+        changes = ({"input_shape": (48, 48, 48, 1)}, {}, {"downsampling": "early"})
+        return [study_row({**BASE, **change}) for change in changes]
+    finally:
+        os.environ.pop("TF_ENABLE_ONEDNN_OPTS")
+        if former is not None:
+            os.environ["TF_ENABLE_ONEDNN_OPTS"] = former
+
+
+def study_row(config: dict, work=examine) -> dict:
     """Predict one configuration and, if the memory that is free holds it, measure it."""
-    with FreshProcess(examine, config) as child:
+    with FreshProcess(work, config) as child:
         try:
             found = child.result()
         except MemoryError:
@@ -227,7 +280,10 @@ def main(argv=None) -> str:
             rows += [row] * (row["status"] != "died")
         summary = {**summarize(rows), "seconds": time.perf_counter() - started}
         parent.metrics({f"study/{name}": value for name, value in summary.items()})
-        _common.write(NAME, {"summary": summary, "rows": rows})
+        more = {"unet": unet_rows(), "without_onednn": rows_without_onednn()}
+        for name, found in more.items():
+            print(f"{name}:", *(describe_row(row) for row in found), sep="\n  ", flush=True)
+        _common.write(NAME, {"summary": summary, "rows": rows, **more})
         for path in (_common.RESULTS / f"{NAME}.json", *draw(rows)):
             parent.artifact(path)
     print(

@@ -195,25 +195,35 @@ def test_account_predicts_the_recorded_peaks():
         assert abs(np.mean(found)) < 0.04 and np.median(np.abs(found)) < 0.08 and np.max(np.abs(found)) < 0.2
 
 
-# Five configurations of the U-Net in three dimensions, its training as volume_segmentation.py does it: peak in MiB over
-# twelve steps, each in a process of its own, on 2 cores with AMX. (Patch, filters, batch, precision, peak.)
-UNET_PEAKS = [
-    (32, 8, 4, "float32", 205),
-    (48, 8, 2, "mixed_bfloat16", 261),
-    (48, 16, 1, "float32", 260),
-    (64, 8, 4, "mixed_bfloat16", 578),
-    (64, 16, 2, "float32", 656),
+def unet_row(side, filters, batch_size, precision, peak):
+    return {
+        "input_shape": (side, side, side, 1),
+        "filters": filters,
+        "batch_size": batch_size,
+        "precision": precision,
+        "measured_peak_mib": peak,
+    }
+
+
+# The peaks of benchmarks/memory_study.py over twelve steps, on 2 cores with AMX, until it has recorded them.
+UNETS = [
+    unet_row(32, 8, 4, "float32", 203),
+    unet_row(48, 8, 2, "mixed_bfloat16", 270),
+    unet_row(48, 16, 1, "float32", 277),
+    unet_row(64, 8, 4, "mixed_bfloat16", 577),
+    unet_row(64, 16, 2, "float32", 675),
 ]
 
 
-@pytest.mark.parametrize(("side", "filters", "batch", "precision", "peak"), UNET_PEAKS)
-def test_account_predicts_the_peaks_of_the_unet_in_three_dimensions(side, filters, batch, precision, peak):
+@pytest.mark.parametrize("row", STUDY.get("unet", UNETS), ids=lambda row: f"{row['input_shape'][0]} {row['precision']}")
+def test_account_predicts_the_peaks_of_the_unet_in_three_dimensions(row):
     import keras
 
-    keras.config.set_dtype_policy(precision)
-    model = unet.build_unet((side, side, side, 1), filters)
-    total = memory.training_memory(model, batch, "muon", {"cores": 2, "flags": ["amx_bf16"]})["total"]
-    assert total == pytest.approx(peak, rel=0.15)
+    keras.config.set_dtype_policy(row["precision"])
+    model = unet.build_unet(tuple(row["input_shape"]), row["filters"])
+    processor = STUDY["machine"] if "unet" in STUDY else {"cores": 2, "flags": ["amx_bf16"]}
+    total = memory.training_memory(model, row["batch_size"], "muon", processor)["total"]
+    assert total == pytest.approx(row["measured_peak_mib"], rel=0.15)
 
 
 # Where it does not hold

@@ -2,6 +2,7 @@
 
     python predict.py outputs/unet/model.keras photo.png more_photos/
     python predict.py outputs/volume/model.keras head.nii.gz
+    python predict.py models:/circles@champion photo.png
 
 8 s to the first picture on 2 cores. PNG, JPEG, TIFF or BMP, grey or colour, of any size. For NAME.png the output folder
 gets NAME_mask.png (0 and 255, of exactly the picture's size) and NAME_overlay.png (what the network saw, with the mask
@@ -12,9 +13,7 @@ something could not be read; 2: nothing could be done.
 """
 
 import argparse
-import functools
 import hashlib
-import json
 import math
 import sys
 import time
@@ -22,8 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import backend, command_line, model_file, pictures, results, scans, surfaces, table, views, volumes
-from lab.prediction import compare_masks, load_models, measure_objects, probabilities, segment
+from lab import backend, command_line, model_file, pictures, registry, results, scans, surfaces, table, views, volumes
+from lab.prediction import (
+    compare_masks,
+    load_models,
+    measure_objects,
+    prepare_pictures,
+    probabilities,
+    segment,
+)
 
 TABLE = "predictions.csv"
 COLUMNS = (
@@ -33,18 +39,6 @@ COLUMNS = (
 
 
 # Prediction
-
-
-def prepare_pictures(models: list[model_file.Model], image: np.ndarray) -> list:
-    """The preprocessing of a picture, or a volume, for each model; its grey range is taken once."""
-
-    @functools.cache
-    def grey_range(settings):
-        return pictures.grey_range(image, json.loads(settings))
-
-    keys = [{key: model.preprocessing.get(key) for key in ("stretch", "window")} for model in models]
-    ranges = [grey_range(json.dumps(key)) for key in keys]
-    return [functools.partial(pictures.preprocess, low=low, high=high) for low, high in ranges]
 
 
 def predict_picture(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> dict:
@@ -151,9 +145,10 @@ def stem(path: Path) -> str:
     return scans.stem(path) if scans.suffix_of(path) else path.stem
 
 
-def describe_making(args: argparse.Namespace) -> str:
+def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
     """What a prediction depends on beside its picture, for the table and for --continue."""
-    models = [f"{path}@{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}" for path in (args.model, *args.models)]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:8] for path in paths]
+    models = [f"{name}@{digest}" for name, digest in zip((args.model, *args.models), digests, strict=True)]
     flags = [f"threshold {args.threshold:g}", *["flips"] * args.flips, *["probabilities"] * args.probabilities]
     return ", ".join([*models, *flags, *[f"masks {args.masks}"] * (args.masks is not None)])
 
@@ -179,13 +174,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Read and check the command line; a bad one ends in one sentence and exit code 2."""
     parser = command_line.make_parser(__doc__, "%(prog)s MODEL PICTURE... [options]")
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a .keras file that unet_segmentation.py wrote")
+    add("model", metavar="MODEL", help="a .keras file, or in MLflow runs:/RUN_ID/model, models:/NAME@ALIAS, ...")
     add("pictures", type=Path, nargs="+", metavar="PICTURE", help="picture files, or folders of them")
     add("--out-dir", type=Path, default=Path("outputs/predict"), metavar="DIR", help="where all files go")
     add("--threshold", type=float, default=0.5, metavar="T", help="probability from which on a pixel is object, 0 to 1")
     add("--masks", type=Path, metavar="DIR", help="true masks of the same names, for Dice and IoU")
     add("--probabilities", action="store_true", help="write NAME_probability.png too, 16 bits: 65535 is 1")
-    add("--models", type=Path, nargs="+", default=[], metavar="MODEL", help="more models: the mean is taken")
+    add("--models", nargs="+", default=[], metavar="MODEL", help="more models: the mean is taken")
     add("--flips", action="store_true", help="average over mirrored pictures: 4 times as long, a little better")
     add("--shard", type=read_shard, metavar="I/N", help="every N-th picture only, into a folder of its own")
     add("--continue", action="store_true", dest="go_on", help="leave pictures alone that are finished already")
@@ -212,14 +207,19 @@ def check_args(args: argparse.Namespace) -> None:
 def main(argv=None) -> int:
     """Predict every picture, write its files and its row; return the exit code."""
     args = parse_args(argv)
-    paths = [args.model, *args.models]
+    with registry.files([args.model, *args.models]) as paths:
+        return predict_all(args, paths)
+
+
+def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
+    """What `main` does with the models' files."""
     found = [model_file.read_preprocessing(path) for path in paths]  # before Keras is imported: told at once
     args.ndim = found[0]["ndim"]
     files, truths = find_inputs(args)
     with command_line.output_folder(args.out_dir, reads=(*files, *truths.values())) as folder:
         backend.import_keras()
         models = load_models(paths)
-        made_with = describe_making(args)
+        made_with = describe_making(args, paths)
         known = {path.name: path for path in files}
         names = {path.name: output_names(path, args.ndim) for path in files}
         finished = table.begin(

@@ -14,7 +14,6 @@ became of each. `--recipe photographs` draws circles under many kinds of light a
 """
 
 import argparse
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -174,11 +173,14 @@ def looks(args: argparse.Namespace) -> dict:
     return {"contrast": args.contrast, "noise": args.noise}
 
 
-def read_own(args: argparse.Namespace) -> dict[str, list] | None:
-    """The user's pictures and masks by part, training, validation and test; None for circles."""
+def read_own(args: argparse.Namespace) -> list[dict | None]:
+    """The user's pictures and masks by part, training, validation and test, for each fold; None for circles."""
     if args.images is None:
-        return None
-    return splits.split(pictures.read_folder(args.images, args.masks, pictures.STRETCHED), args.seed, args.size)
+        return [None]
+    samples = pictures.read_folder(args.images, args.masks, pictures.STRETCHED)
+    if args.folds:
+        return splits.folds(samples, args.seed, args.folds, args.size)
+    return [splits.split(samples, args.seed, args.size)]
 
 
 def training_images(args: argparse.Namespace, own: dict | None, num: int, *stream: int):
@@ -234,15 +236,6 @@ def fit_train_size(args: argparse.Namespace, wanted: bool) -> str:
     crowded = " (which leave little background around them: expect a lower score)" if wanted and not suits else ""
     sizes = f"{args.train_size}x{args.train_size} pixels{crowded}, scored on {args.size}x{args.size}"
     return f"{what}: trained on images of {sizes}"
-
-
-def describe_data(own: dict[str, list] | None) -> str:
-    """Names and shapes of one's own pictures and a digest of their masks, so that a resumed run meets the same ones."""
-    if own is None:
-        return "circles"
-    samples = sorted((sample for part in own.values() for sample in part), key=lambda sample: sample.name)
-    about = [(sample.name, sample.image.shape, len(sample.objects)) for sample in samples]
-    return f"{len(samples)} pictures, {hashlib.sha256(repr(about).encode()).hexdigest()[:16]}"
 
 
 def check_memory(args: argparse.Namespace, channels: int) -> None:
@@ -329,6 +322,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         default=True,
         help="flip, turn, brighten and darken the training crops",
     )
+    own("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
+    own("--start-from", type=Path, metavar="MODEL", help="begin with the weights of a model file of the same network")
     data = parser.add_argument_group("data").add_argument
 
     def chosen(flag, **options):
@@ -361,6 +356,8 @@ def check_args(args: argparse.Namespace) -> None:
     command_line.check_training_flags(args, ("train_images", "val_images", "test_images"))
     if (args.images is None) != (args.masks is None):
         raise ValueError("--images and --masks belong together: give both, or neither for circles.")
+    if args.folds is not None and (args.images is None or args.folds < 2):
+        raise ValueError(f"--folds must be at least 2, and is for your own pictures (--images); got {args.folds}.")
     if args.images and args.recipe == "photographs":
         raise ValueError("--recipe photographs draws circles; your own pictures are varied by --augment, which is on.")
     for name, value in looks(args).items():
@@ -383,6 +380,8 @@ def prepare(args: argparse.Namespace, own: dict | None):
     precision = backend.start(args.precision, args.deterministic, args.seed)
     model = build_network(args, own)
     check_memory(args, model.input_shape[-1])
+    if args.start_from:
+        model_file.copy_weights(args.start_from, model)
     sets = {"training": (training_images(args, own, args.batch_size, 0, 0), None)}  # a batch, to be shown
     sets["validation"] = held_out_images(args, own, "validation", args.val_images)
     sets["test"] = held_out_images(args, own, "test", args.test_images)
@@ -407,50 +406,60 @@ def follow(args: argparse.Namespace, own: dict | None) -> dict:
 
 @command_line.script
 def main(argv=None) -> dict:
-    """Train, score, plot and track one network; return its scores on the test set."""
+    """Train, score, plot and track one network, or one per fold; return the test scores, of folds the mean."""
     args = parse_args(argv)
     process = backend.connect(args.distributed, args.seed)
-    own = read_own(args)
-    if process > 0:
-        return follow(args, own)
-    with command_line.output_folder(args.out_dir, (args.images, args.masks)) as out:
-        tracking.open_store(EXPERIMENT, out)  # before Keras is imported: an unusable store is told in seconds
-        precision, model, sets = prepare(args, own)
-        settings = command_line.training_settings(args, precision=precision, data=describe_data(own))
-        checkpoint = training.Checkpoint(out, settings)
-        finished = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
-        if finished:
-            return finished["test"]
+    found = []
+    for fold, own in enumerate(read_own(args), 1):
+        out_dir = args.out_dir / f"fold-{fold}" if args.folds else args.out_dir
+        if process > 0:
+            found.append(follow(args, own))
+            continue
+        with command_line.output_folder(out_dir, (args.images, args.masks)) as out:
+            found.append(run(args, own, out, f", fold {fold} of {args.folds}" if args.folds else ""))
+    return results.summarize_folds(found, args.out_dir) if args.folds and process == 0 else found[0]
 
-        print(f"U-Net with {model.count_params():,} parameters, {precision}, on {backend.device()}")
-        print(args.said, flush=True)
-        what, source = ("own pictures", str(args.images)) if own else ("circles", "data_synth.make_circles")
-        with tracking.tracked_run(
-            EXPERIMENT,
-            run_name=command_line.run_name(what, args),
-            params={**settings, "out_dir": out, "parameters": model.count_params()},
-            tags=backend.provenance(),
-            description=f"U-Net on {what} ({source}), recipe `{args.recipe}`, seed {args.seed}.",
-            resume_run_id=checkpoint.notes.get("run_id"),
-            journal=out,
-        ) as run:
-            checkpoint.notes["run_id"] = run.run_id
-            for name, ((images, masks), _) in sets.items():
-                num = args.train_images if name == "training" else len(images)
-                run.dataset(images, masks, name=f"{what}, {name}", context=name, source=source, num_samples=num)
-            started = time.perf_counter()
-            history = train(model, args, own, sets["validation"][0], checkpoint, run.metrics)
-            found = {"history": history, "training_seconds": time.perf_counter() - started, "settings": settings}
-            found["parameters"] = model.count_params()
-            found["provenance"] = {**backend.provenance(), "precision": precision}
-            network = training.detach(model, lambda: build_network(args, own))
-            failures = finish(args, network, own, sets, found, out)
-            results.log_run(run, FILES, found, network, sets["test"][0][0][:1])
-        checkpoint.delete()
+
+def run(args: argparse.Namespace, own: dict | None, out: Path, which: str) -> dict:
+    """What `main` does for one network, in the folder `out`."""
+    tracking.open_store(EXPERIMENT, out)  # before Keras is imported: an unusable store is told in seconds
+    precision, model, sets = prepare(args, own)
+    data = splits.describe(own) if own else "circles"
+    settings = command_line.training_settings(args, precision=precision, data=data)
+    checkpoint = training.Checkpoint(out, settings)
+    finished = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
+    if finished:
+        return finished["test"]
+
+    print(f"U-Net with {model.count_params():,} parameters, {precision}, on {backend.device()}")
+    print(args.said, flush=True)
+    what, source = ("own pictures", str(args.images)) if own else ("circles", "data_synth.make_circles")
+    with tracking.tracked_run(
+        EXPERIMENT,
+        run_name=command_line.run_name(what, args) + which,
+        params={**settings, "out_dir": out, "parameters": model.count_params()},
+        tags=backend.provenance(),
+        description=f"U-Net on {what} ({source}), recipe `{args.recipe}`, seed {args.seed}{which}.",
+        resume_run_id=checkpoint.notes.get("run_id"),
+        journal=out,
+    ) as tracked:
+        checkpoint.notes["run_id"] = tracked.run_id
+        for name, ((images, masks), _) in sets.items():
+            num = args.train_images if name == "training" else len(images)
+            tracked.dataset(images, masks, name=f"{what}, {name}", context=name, source=source, num_samples=num)
+        started = time.perf_counter()
+        history = train(model, args, own, sets["validation"][0], checkpoint, tracked.metrics)
+        found = {"history": history, "training_seconds": time.perf_counter() - started, "settings": settings}
+        found["parameters"] = model.count_params()
+        found["provenance"] = {**backend.provenance(), "precision": precision}
+        network = training.detach(model, lambda: build_network(args, own))
+        failures = finish(args, network, own, sets, found, out)
+        results.log_run(tracked, FILES, found, args.register)
+    checkpoint.delete()
     if "test" in found:
         print(f"\nTest set, {len(sets['test'][0][0])} {'crops of your pictures' if own else 'images'}:")
         print(results.format_table({**found["baselines"], "U-Net": found["test"]}))
-    command_line.end(found, failures, f"MLflow run: {run.run_id}, to see it: {tracking.how_to_view()}")
+    command_line.end(found, failures, f"MLflow run: {tracked.run_id}, to see it: {tracking.how_to_view()}")
     return found["test"]
 
 

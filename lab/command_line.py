@@ -16,6 +16,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -28,7 +29,8 @@ from lab.signals import Stopped, signals_raise
 
 SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
-    "out_dir", "resume", "overwrite", "run_name", "images", "masks", "distributed", "memory", "changed", "said",
+    "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory", "changed",
+    "said",
 )  # fmt: skip
 
 
@@ -194,6 +196,7 @@ def add_output_flags(out: Callable, folder: str) -> None:
     out("--resume", action="store_true", help="go on with the run that was stopped, from its last finished epoch")
     out("--overwrite", action="store_true", help="begin anew where a run was stopped, whose checkpoints are deleted")
     out("--run-name", metavar="NAME", help="of the MLflow run; default: data, recipe, what differs from it, seed")
+    out("--register", metavar="NAME", help="make the model the newest version of models:/NAME in MLflow")
 
 
 def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> None:
@@ -208,6 +211,8 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
         raise ValueError(f"--seed must be 0 to 2^32 - 1; got {args.seed}.")
     if args.resume and args.overwrite:
         raise ValueError("--resume goes on with a stopped run, --overwrite deletes it: give one of them.")
+    if args.register is not None and not re.fullmatch(r"\w[\w. -]*", args.register):
+        raise ValueError(f"--register takes a name of letters, digits, spaces and _ . -; got {args.register!r}.")
 
 
 def training_settings(args: argparse.Namespace, **more) -> dict[str, str]:

@@ -1,18 +1,21 @@
 """What one or several networks say of an image of any size, and what a mask holds: pictures and volumes alike.
 
 models = load_models([Path("outputs/unet/model.keras")])
+prepare = prepare_pictures(models, image)
 slabs = probabilities(models, image, prepare)            # (h, W) each, from the first line to the last
 mask, figures, _ = segment(slabs, image.shape[:-1])
 """
 
+import functools
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from lab import model_file, patches
+from lab import model_file, patches, pictures
 
 # By the number of axes: the side of the largest tiles, which take about 1 GB in the network, and what neighbours share.
 LIMITS = {2: (1024, 32), 3: (128, 16)}
@@ -48,6 +51,18 @@ def choose_tile(models: list[model_file.Model], sides: tuple[int, ...]) -> list[
         return list(*fixed)
     least = [-(-max(axis) // divisor) * divisor for axis in zip(*(settings["size"] for settings in found), strict=True)]
     return [patches.fit_tile(*axis, divisor, *LIMITS[len(sides)]) for axis in zip(sides, least, strict=True)]
+
+
+def prepare_pictures(models: list[model_file.Model], image: np.ndarray) -> list[Callable]:
+    """The preprocessing of a picture, or a volume, for each model; its grey range is taken once."""
+
+    @functools.cache
+    def grey_range(settings):
+        return pictures.grey_range(image, json.loads(settings))
+
+    keys = [{key: model.preprocessing.get(key) for key in ("stretch", "window")} for model in models]
+    ranges = [grey_range(json.dumps(key)) for key in keys]
+    return [functools.partial(pictures.preprocess, low=low, high=high) for low, high in ranges]
 
 
 def probabilities(

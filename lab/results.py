@@ -133,15 +133,29 @@ def write_run(out: Path, names, found: dict, save: Callable, score_test: Callabl
     return failures
 
 
-def log_run(run, names, found: dict, network, example) -> None:
-    """Log files, scores and network of a finished training to its MLflow run; `example` is a batch of inputs."""
+def summarize_folds(found: list[dict], folder: Path) -> dict:
+    """Mean of the test scores over the folds; folds, mean and standard deviation go to folds.json, and are shown."""
+    mean = {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}
+    spread = {name: float(np.std([scores[name] for scores in found], ddof=1)) for name in found[0]}
+    with written_aside(folder) as aside:
+        write_json(aside / "folds.json", {"folds": found, "mean": mean, "standard_deviation": spread})
+    rows = {f"fold {i}": scores for i, scores in enumerate(found, 1)}
+    print("\n" + format_table({**rows, "mean": mean, "standard deviation": spread}))
+    return mean
+
+
+def log_run(run, names, found: dict, register: str | None = None) -> None:
+    """Log files, scores and model of a finished training to its MLflow run; with `register`, as `models:/NAME` too."""
     for file in sorted(found["folder"].iterdir()):
         if file.name in names and file.suffix != ".keras":
             run.artifact(file)
     scores = {f"test_{name}": value for name, value in found.get("test", {}).items()}
     run.metrics({**scores, "training_seconds": found["training_seconds"]})
     run.tags({"collapsed": "yes" if found.get("failure") else "no"})
-    run.model(network, example=example)
+    model = found["folder"] / "model.keras"
+    version = run.model(model, register) if model.exists() else None
+    if version:
+        print(f"Registered in MLflow as models:/{register}/{version}.")
 
 
 def write_json(path: Path, value) -> None:
@@ -281,7 +295,6 @@ def format_table(rows: dict[str, dict], columns: dict[str, str] = COLUMNS, group
 
 def new_figure(width: float, height: float):
     """An empty Matplotlib figure of so many inches, which needs no screen."""
-    os.environ["MPLBACKEND"] = "Agg"  # Matplotlib does not start with a backend that is not there
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -118,6 +118,20 @@ def open_experiment(experiment: str):
         raise TrackingError(f"MLflow cannot use the store {uri} ({first_line(error)}); {mend}.") from None
 
 
+def open_existing():
+    """A client of the store, and its URI; nothing is created. Raises TrackingError if there is none to be used."""
+    uri, file = locate()
+    if file is not None and not file.exists():
+        raise TrackingError(
+            f"There is no MLflow store {file}; run in the folder where the training ran, or set MLFLOW_TRACKING_URI."
+        )
+    mlflow = import_mlflow()
+    check_server(uri)
+    if file is not None:
+        _while_locked(file, lambda: _check_database(file))
+    return mlflow.MlflowClient(uri, uri), uri
+
+
 def check_server(uri: str, seconds: float = 5) -> None:
     """Ask a server once whether it is there, before MLflow does with its patience; ask no other store."""
     if not uri.startswith(("http://", "https://")):

@@ -11,7 +11,6 @@ the store is back, or at the next start. What has not got there by the end is in
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -182,48 +181,38 @@ class Run:
         tags = {"mlflow.data.context": context, "source": source}
         self._record("dataset", f"dataset {name}", dataset=dataset, tags=tags)
 
-    def model(self, model, *, example, registered_model_name: str | None = None) -> None:
-        """Record a Keras model. Its signature has the type of `example`, a batch of inputs, and -1 for open sides.
+    def model(self, file: str | Path, register: str | None = None) -> str | None:
+        """Record a model file under the name "model" (see lab/registry.py); with `register`, as `models:/NAME` too.
 
-        `mlflow.keras.load_model(f"runs:/{run_id}/model")` loads it again; with `registered_model_name` it is also
-        the newest version of `models:/NAME`. A model that the store does not take at once is not kept for later.
+        Returns the version that was registered. A model that the store does not take at once is not kept for later.
         """
-        import keras
-        import mlflow.keras
-        import numpy as np
-        from mlflow.models.signature import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        def schema(dtype, shape):
-            return Schema([TensorSpec(np.dtype(dtype), [-1 if side is None else side for side in shape])])
+        from lab import registry
 
         raise_swallowed()
-        inputs, outputs = model.inputs[0], model.outputs[0]
-        names = dict.fromkeys((keras.backend.backend(), "keras", "numpy"))
+        what = "model"
         try:
             with self._signals_wait():
                 check_server(self._uri, seconds=2)
-                # log_model works on the active run only; end_run("RUNNING") leaves it open for what follows.
+                import mlflow
+
+                # Models are logged to the active run only; end_run("RUNNING") leaves it open for what follows.
                 mlflow.start_run(run_id=self.run_id, nested=True)
                 try:
-                    mlflow.keras.log_model(
-                        model,
-                        name="model",
-                        signature=ModelSignature(
-                            schema(example.dtype, inputs.shape), schema(outputs.dtype, outputs.shape)
-                        ),
-                        pip_requirements=[f"{name}=={sys.modules[name].__version__}" for name in names],
-                        registered_model_name=registered_model_name,
-                    )
+                    model_id = registry.log_model(Path(file))
                 finally:
                     mlflow.end_run("RUNNING")
+                if register:
+                    what = f"model as {register}"
+                    return registry.register(self._client, model_id, self.run_id, register)
         except BaseException as error:
-            self._lost.append("model")
-            self._queue.append({"what": "the mark of a half-logged model", "kind": "half model"})
+            self._lost.append(what)
+            if what == "model":
+                self._queue.append({"what": "the mark of a half-logged model", "kind": "half model"})
             if not isinstance(error, Exception):
                 raise
             self._down = dict.fromkeys(PLACES, 0.0)
-            warn(f"MLflow could not record the model ({first_line(error)}); it is not kept for later.")
+            warn(f"MLflow could not record the {what} ({first_line(error)}); it is not kept for later.")
+        return None
 
     def _short(self, value: object, path: str, limit: int) -> str:
         text = str(value)

@@ -1,0 +1,152 @@
+"""Models in MLflow: logged with what answers for a picture as it is on disk, registered, and fetched again.
+
+model_id = registry.log_model(Path("outputs/unet/model.keras"))          # to the active run
+with registry.files(["models:/circles@champion"]) as (path,): ...        # a file, to be opened as any other
+"""
+
+import contextlib
+import importlib.metadata
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab import model_file, store
+from lab.store import TrackingError
+
+FILE = "artifacts/model.keras"  # in a logged model
+SCHEMES = ("runs:/", "models:/")
+REQUIREMENTS = ("keras", "numpy", "pillow", "scipy")  # and a backend; MLflow adds itself
+
+
+def log_model(file: Path) -> str:
+    """Log a model file to the active run, under the name "model"; return the model's id.
+
+    `mlflow.pyfunc.load_model`, and `mlflow models serve`, give the masks of predict.py (see lab/served_model.py).
+    `mlflow.keras.load_model` gives the bare network, from the same file.
+    """
+    import keras
+    import numpy as np
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    sides = (-1,) * model_file.read_preprocessing(file)["ndim"]
+    signature = ModelSignature(
+        # MLflow's only type that lets 8 and 16 bits, grey and colour pass unchanged.
+        Schema([TensorSpec(np.dtype(object), (-1,))]),
+        Schema([TensorSpec(np.dtype("uint8"), sides, "mask"), TensorSpec(np.dtype("float32"), sides, "probability")]),
+        ParamSchema([ParamSpec("threshold", "double", 0.5)]),
+    )
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no example of an input: it would be predicted here
+        copy = shutil.copy(file, Path(folder) / "model.keras")  # MLflow does not find a path with % in it
+        backend = keras.backend.backend()
+        installed = {backend: sys.modules[backend].__version__}
+        installed |= {name: importlib.metadata.version(name) for name in REQUIREMENTS}
+        return Model.log(
+            artifact_path=None,
+            name="model",
+            flavor=ServedAndKeras,
+            flavor_name="mlflow.pyfunc",
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"model": str(copy)},
+            code_paths=[str(Path(__file__).parent)],
+            pip_requirements=[f"{name}=={version}" for name, version in installed.items()],
+            signature=signature,
+        ).model_id
+
+
+class ServedAndKeras:
+    """MLflow's flavour for models from code; the one for Keras stands beside it and finds the same file."""
+
+    @staticmethod
+    def save_model(path, mlflow_model, **options):
+        import keras
+        import mlflow.pyfunc
+
+        folder = str(Path(FILE).parent)
+        about = {"keras_version": keras.__version__, "keras_backend": keras.backend.backend()}
+        mlflow_model.add_flavor("keras", data=folder, save_exported_model=False, **about)
+        mlflow.pyfunc.save_model(path, mlflow_model=mlflow_model, **options)
+
+
+def register(client, model_id: str, run_id: str, name: str) -> str:
+    """Make a logged model the newest version of `models:/NAME`; return the version."""
+    from mlflow import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
+    return str(version.version)
+
+
+# Fetching
+
+
+@contextlib.contextmanager
+def files(names: list[str]) -> Iterator[list[Path]]:
+    """The file of each model: the path itself, or for `runs:/RUN_ID/model`, `models:/NAME@ALIAS` and `models:/NAME/3`
+    a copy in a temporary folder. Nothing but that file is downloaded; errors of the block name the model as it came.
+
+    Raises:
+        TrackingError: if the store cannot be reached, or does not hold the model.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [
+            _fetch(name, Path(folder) / str(i)) if name.startswith(SCHEMES) else Path(name)
+            for i, name in enumerate(names)
+        ]
+        try:
+            yield paths
+        except ValueError as error:
+            text = str(error)
+            for name, path in zip(names, paths, strict=True):
+                text = text.replace(str(path), name)
+            raise ValueError(text) from None
+
+
+def _fetch(name: str, folder: Path) -> Path:
+    client, uri = store.open_existing()
+    import mlflow.artifacts
+    from mlflow import MlflowException
+
+    try:
+        location = _location(client, name)
+    except MlflowException as error:
+        raise TrackingError(
+            f"The MLflow store {uri} does not hold the model {name} ({store.first_line(error)}); give "
+            "runs:/RUN_ID/model, models:/NAME/VERSION or models:/NAME@ALIAS, or set MLFLOW_TRACKING_URI to the store "
+            "that holds it."
+        ) from None
+    try:
+        found = mlflow.artifacts.download_artifacts(f"{location}/{FILE}", dst_path=str(folder), tracking_uri=uri)
+    except Exception as error:  # of the many kinds of artifact stores
+        raise TrackingError(
+            f"The file {FILE} of the model {name} cannot be had from {location} ({store.first_line(error)}); "
+            "unet_segmentation.py and volume_segmentation.py log it."
+        ) from None
+    return Path(found)
+
+
+def _location(client, name: str) -> str:
+    """Where the files of a model lie; MlflowException if there is none."""
+    from mlflow import MlflowException
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    if name.startswith("runs:/"):
+        run_id, _, wanted = name.removeprefix("runs:/").partition("/")
+        experiment = client.get_run(run_id).info.experiment_id
+        logged = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+        found = [model for model in logged if model.name == wanted and model.status == "READY"]
+        if not found:
+            raise MlflowException(f"the run has no finished model {wanted!r}")
+        return max(found, key=lambda model: model.creation_timestamp).artifact_location
+    found = get_model_name_and_version(client, name)
+    if len(found) == 1:
+        return client.get_logged_model(found[0]).artifact_location
+    return client.get_model_version_download_uri(*found)

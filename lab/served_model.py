@@ -1,0 +1,147 @@
+"""The model that MLflow serves: a picture as it is on disk -> the mask that predict.py gives.
+
+lab/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it where it is loaded:
+
+    mlflow models serve -m runs:/RUN_ID/model --env-manager local
+    echo '{"inputs": "'$(base64 -w0 photo.png)'"}' |
+        curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5000/invocations
+
+What is posted is a picture's file in base64: PNG, JPEG, TIFF or BMP, as predict.py reads them. The answer holds `mask`
+and `probability` as PNG files in base64 (0 and 255; 65535 is 1) and `remark`. Or it is an array, grey (H, W), colour
+(H, W, 3), several of one size (N, H, W, C), and the answer holds arrays: uint8, 0 and 255, and float32. JSON does not
+say an array's type: whole numbers up to 255 mean 8 bits, larger ones 16; a dark picture of 16 bits goes as a file.
+A model of volumes takes arrays, (D, H, W), with the voxels as far apart as those that it was trained on.
+"""
+
+import base64
+import importlib.util
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+
+
+class ServedModel(mlflow.pyfunc.PythonModel):
+    """See above."""
+
+    def load_context(self, context):
+        """Load the model file, with all the checks that predict.py makes."""
+        if "keras" not in sys.modules:  # a model file runs on every backend: on one that is installed
+            installed = filter(importlib.util.find_spec, ("tensorflow", "jax", "torch"))
+            os.environ.setdefault("KERAS_BACKEND", next(installed, "tensorflow"))
+        from lab import backend, prediction
+
+        backend.import_keras()
+        self.models = prediction.load_models([Path(context.artifacts["model"])])
+
+    def predict(self, context, model_input: np.ndarray, params=None):
+        """The answer for an array, or for a file as an array of one text; `params` may hold `threshold`."""
+        try:
+            if model_input.size == 1 and isinstance(model_input.item(), str | bytes):
+                return self.answer_file(model_input.item(), **(params or {}))
+            return self.answer_array(as_stored(model_input), **(params or {}))
+        except ValueError as error:  # what the client can mend: MLflow tells it, with status 400
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def answer_file(self, text: str | bytes, threshold: float = 0.5) -> dict:
+        """The answer for a picture file in base64: files too."""
+        if self.models[0].preprocessing["ndim"] == 3:
+            raise ValueError("this model takes volumes: post an array (D, H, W), or use predict.py on the scan.")
+        try:
+            content = base64.b64decode(text, validate=True)
+        except ValueError:
+            raise ValueError("neither numbers nor a picture file in base64 were posted.") from None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "picture"
+            path.write_bytes(content)
+            mask, kept, remark = self.find(self.read(path), threshold)
+        return {"mask": as_png(mask), "probability": as_png(kept), "remark": remark}
+
+    def answer_array(self, array: np.ndarray, threshold: float = 0.5) -> dict:
+        """The answer for the values of a picture, or of several of one size, or of a volume: arrays too."""
+        ndim = self.models[0].preprocessing["ndim"]
+        if not ndim <= array.ndim <= ndim + 2 or not array.size:
+            sides = "(H, W), (H, W, C) or (N, H, W, C)" if ndim == 2 else "(D, H, W), (D, H, W, 1) or (N, D, H, W, 1)"
+            raise ValueError(f"an array {sides} was expected; got one of shape {array.shape}.")
+        if array.ndim == ndim + 2:
+            answers = [self.answer_array(image, threshold) for image in array]
+            return {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}
+        if ndim == 3:
+            image = array.reshape(*array.shape[:3], -1)
+            if image.shape[-1] != 1:
+                raise ValueError(f"a volume of one channel was expected; got an array of shape {array.shape}.")
+        else:
+            with tempfile.TemporaryDirectory() as folder:  # as a file, so that it is read as predict.py reads it
+                path = Path(folder) / "picture"
+                as_picture(array).save(path, "TIFF")
+                image = self.read(path)
+        mask, kept, remark = self.find(image, threshold)
+        return {"mask": mask, "probability": kept / np.float32(2**16 - 1), "remark": remark}
+
+    def read(self, path: Path) -> np.ndarray:
+        """A picture (H, W, C) with the model's channels; what is wrong with it is said without the name of its file."""
+        from lab import pictures
+
+        try:
+            return pictures.read_picture(path, self.models[0].preprocessing["channels"])
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "the picture")) from None
+
+    def find(self, image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, str]:
+        """Mask of 0 and 255, probabilities in 16 bits, and a remark where something is strange; as predict.py does."""
+        from lab import pictures, prediction, volumes
+
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], such as 0.5; got {threshold}.")
+        few = image if image.ndim == 3 else volumes.every_few_slices(image)
+        prepare = prediction.prepare_pictures(self.models, few)
+        slabs = prediction.probabilities(self.models, image, prepare)
+        mask, figures, kept = prediction.segment(slabs, image.shape[:-1], threshold, keep=True)
+        seen = prepare[0](pictures.thin_out(few))
+        strange = pictures.describe_strangeness(seen, self.models[0].preprocessing["seen"])
+        return mask * np.uint8(255), kept, " ".join(filter(None, (figures["remark"], strange)))
+
+
+def as_stored(values: np.ndarray) -> np.ndarray:
+    """Values as a file would store them: uint8, uint16 or float32."""
+    try:
+        array = np.array(values.tolist()) if values.dtype == object else values
+    except ValueError:
+        raise ValueError("rows of different lengths were posted.") from None
+    if array.dtype in (np.uint8, np.uint16):
+        return array
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"numbers, or a picture file in base64, were expected; got {array.dtype}.")
+    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() < 2**16:
+        return array.astype(np.uint8 if array.max() < 2**8 else np.uint16)
+    return array.astype(np.float32)
+
+
+def as_picture(array: np.ndarray):
+    """An array (H, W) or (H, W, C) as Pillow's image; colours in 8 bits, as it reads them."""
+    from PIL import Image
+
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim == 3 and array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.ndim == 3 and (array.dtype != np.uint8 or array.shape[-1] not in (3, 4)):
+        raise ValueError(f"colours are 3 or 4 channels of whole numbers; got {array.dtype} of shape {array.shape}.")
+    return Image.fromarray(array)
+
+
+def as_png(array: np.ndarray) -> str:
+    """An array (H, W) as a PNG file in base64."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG", compress_level=1)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+mlflow.models.set_model(ServedModel())

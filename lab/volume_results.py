@@ -1,0 +1,101 @@
+"""Scores of volumes of any size, and of what needs no network: per volume, with the distances of their surfaces.
+
+    scores, rows = score_volumes(samples, probs)
+
+A sample is what `lab/patches.py` cuts patches from, with `spacing` (depth, height, width) in millimetres, or None.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from lab import ball_fit, patches, results, surfaces, volumes
+
+TILE, OVERLAP = 96, 16  # sides of the largest tiles in prediction, and what neighbours share
+SIGMAS = (1.0, 1.5, 2.0, 3.0)  # of the Gaussian filter before a threshold, in voxels
+COLUMNS = {  # of the table of scores: key and title
+    "image_dice": "Dice",
+    "image_dice_p5": "5th pct",
+    "image_dice_min": "min",
+    "image_iou": "IoU",
+    "image_iou_p5": "5th pct",
+    "image_iou_min": "min",
+    "surface": "mean",
+    "hausdorff95": "95% Hd.",
+}
+
+
+def column_groups(samples: list) -> dict[str, int]:
+    """Titles over the columns of a table, with the unit of the distances."""
+    unit = "mm" if all(sample.spacing for sample in samples) else "voxels"
+    return {"hard at 0.5, per volume": 6, f"surface, {unit}": 2}
+
+
+def predict_volume(network, sample, patch: tuple, divisor: int = 8) -> np.ndarray:
+    """The probabilities (D, H, W) of a volume of any size, on disk, by a sliding window no smaller than `patch`."""
+    sides = zip(sample.mask.shape, patch, strict=True)
+    tile = [patches.fit_tile(length, side, divisor, max(side, TILE), OVERLAP) for length, side in sides]
+    slabs = patches.predict_tiles(
+        sample.image,
+        lambda tiles: network.predict_on_batch(sample.prepare(tiles)),
+        tile,
+        [min(OVERLAP, side // 2) for side in tile],
+    )
+    return volumes.collect((slab[..., 0] for slab in slabs), sample.mask.shape)
+
+
+def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, list[dict]]:
+    """Score probabilities, or masks, (D, H, W) for each sample, one after the other.
+
+    Returns:
+        The scores of the set: means over the volumes `image_dice` and `image_iou`, hard at 0.5, with their 5th
+        percentiles (`_p5`) and minima (`_min`); means of the surface distances `surface` and `hausdorff95` over the
+        volumes where both masks hold something, in millimetres, or in voxels where a scan does not say its spacing
+        (see `lab/surfaces.py`). A row per volume with its name and its own.
+    """
+    rows = []
+    for sample, probs in zip(samples, found, strict=True):
+        _, (row,) = results.score(*(a[None, ..., None].astype(np.float32) for a in (sample.mask, probs)))
+        distances = surfaces.surface_distances(sample.mask, probs >= 0.5, sample.spacing or 1.0) or (None, None)
+        own = {"volume": sample.name} | {name: value for name, value in row.items() if name != "image"}
+        rows.append(own | dict(zip(("surface", "hausdorff95"), distances, strict=True)))
+    scores = {}
+    for name in ("image_dice", "image_iou"):
+        scores |= results.summary([row[name] for row in rows], name)
+    for name in ("surface", "hausdorff95"):
+        defined = [row[name] for row in rows if row[name] is not None]
+        scores |= {name: float(np.mean(defined))} if defined else {}
+    return scores, rows
+
+
+def baselines(validation: tuple, test: list, sphere: dict | None = None) -> dict[str, dict]:
+    """Scores on the test volumes of what needs no network, with settings that are the best on the validation patches.
+
+    All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS; and where
+    each volume is known to hold one `sphere`, of a noise, contrast and radius, the likeliest one.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    images, masks = validation
+
+    def smooth(volumes, sigma):  # (..., D, H, W, 1)
+        return gaussian_filter(volumes, sigma, axes=(-4, -3, -2)) if sigma else volumes
+
+    def above(sigma):
+        for sample in test:
+            yield results.above(smooth(sample.prepare(sample.image[:]), sigma), *best[sigma][0])[..., 0]
+
+    def fit(sample):
+        (ball,) = ball_fit.fit_balls(sample.image[None], **sphere)
+        return ball_fit.draw_balls(ball[None], sample.mask.shape)[0, ..., 0]
+
+    best = {sigma: results.best_threshold(smooth(images, sigma), masks) for sigma in (0.0, *SIGMAS)}
+    width = max(SIGMAS, key=lambda sigma: best[sigma][1])
+    found = {
+        "all background": (np.zeros_like(sample.mask) for sample in test),
+        "best threshold": above(0.0),
+        f"Gaussian filter of {width:g}, threshold": above(width),
+    }
+    if sphere:
+        found["likeliest sphere"] = map(fit, test)
+    return {name: score_volumes(test, masks)[0] for name, masks in found.items()}

@@ -1,0 +1,147 @@
+"""volume_segmentation.py, shrunk: spheres, own scans and what predict.py makes of them, the planner, bad input."""
+
+import argparse
+import csv
+import json
+import re
+
+import nibabel
+import numpy as np
+import pytest
+
+import data_synth
+import predict
+import volume_segmentation as script
+from lab import volume_results
+
+TINY = ["--epochs", "1", "--train-patches", "4", "--batch-size", "2", "--patch", "16", "--filters", "2"]
+
+
+def run(folder, *flags):
+    return script.main([*TINY, "--out-dir", str(folder), *flags])
+
+
+@pytest.fixture
+def scan_folders(tmp_path):
+    """Four scans of two orientations and spacings, with the masks of their spheres."""
+    images, masks = tmp_path / "scans", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    spheres = data_synth.make_spheres(4, (24, 28, 32), num_spheres=(1, 3), radius=(5, 8), noise=0.1)
+    turned = np.array([[0, -1.0, 0, 9], [1.2, 0, 0, 0], [0, 0, 0.9, 5], [0, 0, 0, 1]])
+    for number, (image, mask) in enumerate(zip(*spheres, strict=True)):
+        affine = turned if number % 2 else np.diag([1.0, 1.0, 1.5, 1.0])
+        nibabel.Nifti1Image((image[..., 0].T * 1000).astype(np.int16), affine).to_filename(images / f"{number}.nii.gz")
+        nibabel.Nifti1Image(mask[..., 0].T.astype(np.uint8), affine).to_filename(masks / f"{number}.nii.gz")
+    return images, masks
+
+
+def test_spheres_are_trained_on_scored_and_tracked(store, capsys):
+    flags = ["--size", "24", "--radius", "4", "7", "--spheres", "1", "1", "--test-volumes", "2"]
+    scores = run(store / "out", *flags)
+    files = {path.name for path in (store / "out").iterdir()}
+    assert files == set(script.FILES) - {"split.json", "dataset.png"}
+    found = json.loads((store / "out" / "scores.json").read_text())
+    assert found["test"] == scores
+    assert set(found["baselines"]) >= {"all background", "best threshold", "likeliest sphere"}
+    assert found["baselines"]["likeliest sphere"]["image_dice"] > 0.8
+    assert found["baselines"]["all background"]["image_dice"] < 1e-6
+    rows = list(csv.DictReader((store / "out" / "per_volume.csv").read_text().splitlines()))
+    assert len(rows) == 2 and {"image_dice", "surface", "hausdorff95"} <= set(rows[0])
+    out, err = capsys.readouterr()
+    assert "surface, voxels" in out and "likeliest sphere" in out
+    import mlflow
+
+    (record,) = mlflow.search_runs(experiment_names=[script.EXPERIMENT], output_format="list")
+    assert record.info.status == "FINISHED"
+    assert record.data.metrics["test_image_dice"] == pytest.approx(scores["image_dice"])
+    assert record.data.params["patch"] == "(16, 16, 16)"
+    assert run(store / "out", *flags, "--resume") == scores
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_folders, capsys):
+    images, masks = scan_folders
+    flags = ["--images", str(images), "--masks", str(masks), "--spacing", "1.5"]
+    run(store / "out", *flags)
+    assert set(script.FILES) <= {path.name for path in (store / "out").iterdir()}
+    parts = json.loads((store / "out" / "split.json").read_text())
+    assert sorted(sum(parts.values(), [])) == [f"{number}.nii.gz" for number in range(4)]
+    assert "surface, mm" in capsys.readouterr().out
+
+    scan = images / "1.nii.gz"
+    model = store / "out" / "model.keras"
+    assert predict.main([str(model), str(scan), "--out-dir", str(store / "predicted"), "--masks", str(masks)]) == 0
+    mask = nibabel.load(store / "predicted" / "1_mask.nii.gz")
+    assert mask.shape == nibabel.load(scan).shape
+    np.testing.assert_array_equal(mask.affine, nibabel.load(scan).affine)
+
+
+def planned(samples, **options):
+    args = script.parse_args(["--images", "a", "--masks", "b"])
+    return script.plan_patch(argparse.Namespace(**{**vars(args), **options}), samples)
+
+
+def test_more_memory_gives_larger_patches_up_to_the_scans(capsys):
+    volume = script.Volume("a", None, np.zeros((40, 96, 64), bool), None, None)
+    small, large, all_of_it = (planned([volume], memory=gib, filters=4) for gib in (0.25, 0.6, 100))
+    assert all(a <= b for a, b in zip(small, large, strict=True)) and small != large
+    assert all_of_it == (40, 96, 64)
+    assert all(side % 8 == 0 for side in (*small, *large))
+    assert "taken" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no patch trains within 0.01 GiB"):
+        planned([volume], memory=0.01)
+
+
+def test_patches_are_turned_in_planes_of_equal_spacing_and_sides_only():
+    def plane(spacing, patch):
+        return script.turning_planes([script.Volume("a", None, None, None, None, spacing)], patch)
+
+    assert plane((1, 1, 1), (16, 16, 16)) == [(0, 1), (0, 2), (1, 2)]
+    assert plane((3, 1, 1), (16, 16, 16)) == [(1, 2)]
+    assert plane(None, (8, 16, 16)) == [(1, 2)]
+
+
+def test_an_epochs_patches_are_its_own_and_come_again():
+    args = script.parse_args(["--size", "24", "--radius", "4", "7", *TINY])
+    one, again, other = (list(script.training_batches(args, None, epoch)) for epoch in (0, 0, 1))
+    assert [images.shape for images, _ in one] == [(2, 16, 16, 16, 1)] * 2
+    np.testing.assert_array_equal(one[0][0], again[0][0])
+    assert not np.array_equal(one[0][0], other[0][0])
+
+
+def test_scores_of_the_truth_are_perfect_and_of_nothing_zero():
+    args = script.parse_args(["--size", "24", "--radius", "4", "7", *TINY])
+    samples = script.make_spheres(args, 3, script.TEST)
+    scores, rows = volume_results.score_volumes(samples, [sample.mask for sample in samples])
+    assert scores["image_dice"] == scores["image_iou_min"] == 1
+    assert scores["surface"] == scores["hausdorff95"] == 0
+    assert [row["volume"] for row in rows] == ["volume 0", "volume 1", "volume 2"]
+    scores, rows = volume_results.score_volumes(samples, [np.zeros_like(sample.mask) for sample in samples])
+    assert scores["image_dice"] < 1e-6 and "surface" not in scores and rows[0]["surface"] is None
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--patch", "20"], "divisible by 2\\^depth = 8"),
+        (["--patch", "16", "16"], "one number, or three"),
+        (["--patch", "128"], "larger than --size 64"),
+        (["--images", "a"], "belong together"),
+        (["--spacing", "1"], "are for scans"),
+        (["--images", "a", "--masks", "b", "--spacing", "0"], "--spacing must be"),
+        (["--images", "a", "--masks", "b"], "a is not a folder"),
+        (["--radius", "4", "40"], "does not fit"),
+        (["--epochs", "0"], "--epochs must be"),
+        (["--test-volumes", "1000000"], "GiB of memory"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(flags, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        script.main(flags)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip()
+    assert re.search(words, last), last
+    assert "Traceback" not in last
+    assert not list(tmp_path.iterdir())

@@ -9,9 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lab import ball_fit, patches, results, surfaces, volumes
+from lab import ball_fit, model_file, prediction, results, surfaces, volumes
 
-TILE, OVERLAP = 96, 16  # sides of the largest tiles in prediction, and what neighbours share
 SIGMAS = (1.0, 1.5, 2.0, 3.0)  # of the Gaussian filter before a threshold, in voxels
 COLUMNS = {  # of the table of scores: key and title
     "image_dice": "Dice",
@@ -33,15 +32,8 @@ def column_groups(samples: list) -> dict[str, int]:
 
 def predict_volume(network, sample, patch: tuple, divisor: int = 8) -> np.ndarray:
     """The probabilities (D, H, W) of a volume of any size, on disk, by a sliding window no smaller than `patch`."""
-    sides = zip(sample.mask.shape, patch, strict=True)
-    tile = [patches.fit_tile(length, side, divisor, max(side, TILE), OVERLAP) for length, side in sides]
-    slabs = patches.predict_tiles(
-        sample.image,
-        lambda tiles: network.predict_on_batch(sample.prepare(tiles)),
-        tile,
-        [min(OVERLAP, side // 2) for side in tile],
-    )
-    return volumes.collect((slab[..., 0] for slab in slabs), sample.mask.shape)
+    model = model_file.Model(network, {"size": patch, "divisor": divisor})
+    return volumes.collect(prediction.probabilities([model], sample.image, [sample.prepare]), sample.mask.shape)
 
 
 def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, list[dict]]:

@@ -75,9 +75,9 @@ def orthogonalize(matrix, scale=1.0, rounded: str | None = "device"):
 
     X becomes X p(G) five times, with G = X^T X and p(G) = a + b G + c G^2. Each p(G) is a polynomial of the first G, so
     they commute, and G becomes p(G)^2 G: most products are those of a square matrix of the smaller side, and X is
-    multiplied once, by all p(G) together. Where factors are rounded to fewer bits, an eigenvalue of G that ought to be
-    0 may come out below it, and grows about 12-fold with each iteration: X is then brought up to date before the fourth
-    iteration as well, in bfloat16 before every one (a gradient of rank one made steps that were 8,000 times too long).
+    multiplied once, by all p(G) together. Where factors are rounded to fewer bits, it is brought up to date before the
+    third and the fifth iteration as well: an eigenvalue of G that ought to be 0 may come out below it, grows about
+    12-fold with each iteration, and where one singular value is far above the others, a third one is too much.
 
     Args:
         matrix: (rows, columns), float; not all zeros, or the result is zero.
@@ -97,7 +97,7 @@ def orthogonalize(matrix, scale=1.0, rounded: str | None = "device"):
     gram, factor = gram / ops.cast(norm**2, x.dtype), None
     identity = ops.eye(gram.shape[0], dtype=x.dtype)
     for iteration in range(5):
-        if rounded == "bfloat16" and iteration > 0 or rounded and iteration == 3:
+        if rounded and iteration in (2, 4):
             x = ops.matmul(x, factor)
             gram, factor = ops.matmul(ops.transpose(x), x) / ops.cast(norm**2, x.dtype), None
         polynomial = a * identity + ops.matmul(gram, b * identity + c * gram)

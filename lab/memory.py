@@ -104,7 +104,7 @@ def caveat(backend: str | None = None) -> str | None:
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false"):
         return (
             f"TF_ENABLE_ONEDNN_OPTS={os.environ['TF_ENABLE_ONEDNN_OPTS']} switches oneDNN off, on which the memory "
-            "account rests: a step may take six times as much. Unset it."
+            "account rests: a step may take several times as much. Unset it."
         )
     return None
 

@@ -5,9 +5,11 @@
 
 With the defaults, one circle at contrast / noise = 2, no global threshold can find the circle
 (mean Dice about 0.51); whoever knows that it is a circle and fits one reaches about 0.9986.
-`make_circles(256, **VARIED)` draws what carries over to photographs: many kinds of light, contrast and surface.
+`make_circles(256, **VARIED)` draws what carries over to photographs, in 2 ms each: round things of many shapes, each of
+its own brightness, touching one another, under many kinds of light, with all that a camera adds.
 """
 
+import io
 import math
 import operator
 from collections.abc import Sequence
@@ -15,21 +17,50 @@ from collections.abc import Sequence
 import numpy as np
 
 BACKGROUND = 0.25  # grey value outside the objects
+FAINTEST = 0.04  # least contrast of an object in a varied image, in grey values; and never less than its noise
 BLOCK_VOXELS = 2**15  # pixels worked on at a time: 128 KiB of float32 stays in the cache
 
 Size = int | Sequence[int]
 Seed = int | Sequence[int]
 Range = float | tuple[float, float]
 
-# A mixture for photographs: each image draws its own value from each range.
+# What `make_circles` can vary: the value that leaves the image as it is, the least and the greatest allowed.
+LOOKS = {
+    "elongation": (1, 1, 4),
+    "roughness": (0, 0, 0.5),
+    "own_contrast": (1, 0.01, 100),
+    "touching": (0, 0, 1),
+    "borders": (0, 0, 1000),
+    "dust": (0, 0, 1000),
+    "highlights": (0, 0, 1000),
+    "texture": (0, 0, math.inf),
+    "illumination": (0, 0, 1),
+    "blur": (0, 0, math.inf),
+    "inverted": (0, 0, 1),
+    "gamma": (1, 0.1, 10),
+    "shot": (0, 0, math.inf),
+    "jpeg": (0, 0, 95),
+}
+
+# A mixture for photographs: each image, or each object, draws its own value from each range.
 VARIED = {
-    "num_circles": (0, 6),
+    "num_circles": (0, 8),
     "contrast": (0.1, 0.6),
-    "noise": (0.0, 0.2),
-    "illumination": (0.0, 0.8),
+    "noise": (0.0, 0.1),
+    "elongation": (1.0, 3.0),
+    "roughness": (0.0, 0.3),
+    "own_contrast": (0.3, 1.5),
+    "touching": (0.0, 1.0),
+    "borders": (0, 4),
+    "dust": (0, 10),
+    "highlights": (0, 6),
     "texture": (0.0, 0.15),
-    "blur": (0.0, 2.0),
+    "illumination": (0.0, 0.9),
+    "blur": (0.0, 3.0),
     "inverted": 0.5,
+    "gamma": (0.6, 1.6),
+    "shot": (0.0, 0.12),
+    "jpeg": (0, 70),
     "margin": 16,
 }
 
@@ -43,10 +74,20 @@ def make_circles(
     radius: tuple[float, float] = (8, 25),
     contrast: Range = 0.5,
     noise: Range = 0.25,
-    illumination: Range = 0.0,
+    elongation: Range = 1.0,
+    roughness: Range = 0.0,
+    own_contrast: Range = 1.0,
+    touching: Range = 0.0,
+    borders: Range = 0,
+    dust: Range = 0,
+    highlights: Range = 0,
     texture: Range = 0.0,
+    illumination: Range = 0.0,
     blur: Range = 0.0,
     inverted: float = 0.0,
+    gamma: Range = 1.0,
+    shot: Range = 0.0,
+    jpeg: Range = 0,
     margin: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw images of bright circles on a noisy background, with their masks.
@@ -55,10 +96,10 @@ def make_circles(
     to the mask if the distance of its centre to a circle's centre is at most the radius. Every
     circle lies inside the image as a whole; circles that overlap are one region.
 
-    Surface, light and lens come before the noise: (1 + illumination * ramp) * blurred(0.25 + contrast * mask +
-    texture * t), where ramp goes from -1 to 1 across the image in a random direction, and t is standard normal noise
-    smoothed over 1 to 8 pixels, another one inside the circles than outside. A range (smallest, largest) in place of a
-    number is drawn from for each image.
+    The other settings vary that, in the order of the world: shapes, surfaces, light, lens, sensor, file. A range
+    (smallest, largest) in place of a number is drawn from for each image, or for each object where it says so: where
+    the least value changes nothing by the square of a uniform number, so that most pictures have little of each, else
+    uniformly.
 
     Args:
         num_images: number of images N, at least 1.
@@ -68,14 +109,31 @@ def make_circles(
             alone (and on the settings), so a longer set begins with the shorter one. Circles and
             noise are drawn separately: with another `noise` the circles stay where they are.
         num_circles: (fewest, most) circles in an image, both included; (0, k) gives empty masks too.
-        radius: (smallest, largest) radius in pixels, at least 1; uniform in between.
+        radius: (smallest, largest) radius in pixels, at least 1; uniform in between. Of an object that is no circle,
+            the distance from its centre that no part of it exceeds.
         contrast: brightness of a circle above the background 0.25, in (0, 0.75].
         noise: standard deviation of the noise, in grey values, >= 0.
+        elongation: longest over shortest axis of an object, an ellipse turned at random, in [1, 4]; for each object.
+        roughness: how far a blob's outline is dented, as a share of its radius, in [0, 0.5]; for each object.
+        own_contrast: an object's brightness above the background is this times `contrast`, in [0.01, 100], but at least
+            0.04 and the noise's standard deviation: what nobody can see is not labelled; for each object. What would
+            be brighter than 1 is saturated.
+        touching: probability that an object is moved until it touches or overlaps the one before it, in [0, 1].
+        borders: number of borders across the background, nearly straight, beyond which it is brighter by up to 0.15;
+            they are in no mask, >= 0.
+        dust: number of specks and fibres, 1 to 3 pixels wide, dark or bright, that are in no mask, >= 0.
+        highlights: number of saturated spots, reflections of 1 to 4 pixels, that are in no mask of their own, >= 0.
+        texture: standard deviation of the surfaces' own pattern, in grey values, >= 0: noise smoothed over 1 to 8
+            pixels, another one inside the objects than outside.
         illumination: share of the light that comes from one side, in [0, 1].
-        texture: standard deviation of the surfaces' own pattern, in grey values, >= 0.
         blur: standard deviation of the lens's blur, in pixels, >= 0; the mask stays sharp.
-        inverted: probability that an image is turned into its negative, dark circles on bright, in [0, 1].
-        margin: pixels by which a circle may reach over the border, >= 0; more than 0 gives cut circles too.
+        inverted: probability that an image is turned into its negative, dark objects on bright, in [0, 1].
+        gamma: exponent of the sensor's response to light, image ** gamma, in [0.1, 10].
+        shot: standard deviation of the light's own noise at brightness 1, in grey values, >= 0; it grows with the
+            square root of the brightness.
+        jpeg: losses of a JPEG file, 100 minus its quality, in [0, 95]; below 1 nothing is lost.
+        margin: pixels by which an object may reach over the border, >= 0, but at most up to its centre: more than 0
+            gives cut objects too.
 
     Returns:
         images (N, H, W, 1), float32 in [0, 1], and masks (N, H, W, 1), float32, exactly 0 or 1.
@@ -83,16 +141,10 @@ def make_circles(
     Raises:
         ValueError: if an argument lies outside its range.
     """
-    looks = (
-        _check_look("illumination", illumination, high=1),
-        _check_look("texture", texture),
-        _check_look("blur", blur),
-    )
-    inverted = _number("inverted", inverted, low=0, high=1)
+    given = locals()
+    looks = {name: _check_look(name, given[name], *ends) for name, (_, *ends) in LOOKS.items()}
     margin = _integer("margin", margin, low=0)
-    return _make_balls(
-        num_images, size, 2, seed, "num_circles", num_circles, radius, contrast, noise, looks, inverted, margin
-    )
+    return _make_balls(num_images, size, 2, seed, "num_circles", num_circles, radius, contrast, noise, looks, margin)
 
 
 def make_spheres(
@@ -119,7 +171,7 @@ def make_spheres(
     return _make_balls(num_volumes, size, 3, seed, "num_spheres", num_spheres, radius, contrast, noise)
 
 
-def _make_balls(num, size, ndim, seed, count_name, count, radius, contrast, noise, looks=(), inverted=0, margin=0):
+def _make_balls(num, size, ndim, seed, count_name, count, radius, contrast, noise, looks=None, margin=0):
     num = _integer("the number of images", num, low=1)
     shape = _check_size(size, ndim)
     entropy, *stream = _check_seed(seed)
@@ -134,14 +186,14 @@ def _make_balls(num, size, ndim, seed, count_name, count, radius, contrast, nois
     if contrast[0] <= 0:
         raise ValueError(f"contrast={contrast[0]:g} must be above 0: objects nobody can see must not be labelled.")
     noise = _check_look("noise", noise)
-    varied = inverted > 0 or any(high > 0 for _, high in looks)
+    varied = looks is not None and any(looks[name] != [neutral] * 2 for name, (neutral, *_) in LOOKS.items())
+    looks = {**(looks or {}), "contrast": contrast, "noise": noise}
 
-    # Streams for objects, noise, looks and textures, each drawn in the order of the images: hence the prefix property.
-    # SFC64 draws normal numbers a quarter faster than NumPy's default generator.
-    objects_rng, noise_rng, looks_rng, texture_rng = (
-        np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy, spawn_key=(*stream, part))))
-        for part in range(4)
-    )
+    def generator(*part):  # SFC64 draws normal numbers a quarter faster than NumPy's default generator
+        return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy, spawn_key=(*stream, *part))))
+
+    # Streams for objects, noise and looks, each drawn in the order of the images: hence the prefix property.
+    objects_rng, noise_rng, looks_rng = map(generator, range(3))
     images = np.empty((num, *shape, 1), np.float32)
     masks = np.empty((num, *shape, 1), np.float32)
     block = max(1, BLOCK_VOXELS // math.prod(shape))
@@ -149,12 +201,15 @@ def _make_balls(num, size, ndim, seed, count_name, count, radius, contrast, nois
     for start in range(0, num, block):
         image, mask = images[start : start + block], masks[start : start + block]
         draws = objects_rng.random((len(image), 1 + most * (1 + ndim)))
-        _draw_masks(mask[..., 0], draws, fewest, most, smallest, largest, margin)
-        places = looks_rng.random((len(image), 7 + ndim), np.float32)
+        balls = _place(draws, shape, fewest, most, smallest, largest, margin)
+        if varied:
+            for i, ball in enumerate(zip(*balls, strict=True)):
+                _draw_picture(image[i, ..., 0], mask[i, ..., 0], *ball, margin, looks, generator(3, start + i))
+            continue
+        _fill_balls(mask[..., 0], *balls)
+        places = looks_rng.random((len(image), 2), np.float32)
         clean = np.multiply(mask, _each(contrast, places[:, 0], ndim), out=scratch[: len(mask)])
         clean += np.float32(BACKGROUND)
-        if varied:
-            _add_looks(clean[..., 0], mask[..., 0], looks, inverted, places[:, 2:], texture_rng)
         noise_rng.standard_normal(dtype=np.float32, out=image)
         image *= _each(noise, places[:, 1], ndim)
         image += clean
@@ -168,46 +223,161 @@ def _each(ends, places, ndim):
     return (low + places * (high - low)).reshape(-1, *[1] * (ndim + 1))
 
 
-def _add_looks(scenes, masks, looks, inverted, places, rng):
-    """Apply texture, blur, illumination and inversion to scenes (N, *shape), in place; `places` (N, 5 + ndim)."""
-    from scipy.ndimage import gaussian_filter
-
-    shape = scenes.shape[1:]
-    axes = np.meshgrid(*(np.linspace(-1, 1, side, dtype=np.float32) for side in shape), indexing="ij")
-    for scene, mask, place in zip(scenes, masks, places, strict=True):
-        light, texture, blur = (low + at * (high - low) for (low, high), at in zip(looks, place[:3], strict=True))
-        fields = [gaussian_filter(rng.standard_normal(shape, np.float32), 8 ** place[3]) for _ in range(2)]
-        inside, outside = (field / field.std() for field in fields)
-        scene += texture * np.where(mask, inside, outside)
-        if blur:
-            scene[...] = gaussian_filter(scene, blur)
-        direction = 2 * place[5:] - 1
-        ramp = sum(part * axis for part, axis in zip(direction, axes, strict=True)) / np.abs(direction).sum()
-        scene *= 1 + light * ramp
-        if place[4] < inverted:
-            scene[...] = 1 - scene
-
-
-def _draw_masks(masks, draws, fewest, most, smallest, largest, margin):
-    """Fill masks (N, *shape) from uniform numbers (N, 1 + most * (1 + ndim)): the count, then radius and centre."""
-    num, *shape = masks.shape
+def _place(draws, shape, fewest, most, smallest, largest, margin):
+    """Counts (N), radii (N, most), centres (N, most, ndim) from uniform numbers (N, 1 + most * (1 + ndim))."""
     counts = fewest + np.floor(draws[:, 0] * (most - fewest + 1))
-    balls = draws[:, 1:].reshape(num, most, 1 + len(shape))
+    balls = draws[:, 1:].reshape(len(draws), most, 1 + len(shape))
     radii = smallest + balls[..., 0] * (largest - smallest)
+    edge = (radii - np.minimum(margin, radii))[..., None]  # the centre, and with it a pixel, always lies inside
+    return counts, radii, edge + balls[..., 1:] * (np.array(shape) - 1 - 2 * edge)
+
+
+def _fill_balls(masks, counts, radii, centres):
+    """Fill masks (N, *shape) with discs or balls."""
+    num, *shape = masks.shape
     inside = np.zeros(masks.shape, bool)
-    for j in range(most):
+    for j in range(radii.shape[1]):
         # x is inside if (x - cx)^2 <= r^2 - (y - cy)^2: (N, 1, W) against (N, H, 1), one comparison per pixel.
         r = radii[:, j]
         rest = np.where(j < counts, r**2, -1.0).reshape(num, *(1 for _ in shape))  # negative: no such object
         for axis, side in enumerate(shape):
-            centre = r - margin + balls[:, j, 1 + axis] * (side - 1 - 2 * (r - margin))
-            offset2 = (np.arange(side) - centre[:, None]) ** 2
+            offset2 = (np.arange(side) - centres[:, j, axis, None]) ** 2
             offset2 = offset2.reshape([num] + [side if a == axis else 1 for a in range(len(shape))])
             if axis < len(shape) - 1:
                 rest = rest - offset2
             else:
                 inside |= offset2 <= rest
     masks[...] = inside
+
+
+# Varied pictures
+
+
+def _draw_picture(image, mask, count, radii, centres, margin, looks, rng):
+    """Draw an image and its mask (H, W): objects and dust, then light, lens, sensor and file."""
+    from scipy.ndimage import gaussian_filter
+
+    at = {name: _between(name, ends, rng) for name, ends in looks.items()}
+    light = _light(image.shape, at["illumination"], rng)
+    scale = 8 ** rng.random()
+    inside, outside = (at["texture"] * _pattern(image.shape, scale, rng) for _ in range(2))
+    ground = _ground(image.shape, round(at["borders"]), rng)
+    scene = ground + outside
+    mask[...] = 0
+    visible = max(FAINTEST, math.hypot(at["noise"], at["shot"], at["texture"]))
+    for j, radius in enumerate(radii[: int(count)]):
+        if j > 0 and rng.random() < at["touching"]:
+            turn, distance = 2 * math.pi * rng.random(), (radii[j - 1] + radius) * rng.uniform(0.6, 1)
+            edge = radius - min(margin, radius)
+            beside = centres[j - 1] + distance * np.array([math.sin(turn), math.cos(turn)])
+            centres[j] = np.clip(beside, edge, np.array(image.shape) - 1 - edge)
+        outline = (_between(name, looks[name], rng) for name in ("elongation", "roughness"))
+        window, blob = _blob(image.shape, centres[j], radius, *outline, rng)
+        here = max(0.05, light[tuple(centres[j].round().astype(int))])
+        height = max(at["contrast"] * _between("own_contrast", looks["own_contrast"], rng), visible / here)
+        mask[window][blob] = 1
+        scene[window][blob] = ground[window][blob].max() + height + inside[window][blob]
+    _add_specks(scene, round(at["dust"]), round(at["highlights"]), rng)
+
+    if at["blur"]:
+        scene = gaussian_filter(scene, at["blur"], truncate=3)
+    scene *= light
+    if rng.random() < at["inverted"]:
+        scene = 1 - scene
+    np.clip(scene, 0, 1, out=scene)
+    scene += np.sqrt(at["noise"] ** 2 + at["shot"] ** 2 * scene) * rng.standard_normal(scene.shape, np.float32)
+    np.clip(scene, 0, 1, out=scene)
+    scene **= at["gamma"]
+    image[...] = _through_jpeg(scene, round(at["jpeg"])) if at["jpeg"] >= 1 else scene
+
+
+def _between(name, ends, rng):
+    """A value between two ends; mild ones are more frequent where the least value changes nothing."""
+    low, high = ends
+    neutral, least, _ = LOOKS.get(name, (None, 0, 0))
+    return low + (high - low) * rng.random() ** (2 if neutral == least else 1)
+
+
+def _light(shape, share, rng):
+    """Factors (H, W) from 1 - share to 1 + share, between two opposite corners or sides."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, side, dtype=np.float32) for side in shape), indexing="ij", sparse=True)
+    direction = rng.uniform(-1, 1, 2).astype(np.float32)
+    return 1 + np.float32(share) * sum(d * axis for d, axis in zip(direction, axes, strict=True)) / abs(direction).sum()
+
+
+def _ground(shape, num_borders, rng):
+    """The background (H, W): 0.25, and up to 0.15 more within `num_borders` discs that are wider than the image."""
+    ground = np.full(shape, BACKGROUND, np.float32)
+    for _ in range(num_borders):
+        radius, turn = max(shape) * 10 ** rng.random(), 2 * math.pi * rng.random()
+        point = rng.random(2) * shape  # where the outline passes
+        centre = point + radius * np.array([math.sin(turn), math.cos(turn)])
+        rows, columns = (np.arange(side) - c for side, c in zip(shape, centre, strict=True))
+        within = rows[:, None] ** 2 + columns**2 <= radius**2
+        np.maximum(ground, BACKGROUND + 0.15 * rng.random(), out=ground, where=within)  # where two meet, no third one
+    return ground
+
+
+def _pattern(shape, scale, rng):
+    """Normal noise (H, W) smoothed over `scale` pixels, of standard deviation 1."""
+    from scipy.fft import irfft2
+
+    rows, columns = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])
+    waves = rng.standard_normal((*np.broadcast_shapes(rows.shape, columns.shape), 2), np.float32).view(np.complex64)
+    smooth = np.exp(-2 * (math.pi * scale) ** 2 * (rows**2 + columns**2)).astype(np.float32)
+    field = irfft2(waves[..., 0] * smooth, shape)
+    return field / max(field.std(), 1e-6)
+
+
+def _blob(shape, centre, radius, elongation, roughness, rng):
+    """The pixels of an object: a window (two slices), and in it where the object is (h, w), bool.
+
+    An ellipse whose outline is dented by waves that run round it 2 to 5 times. It reaches `radius` pixels from the
+    centre at most, and holds at least the pixel that is nearest to it.
+    """
+    window = tuple(
+        slice(max(0, math.ceil(c - radius)), min(side, math.floor(c + radius) + 1))
+        for c, side in zip(centre, shape, strict=True)
+    )
+    rows, columns = (np.arange(w.start, w.stop) - c for w, c in zip(window, centre, strict=True))
+    turn, waves, phases = math.pi * rng.random(), rng.random(4), 2 * math.pi * rng.random(4)
+    along = math.sin(turn) * rows[:, None] + math.cos(turn) * columns
+    across = math.cos(turn) * rows[:, None] - math.sin(turn) * columns
+    limit = radius
+    if roughness:
+        around = np.arctan2(across, along)
+        dents = sum(
+            w * np.cos(k * around + p) for k, w, p in zip(range(2, 6), waves / waves.sum(), phases, strict=True)
+        )
+        limit = radius * (1 - roughness * (1 + dents) / 2)
+    blob = along**2 + (elongation * across) ** 2 <= limit**2
+    blob[abs(rows).argmin(), abs(columns).argmin()] = True
+    return window, blob
+
+
+def _add_specks(scene, num_dust, num_highlights, rng):
+    """Put specks and fibres and saturated spots on a scene (H, W), in place."""
+    for is_dust in [True] * num_dust + [False] * num_highlights:
+        centre = rng.random(2) * (np.array(scene.shape) - 1)
+        width = rng.uniform(0.5, 1.5)
+        length = width * (12 ** rng.random() if is_dust else rng.uniform(1, 1.5))
+        window, speck = _blob(scene.shape, centre, length, length / width, 0, rng)
+        if is_dust:
+            scene[window][speck] += rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)
+        else:
+            scene[window][speck] = 5  # in the weakest light still more than 1
+
+
+def _through_jpeg(image, losses):
+    """What a JPEG file of this quality gives back of an image (H, W) in [0, 1]."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.round(255 * image).astype(np.uint8)).save(file, "JPEG", quality=100 - losses)
+    return np.asarray(Image.open(file), np.float32) / 255
+
+
+# Checks
 
 
 def _integer(name, value, low):
@@ -230,10 +400,10 @@ def _number(name, value, low=-math.inf, high=math.inf):
     return value
 
 
-def _check_look(name, ends, high=math.inf):
+def _check_look(name, ends, low=0, high=math.inf):
     """(smallest, largest), also of a single number."""
     ends = [ends] * 2 if np.ndim(ends) == 0 else list(ends)
-    return _check_range(name, [_number(name, end, low=0, high=high) for end in ends])
+    return _check_range(name, [_number(name, end, low, high) for end in ends])
 
 
 def _check_range(name, ends):

@@ -29,6 +29,7 @@ QUESTIONS = {  # what each benchmark asks, by its record
     "photographs": "does a network that has seen circles find coins?",
     "brain": "does a 3D U-Net find grey matter on a real scan, beside MONAI's networks?",
     "faults": "what of kills, signals, dead servers, full disks and bad input is survived?",
+    "shared_server": "is everything there when four scripts at once write to one server?",
 }
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 STUDY = [  # what is shown of the memory study: side, filters, kernel, downsampling, precision

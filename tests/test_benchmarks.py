@@ -179,6 +179,7 @@ SHAPES = {  # by record: what each of its rows has
     "photographs": set(),
     "prediction": {"precision", "side", "images_per_second"},
     "scores": {"row", "seed", "command", "date", "test", "baselines", "last_epoch", "failure", "val_dice_coeff"},
+    "shared_server": set(),
     "tiles": set(),
     "time_to_score": {"side", "seed", "target", "reached_after", "epochs", "date", "command", "machine", "provenance"},
     "train_step": {"precision", "batch", "side", "images_per_second", "lab_against_it", "share_of_matrix_product"},

@@ -322,10 +322,12 @@ def _pattern(shape, scale, rng):
     """Normal noise (H, W) smoothed over `scale` pixels, of standard deviation 1."""
     from scipy.fft import irfft2
 
-    rows, columns = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])
-    waves = rng.standard_normal((*np.broadcast_shapes(rows.shape, columns.shape), 2), np.float32).view(np.complex64)
-    smooth = np.exp(-2 * (math.pi * scale) ** 2 * (rows**2 + columns**2)).astype(np.float32)
-    field = irfft2(waves[..., 0] * smooth, shape)
+    rows, columns = (
+        np.exp(-2 * (math.pi * scale * frequencies) ** 2).astype(np.float32)
+        for frequencies in (np.fft.fftfreq(shape[0]), np.fft.rfftfreq(shape[1]))
+    )
+    waves = rng.standard_normal((len(rows), len(columns), 2), np.float32).view(np.complex64)[..., 0]
+    field = irfft2(waves * rows[:, None] * columns, shape)
     return field / max(field.std(), 1e-6)
 
 
@@ -340,15 +342,14 @@ def _blob(shape, centre, radius, elongation, roughness, rng):
         for c, side in zip(centre, shape, strict=True)
     )
     rows, columns = (np.arange(w.start, w.stop) - c for w, c in zip(window, centre, strict=True))
-    turn, waves, phases = math.pi * rng.random(), rng.random(4), 2 * math.pi * rng.random(4)
+    turn, waves, phases = math.pi * rng.random(), rng.random(4), rng.random(4)
     along = math.sin(turn) * rows[:, None] + math.cos(turn) * columns
     across = math.cos(turn) * rows[:, None] - math.sin(turn) * columns
     limit = radius
     if roughness:
-        around = np.arctan2(across, along)
-        dents = sum(
-            w * np.cos(k * around + p) for k, w, p in zip(range(2, 6), waves / waves.sum(), phases, strict=True)
-        )
+        # A wave that runs round k times is the real part of the k-th power of the direction.
+        direction = (along + 1j * across) / np.maximum(np.hypot(along, across), 1e-9)
+        dents = np.polyval([*(waves / waves.sum() * np.exp(2j * math.pi * phases)), 0, 0], direction).real
         limit = radius * (1 - roughness * (1 + dents) / 2)
     blob = along**2 + (elongation * across) ** 2 <= limit**2
     blob[abs(rows).argmin(), abs(columns).argmin()] = True

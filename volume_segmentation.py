@@ -266,16 +266,16 @@ def prepare(args: argparse.Namespace, own: dict | None):
     validation = held_out_patches(args, own)
     backend.check_shares(args.train_patches, args.batch_size, "training patches")
     backend.check_shares(len(validation[0]), backend.num_devices(), "validation patches")
-    model = build_network(args)
+    return precision, build_network(args, own), validation
+
+
+def build_network(args: argparse.Namespace, own: dict | None):
+    """The network of the settings, for volumes of any size."""
+    model = build_unet((None, None, None, 1), args.filters, DEPTH, args.skips)
     # The output begins at the objects' share of the voxels, not at one half: spares learning that (Lin et al. 2017).
     share = np.mean([masks.mean() for _, masks in itertools.islice(training_batches(args, own, 0), 16)]).clip(1e-3, 0.9)
     model.get_layer("mask").bias.assign([np.log(share / (1 - share))])
-    return precision, model, validation
-
-
-def build_network(args: argparse.Namespace):
-    """The network of the settings, for volumes of any size."""
-    return build_unet((None, None, None, 1), args.filters, DEPTH, args.skips)
+    return model
 
 
 def follow(args: argparse.Namespace, own: dict | None) -> dict:
@@ -334,7 +334,7 @@ def main(argv=None) -> dict:
             found = {"history": history, "training_seconds": time.perf_counter() - started, "settings": settings}
             found["parameters"] = model.count_params()
             found["provenance"] = {**backend.provenance(), "precision": precision}
-            network = training.detach(model, lambda: build_network(args))
+            network = training.detach(model, lambda: build_network(args, own))
             failures = finish(args, network, own, prepared, validation, test, found, out)
             results.log_run(run, FILES, found, args.register)
         checkpoint.delete()

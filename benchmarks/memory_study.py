@@ -40,6 +40,7 @@ UNETS = [  # patch, filters, batch size, precision
     (64, 8, 4, "mixed_bfloat16"),
     (64, 16, 2, "float32"),
 ]
+WITHOUT_ONEDNN = [{"input_shape": (48, 48, 48, 1)}, {}, {"downsampling": "early"}]  # what differs from BASE
 UNET_STEPS = 12  # in which the memory of a training has nearly reached its peak
 
 
@@ -91,8 +92,7 @@ def rows_without_onednn() -> list[dict]:
     former = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
     try:
-        changes = ({"input_shape": (48, 48, 48, 1)}, {}, {"downsampling": "early"})
-        return [study_row({**BASE, **change}) for change in changes]
+        return [study_row({**BASE, **change}) for change in WITHOUT_ONEDNN]
     finally:
         os.environ.pop("TF_ENABLE_ONEDNN_OPTS")
         if former is not None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LOST_AFTER = 30  # seconds without a sign of life, after which a process of a distributed training counts as lost
 
 
 def prepare() -> None:
@@ -111,14 +112,15 @@ def connect(distributed: bool, seed: int) -> int:
     import jax
 
     if distributed:
+        given = {key: os.environ.get(f"KERAS_DISTRIBUTION_{key}") for key in ("NUM_PROCESSES", "PROCESS_ID")}
         first = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES", "").split(",")[0]
         if first:  # JAX would listen on every interface of the host
             os.environ.setdefault("JAX_COORDINATOR_BIND_ADDRESS", first)
         jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        keras.utils.set_random_seed(seed)  # the same on all, before Keras would draw one
-        try:
-            keras.distribution.initialize()
+        try:  # as keras.distribution.initialize() does, which cannot say how soon a lost process is noticed
+            numbers = [int(number) if number else None for number in given.values()]
+            jax.distributed.initialize(first or None, *numbers, heartbeat_timeout_seconds=LOST_AFTER)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"--distributed: the processes did not find each other ({str(error).splitlines()[0][:200]}); set "
@@ -176,10 +178,17 @@ def from_first_process(data: bytes) -> bytes:
     return np.asarray(broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
 
 
-def explain_lost_process(error: BaseException) -> None:
-    """Say what it means when the work in common fails where several processes do it."""
-    if isinstance(error, Exception) and _is_distributed() and sys.modules["jax"].process_count() > 1:
-        error.add_note("Most likely another process has ended; start all of them again with --resume.")
+class LostProcess(RuntimeError):
+    """Another process of a training in common has ended; JAX waits for it at this one's end, and then aborts."""
+
+
+def lost_process(error: BaseException) -> LostProcess | None:
+    """What a failed step means where several processes compute it; None for any other failure."""
+    alone = not _is_distributed() or sys.modules["jax"].process_count() == 1
+    if alone or type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
+        return None
+    reason = str(error).splitlines()[0][:120]
+    return LostProcess(f"another process of this training has ended ({reason}); start all of them again with --resume.")
 
 
 def leave() -> None:

@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lab.backend import LostProcess
 from lab.results import COMPLETE, PARTIAL, move_into_place
 from lab.signals import Stopped, signals_raise
 
@@ -56,7 +57,9 @@ def script(main: Callable) -> Callable:
             traceback.print_exception(failure)
         sentence, code = describe(failure)
         if sentence:
-            print(f"{name}: {sentence}", file=sys.stderr)
+            print(f"{name}: {sentence}", file=sys.stderr, flush=True)
+        if isinstance(failure, LostProcess):
+            os._exit(code)
         raise SystemExit(code) from None
 
     return wrapper
@@ -71,7 +74,7 @@ def describe(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, SystemExit):
         return None, error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     text = " ".join((str(error).strip() or type(error).__name__).splitlines()[:1] if _foreign(error) else [str(error)])
-    if isinstance(error, Unfinished):
+    if isinstance(error, Unfinished | LostProcess):
         return f"{text} {notes}".strip(), 1
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return f"error: not enough memory ({text[:200]}). Smaller images, patches or batches need less. {notes}", 1
@@ -82,7 +85,7 @@ def describe(error: BaseException) -> tuple[str | None, int]:
 
 def _foreign(error: BaseException) -> bool:
     """Whether a message was not written here: libraries add pages of context to theirs."""
-    return not isinstance(error, ValueError | Unfinished) and type(error).__name__ != "TrackingError"
+    return not isinstance(error, ValueError | Unfinished | LostProcess) and type(error).__name__ != "TrackingError"
 
 
 @contextlib.contextmanager

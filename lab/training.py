@@ -129,9 +129,12 @@ def fit(
             verbose=1 if sys.stdout.isatty() else 2,  # a progress bar in a pipe is a mess of backspaces
         )
     except BaseException as error:
+        lost = backend.lost_process(error)
         if checkpoint and checkpoint.files():
-            error.add_note(f"{len(history['epoch'])} of {epochs} epochs are kept in {checkpoint.folder}: --resume.")
-        backend.explain_lost_process(error)
+            kept = f"{len(history['epoch'])} of {epochs} epochs are kept in {checkpoint.folder}: --resume."
+            (lost or error).add_note(kept)
+        if lost:
+            raise lost from error
         raise
     return history
 

@@ -6,8 +6,16 @@ import sys
 
 import pytest
 
-os.environ["MPLBACKEND"] = "Agg"
+from lab import backend
+
+backend.prepare()  # as a script does, before JAX, where it is installed, tells TensorFlow to talk more
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: what is long and begins last leaves a processor idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)

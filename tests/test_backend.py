@@ -1,5 +1,6 @@
 """What differs between machines, asked for in processes of their own."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -51,6 +52,13 @@ def test_cores_and_processor_are_named():
     assert found["cores"] == backend.num_cores() >= 1
     assert found["processor"] and f"{backend.num_cores()} cores" in backend.device()
     assert {"python.version", "keras.version", "numpy.version", "device"} <= backend.provenance().keys()
+
+
+@pytest.mark.parametrize(("num", "batch", "equal"), [(14, 4, True), (16, 4, True), (13, 4, False), (15, 3, False)])
+def test_unequal_shares_of_a_batch_are_refused(monkeypatch, num, batch, equal):
+    monkeypatch.setattr(backend, "num_devices", lambda: 2)
+    with contextlib.nullcontext() if equal else pytest.raises(ValueError, match="shared equally by 2 devices"):
+        backend.check_shares(num, batch, "images")
 
 
 def git(folder, *arguments):

@@ -1,5 +1,6 @@
 """Training shared by several processes, on JAX over loopback, against one process."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -14,16 +15,18 @@ import pytest
 
 import unet_segmentation as unet
 
-pytest.importorskip("jax", reason="JAX is not needed but for several devices: pip install -r tests/requirements.txt")
+if importlib.util.find_spec("jax") is None:  # found, not imported: JAX sets variables that other tests' children inherit
+    pytest.skip("JAX is for several devices alone: pip install -r tests/requirements.txt", allow_module_level=True)
 
 FLAGS = "--size 16 --radius 2 5 --filters 2 --batch-size 4 --val-images 8 --test-images 4 --precision float32"
 STEPS = "--epochs 4 --train-images 14"  # 4 + 4 + 4 + 2: the last batch is shorter
 
 
 def start(folder, process, num, port, *flags):
-    """One process of a training on loopback."""
+    """One process of a training on loopback; what JAX compiles in one test serves in all."""
     environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(Path(unet.__file__).parent)}
     environment |= {"KERAS_DISTRIBUTION_NUM_PROCESSES": str(num), "KERAS_DISTRIBUTION_PROCESS_ID": str(process)}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment["KERAS_DISTRIBUTION_JOB_ADDRESSES"] = ",".join(f"127.0.0.1:{port + i}" for i in range(num))
     command = [sys.executable, "-u", unet.__file__, *FLAGS.split(), *" ".join(flags).split(), "--distributed"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -83,12 +86,6 @@ def test_two_processes_give_the_weights_and_scores_of_one(whole):
 
 
 @pytest.mark.slow
-def test_unequal_shares_are_refused_before_training(whole):
-    codes, consoles = train(whole, 2, "--epochs 1 --train-images 13 --out-dir refused")
-    assert 2 in codes and any("cannot be shared equally by 2 devices" in console for console in consoles)
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_all_end_when_one_is_killed_and_fewer_go_on_from_its_checkpoint(whole):
     port = free_port()
@@ -100,8 +97,8 @@ def test_all_end_when_one_is_killed_and_fewer_go_on_from_its_checkpoint(whole):
     started = time.monotonic()
     console = processes[0].communicate(timeout=120)[0]
     processes[1].communicate()
-    assert time.monotonic() - started < 90 and processes[0].returncode not in (0, None)
-    assert list((whole / "killed").glob("checkpoint-*.npz")), console
+    assert time.monotonic() - started < 90 and processes[0].returncode == 1
+    assert "another process of this training has ended" in console and "epochs are kept in killed" in console
     codes, consoles = train(whole, 1, STEPS.replace("4", "40", 1), "--out-dir killed --resume")
     assert codes == [0] and "Going on after epoch" in consoles[0], consoles
 
@@ -110,7 +107,7 @@ def test_all_end_when_one_is_killed_and_fewer_go_on_from_its_checkpoint(whole):
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_sigterm_to_all_ends_all(whole):
     port = free_port()
-    processes = [start(whole, i, 2, port, "--epochs 1000 --train-images 14 --out-dir stopped") for i in range(2)]
+    processes = [start(whole, i, 2, port, STEPS.replace("4", "1000", 1), "--out-dir stopped") for i in range(2)]
     for line in processes[0].stdout:
         if "Epoch 3/" in line:
             break

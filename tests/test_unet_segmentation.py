@@ -31,6 +31,7 @@ SMALL = [
     "--test-images",
     "6",
 ]
+FLAGS = "--epochs 3 --train-images 18 --batch-size 4 --precision float32 --run-name small".split()  # 18 = 4 * 4 + 2
 BAD = [
     ("--size 100", "divisible"),
     ("--radius 8 80", "does not fit"),
@@ -74,8 +75,7 @@ def small_run(tmp_path_factory, migrated_database):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(console):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.chdir(folder)
-        flags = "--epochs 3 --train-images 18 --batch-size 4 --precision float32 --run-name small"  # 18 = 4 * 4 + 2
-        scores = unet.main([*SMALL, *flags.split(), "--out-dir", "out"])
+        scores = unet.main([*SMALL, *FLAGS, "--out-dir", "out"])
         mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
         run = mlflow.search_runs(experiment_names=[unet.EXPERIMENT], output_format="list")[0]
         yield folder, scores, run, console.getvalue()
@@ -251,8 +251,8 @@ def test_a_store_that_breaks_during_training_leaves_complete_files_and_a_warning
     assert "not recorded in MLflow run" in capsys.readouterr().err
 
 
-def run_script(*flags, until=None, signum=signal.SIGINT):
-    """Run the script in the current folder, stopped by a signal once it prints `until`; its code and console."""
+def run_script(*flags, until=None, signum=signal.SIGINT, folder=None):
+    """Run the script in a folder, by default the current one, stopped by a signal once it prints `until`; its code and console."""
     # A shell's background job ignores Ctrl-C, and so would its children.
     hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
@@ -262,6 +262,7 @@ def run_script(*flags, until=None, signum=signal.SIGINT):
         text=True,
         start_new_session=True,
         preexec_fn=hear,
+        cwd=folder,
     )
     lines = []
     try:
@@ -276,45 +277,62 @@ def run_script(*flags, until=None, signum=signal.SIGINT):
     return process.returncode, "".join(lines)
 
 
+RESUMED = ["--epochs", "4", "--train-images", "64", "--precision", "float32", "--deterministic"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, migrated_database):
+    """The folder of a run that nothing disturbs, in a process of its own as those that are compared with it."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copy(migrated_database, folder / "mlflow.db")
+    code, console = run_script(*RESUMED, "--out-dir", "out", folder=folder)
+    assert code == 0, console
+    return folder / "out"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize(
     ("signum", "code", "status"), [(signal.SIGINT, 130, "KILLED"), (signal.SIGKILL, -9, "RUNNING")]
 )
-def test_a_stopped_run_goes_on_to_the_same_weights_and_is_one_run_in_mlflow(store, signum, code, status):
+def test_a_stopped_run_goes_on_to_the_same_weights_and_is_one_run_in_mlflow(store, whole, capsys, signum, code, status):
     import keras
     import mlflow
 
-    flags = ["--epochs", "4", "--train-images", "64", "--precision", "float32", "--deterministic"]
-    assert run_script(*flags, "--out-dir", "whole")[0] == 0
-    ended, console = run_script(*flags, "--out-dir", "out", until="Epoch 3/4", signum=signum)
+    def runs():
+        return mlflow.search_runs(experiment_names=[unet.EXPERIMENT], output_format="list")
+
+    def refusal(*flags):
+        with pytest.raises(SystemExit) as stop:
+            unet.main([*SMALL, *RESUMED[:-1], *flags, "--out-dir", "out"])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    ended, console = run_script(*RESUMED, "--out-dir", "out", until="Epoch 3/4", signum=signum)
     assert ended == code and (code != 130 or "2 of 4 epochs are kept in out: --resume." in console)
     kept = {path.name for path in Path("out").iterdir() if not path.name.startswith(".")}
     assert kept == {"checkpoint-000001.npz", "checkpoint-000002.npz"}
-
-    def runs():
-        query = {"experiment_names": [unet.EXPERIMENT], "output_format": "list"}
-        return [run for run in mlflow.search_runs(**query) if run.data.params["out_dir"] == "out"]
-
     assert [run.info.status for run in runs()] == [status]
-    code, console = run_script(*flags, "--out-dir", "out")
-    assert code == 2 and "--resume" in console and "--overwrite" in console
-    code, console = run_script(*flags, "--filters", "8", "--out-dir", "out", "--resume")
-    assert code == 2 and "filters was 4, is 8" in console
-    code, console = run_script(*flags, "--out-dir", "out", "--resume")
+    both_ways = refusal()
+    assert "--resume" in both_ways and "--overwrite" in both_ways
+    assert "filters was 4, is 8" in refusal("--filters", "8", "--resume")
+    code, console = run_script(*RESUMED, "--out-dir", "out", "--resume")
     assert code == 0 and "Going on after epoch 2." in console and "Epoch 2/4" not in console
-    whole, resumed = (keras.models.load_model(f"{folder}/model.keras").get_weights() for folder in ("whole", "out"))
-    for one, other in zip(whole, resumed, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert Path("whole/history.json").read_text() == Path("out/history.json").read_text()
-    assert {path.name for path in Path("out").iterdir()} == {path.name for path in Path("whole").iterdir()}
+    one, other = (keras.models.load_model(folder / "model.keras").get_weights() for folder in (whole, Path("out")))
+    for expected, found in zip(one, other, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert Path("out/history.json").read_text() == (whole / "history.json").read_text()
+    assert {path.name for path in Path("out").iterdir()} == {path.name for path in whole.iterdir()}
     (run,) = runs()
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val_image_dice")
     assert run.info.status == "FINISHED" and [metric.step for metric in history] == [1, 2, 3, 4]
-    assert run_script(*flags, "--out-dir", "out", "--resume") == (
-        0,
-        "The run in out is finished: see out/scores.json.\n",
-    )
+
+
+def test_a_finished_run_is_not_trained_again(small_run, monkeypatch, capsys):
+    folder, scores, _, _ = small_run
+    monkeypatch.chdir(folder)
+    assert unet.main([*SMALL, *FLAGS, "--out-dir", "out", "--resume"]) == pytest.approx(scores)
+    assert capsys.readouterr().out == "The run in out is finished: see out/scores.json.\n"
 
 
 def test_a_training_that_diverges_is_one_sentence_exit_code_1_and_files(store, capsys):

@@ -260,6 +260,7 @@ def prepare(args: argparse.Namespace, own: dict | None):
     precision = backend.start(args.precision, args.deterministic, args.seed)
     if args.patch is None:
         args.patch = plan_patch(args, own["training"])
+    precision = backend.precision_for_volumes(precision, args.patch[0] // 2**DEPTH)
     fixed = build_unet((*args.patch, 1), args.filters, DEPTH, args.skips)
     step = memory.training_memory(fixed, args.batch_size, args.optimizer, backend.processor())["total"]
     command_line.check_room(step * memory.MIB, f"a training step of {args.batch_size} patches")

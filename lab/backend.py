@@ -235,6 +235,24 @@ def choose_precision(wanted: str) -> str:
     return "mixed_bfloat16" if native else "float32"
 
 
+def precision_for_volumes(precision: str, least_depth: int) -> str:
+    """The precision to train volumes in that are `least_depth` voxels deep at the network's coarsest level.
+
+    On processors, oneDNN's gradient of a 3D kernel in bfloat16 reads memory that is not its own where the depth is 2:
+    seen with TensorFlow 2.21 and AVX-512, NaN or several times the true value; right at every other depth.
+    """
+    keras = import_keras()
+    if precision != "mixed_bfloat16" or least_depth != 2 or keras.backend.backend() != "tensorflow":
+        return precision
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return precision
+    print("In float32: on processors, bfloat16 gradients are wrong where volumes get 2 voxels deep inside the network.")
+    keras.config.set_dtype_policy("float32")
+    return "float32"
+
+
 def make_deterministic() -> None:
     """Ask the backend for operations that give the same bits every time."""
     name = import_keras().backend.backend()

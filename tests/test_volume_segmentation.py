@@ -77,6 +77,15 @@ def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_fo
     np.testing.assert_array_equal(mask.affine, nibabel.load(scan).affine)
 
 
+@pytest.mark.parametrize(("patch", "expected"), [("16", "float32"), ("24", "mixed_bfloat16")])
+def test_volumes_that_get_2_voxels_deep_are_not_trained_in_bfloat16(patch, expected):
+    args = script.parse_args(["--size", "24", "--radius", "4", "7", *TINY, "--patch", patch])
+    args.precision = "mixed_bfloat16"
+    precision, model, _ = script.prepare(args, None)
+    assert precision == expected
+    assert model.get_layer("bottleneck_conv1").compute_dtype == expected.replace("mixed_", "")
+
+
 def planned(samples, **options):
     args = script.parse_args(["--images", "a", "--masks", "b"])
     return script.plan_patch(argparse.Namespace(**{**vars(args), **options}), samples)

@@ -15,7 +15,7 @@ import pytest
 
 import unet_segmentation as unet
 
-if importlib.util.find_spec("jax") is None:  # found, not imported: JAX sets variables that other tests' children inherit
+if importlib.util.find_spec("jax") is None:  # not imported: JAX sets variables that the children of other tests inherit
     pytest.skip("JAX is for several devices alone: pip install -r tests/requirements.txt", allow_module_level=True)
 
 FLAGS = "--size 16 --radius 2 5 --filters 2 --batch-size 4 --val-images 8 --test-images 4 --precision float32"
@@ -26,7 +26,8 @@ def start(folder, process, num, port, *flags):
     """One process of a training on loopback; what JAX compiles in one test serves in all."""
     environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(Path(unet.__file__).parent)}
     environment |= {"KERAS_DISTRIBUTION_NUM_PROCESSES": str(num), "KERAS_DISTRIBUTION_PROCESS_ID": str(process)}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment["KERAS_DISTRIBUTION_JOB_ADDRESSES"] = ",".join(f"127.0.0.1:{port + i}" for i in range(num))
     command = [sys.executable, "-u", unet.__file__, *FLAGS.split(), *" ".join(flags).split(), "--distributed"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -16,22 +16,10 @@ from PIL import Image
 import unet_segmentation as unet
 from lab import model_file, pictures
 
-SMALL = [
-    "--size",
-    "32",
-    "--train-size",
-    "16",
-    "--radius",
-    "2",
-    "6",
-    "--filters",
-    "4",
-    "--val-images",
-    "4",
-    "--test-images",
-    "6",
-]
-FLAGS = "--epochs 3 --train-images 18 --batch-size 4 --precision float32 --run-name small".split()  # 18 = 4 * 4 + 2
+SMALL = ["--size", "32", "--train-size", "16", "--radius", "2", "6", "--filters", "4"]
+SMALL += ["--val-images", "4", "--test-images", "6"]
+FLAGS = ["--epochs", "3", "--train-images", "18", "--batch-size", "4"]  # 18 = 4 * 4 + 2
+FLAGS += ["--precision", "float32", "--run-name", "small"]
 BAD = [
     ("--size 100", "divisible"),
     ("--radius 8 80", "does not fit"),
@@ -252,7 +240,7 @@ def test_a_store_that_breaks_during_training_leaves_complete_files_and_a_warning
 
 
 def run_script(*flags, until=None, signum=signal.SIGINT, folder=None):
-    """Run the script in a folder, by default the current one, stopped by a signal once it prints `until`; its code and console."""
+    """Run the script in a folder, stopped by a signal once it prints `until`; its exit code and console."""
     # A shell's background job ignores Ctrl-C, and so would its children.
     hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(

@@ -175,3 +175,51 @@ def test_a_tint_changes_the_colours_and_leaves_grey_alone():
     assert np.ptp(varied, axis=-1).max() > 0.02 and np.abs(varied - 0.5).max() < 0.5 - 0.5**1.11
     grey = patches.vary(image[..., :1], mask, np.random.default_rng(0), **still)[0]
     np.testing.assert_array_equal(grey, 0.5)
+
+
+BENDS = {"rotation": 45, "scale": 0.25, "elastic": 4, "gamma": 0.5}
+STILL = {"flips": (), "planes": (), "contrast": 0, "brightness": 0}
+
+
+def disc(sides, row, column, radius):
+    rows, columns = np.indices(sides)
+    return np.hypot(rows - row, columns - column) <= radius
+
+
+@pytest.mark.parametrize("options", [*({name: value} for name, value in BENDS.items()), BENDS], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_bent_mask_lies_where_its_image_does_and_the_seed_says_how(options, channels):
+    mask = disc((48, 64), 20, 40, 10)
+    image = np.repeat(mask[..., None].astype(np.float32), channels, axis=-1)
+    seen = set()
+    for seed in range(5):
+        (bent, moved), (again, _) = (
+            patches.vary(image, mask, np.random.default_rng(seed), **STILL, **options, tint=0) for _ in range(2)
+        )
+        np.testing.assert_array_equal(bent, again)
+        assert bent.shape == image.shape and bent.dtype == np.float32 and moved.dtype == bool
+        power = 2 ** options.get("gamma", 0)  # what was one half is now between its power and its root
+        assert bent[moved].min() >= 0.5**power - 1e-6 and bent[~moved].max() < 0.5 ** (1 / power) + 1e-6
+        seen.add((bent.tobytes(), moved.tobytes()))
+    assert len(seen) == (1 if list(options) == ["gamma"] else 5)
+
+
+def test_what_is_turned_keeps_its_distance_and_what_is_enlarged_its_shape():
+    mask = disc((65, 65), 32, 42, 6)  # small enough for its mirror images to stay outside
+    image, areas = mask[..., None].astype(np.float32), []
+    for seed in range(40):
+        turned = patches.bend(image, mask, np.random.default_rng(seed), 180, 0, 0)[1]
+        assert np.hypot(*np.argwhere(turned).mean(axis=0) - 32) == pytest.approx(10, abs=0.2)
+        assert turned.sum() == pytest.approx(mask.sum(), rel=0.1)
+        areas.append(patches.bend(image, mask, np.random.default_rng(seed), 0, 0.25, 0)[1].sum() / mask.sum())
+    assert 0.9 / 1.25**2 < min(areas) < 0.8 and 1.25 < max(areas) < 1.1 * 1.25**2
+
+
+def test_gamma_keeps_black_white_and_order_and_volumes_cannot_be_bent():
+    image, mask = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8, 1), np.ones((8, 8), bool)
+    rows = [patches.vary(image, mask, np.random.default_rng(i), **STILL, gamma=1)[0].ravel() for i in range(20)]
+    assert all(row[0] == 0 and row[-1] == 1 and (np.diff(row) > 0).all() for row in rows)
+    middle = [row[32] for row in rows]  # 32/63, to a power of 1/2 to 2
+    assert (32 / 63) ** 2 <= min(middle) < 0.4 and 0.6 < max(middle) <= (32 / 63) ** 0.5
+    with pytest.raises(ValueError, match="volumes cannot"):
+        patches.vary(np.ones((4, 4, 4, 1)), np.ones((4, 4, 4), bool), np.random.default_rng(0), rotation=5)

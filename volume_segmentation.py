@@ -335,7 +335,7 @@ def main(argv=None) -> dict:
             found = {"history": history, "training_seconds": time.perf_counter() - started, "settings": settings}
             found["parameters"] = model.count_params()
             found["provenance"] = {**backend.provenance(), "precision": precision}
-            network = training.detach(model, lambda: build_network(args, own))
+            network = training.detach(model, lambda: build_unet(model.input_shape[1:], args.filters, DEPTH, args.skips))
             failures = finish(args, network, own, prepared, validation, test, found, out)
             results.log_run(run, FILES, found, args.register)
         checkpoint.delete()

@@ -10,7 +10,7 @@ import argparse
 import re
 import statistics
 
-from benchmarks import faults, noise, photographs, scores, time_to_score
+from benchmarks import brain, faults, noise, photographs, scores, time_to_score
 from benchmarks._common import ROOT, read, table
 
 QUESTIONS = {  # what each benchmark asks, by its record
@@ -237,6 +237,15 @@ def seeds_of_photographs(found: dict) -> str:
     return f"Over {len(of['coins'])} seeds the varied circles give {told}; the other rows are one seed."
 
 
+def shared_server(found: dict) -> str:
+    """What a server held after several scripts had written to it at once, in a sentence."""
+    held = ", ".join(f"{held:,} of {wanted:,} {name}" for name, (held, wanted) in found["held"].items())
+    return (
+        f"Of {found['rounds']} rounds of four scripts at once, on one MLflow server with PostgreSQL, the server holds "
+        f"{held}; {found['runs_without_an_end']} runs are without an end."
+    )
+
+
 PIECES = {  # name: the record that must be there, and what the page says of it
     "main_table": ("scores", lambda found: scores.main_table(found["rows"])),
     "made": ("scores", made),
@@ -251,7 +260,9 @@ PIECES = {  # name: the record that must be there, and what the page says of it
     "study_errors": ("conv3d_study", study_errors),
     "photographs": ("photographs", photographs.scores_table),
     "seeds_of_photographs": ("photographs", seeds_of_photographs),
+    "brain": ("brain", lambda found: brain.scores_table(found["rows"], "back-front")),
     "faults": ("faults", lambda found: faults.scores_table(found["rows"])),
+    "shared_server": ("shared_server", shared_server),
 }
 
 

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import _common
-from benchmarks.circle_fit import draw_circles, fit_circles
+from lab.ball_fit import draw_balls, fit_balls
 from lab.results import BLUE, GREEN, ORANGE, new_figure, plain_ticks
 
 LEVELS = (0.1, 0.25, 0.5, 1.0)
@@ -51,7 +51,7 @@ def run(noise: float, seed: int) -> dict:
             found = json.loads((Path(folder) / "scores.json").read_text())
     args = unet.parse_args(flags)
     images, masks = unet.make_circles(args, args.test_images, unet.TEST)
-    fit = results.score(masks, draw_circles(fit_circles(images, noise), images.shape[1:3]))[0]
+    fit = results.score(masks, draw_balls(fit_balls(images, noise), images.shape[1:3]))[0]
     kept = ("image_dice", "image_dice_p5", "image_dice_min", "image_iou")
     sides = {"threshold": found["baselines"]["best global threshold"], "network": found["test"], "fit": fit}
     return {

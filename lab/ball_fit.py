@@ -9,19 +9,21 @@ background, the noise and the clipping. The U-Net is told none of this. What the
 
 import numpy as np
 
+from data_synth import BACKGROUND
+
 STEPS = 0.5 * 0.7 ** np.arange(12)  # of the centre, in pixels; when they halve, the best circle is missed at times
 CANDIDATES = 2  # best places of the coarse search that are followed up
 REACH = {2: 2, 3: 1}  # steps that the centre may move by along each axis, at a time, in 2 and in 3 dimensions
 
 
-def log_likelihood_ratio(images: np.ndarray, contrast: float, noise: float, background: float = 0.25) -> np.ndarray:
+def log_likelihood_ratio(images: np.ndarray, contrast: float, noise: float) -> np.ndarray:
     """log p(pixel | ball) - log p(pixel | background), of the shape of `images`.
 
     Of a pixel clipped to 0 or 1 it is known only that it lay at or beyond: there the ratio is one of probabilities.
     """
     from scipy.special import log_ndtr
 
-    inside, outside = background + contrast, background
+    inside, outside = BACKGROUND + contrast, BACKGROUND
     images = images.astype(float)
     ratio = contrast * (images - (inside + outside) / 2) / noise**2
     ratio[images <= 0] = log_ndtr(-inside / noise) - log_ndtr(-outside / noise)

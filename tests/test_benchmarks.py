@@ -1,5 +1,6 @@
 """The benchmarks' small helpers by arithmetic, their commands, their records."""
 
+import argparse
 import os
 import re
 import subprocess
@@ -7,10 +8,11 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import unet_segmentation as unet
-from benchmarks import _common, gpu, memory, scores, time_to_score, train_step
+from benchmarks import _common, gpu, memory, own_data, scores, time_to_score, train_step
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -92,6 +94,61 @@ def test_both_sides_have_as_many_parameters_and_answer_every_call(ndim):
     assert train_step.torch_network(ndim, 2)(torch.zeros(1, 1, *[16] * ndim)).shape == (1, 1, *[16] * ndim)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_eight_crops_lie_in_the_picture_and_what_is_tested_lies_apart_from_them(seed, wide):
+    sides = (300, 666) if wide else (666, 300)
+    image = np.arange(np.prod(sides)).reshape(*sides, 1)
+    samples, tested = own_data.split(image, image[..., 0] % 2 == 1, seed)
+    near, gap = np.zeros(sides, bool), own_data.GAP
+    assert len(samples) == 8
+    for sample in samples:
+        row, column = np.unravel_index(sample.image[0, 0, 0], sides)
+        np.testing.assert_array_equal(sample.image, image[row : row + 128, column : column + 128])
+        np.testing.assert_array_equal(sample.mask, sample.image[..., 0] % 2)
+        assert sample.mask.shape == (128, 128)
+        near[max(0, row - gap) : row + 128 + gap, max(0, column - gap) : column + 128 + gap] = True
+    assert not tested[near].any() and tested.mean() > 0.5
+
+
+def test_dice_of_few_labels_is_that_of_the_tested_pixels():
+    mask, found, tested = (np.array(row, bool) for row in ([1, 1, 1, 0, 0], [1, 0, 0, 1, 1], [1, 1, 0, 1, 0]))
+    assert own_data.dice(mask, found, tested) == Fraction(2 * 1, 2 + 2)
+
+
+def test_the_rate_of_most_splits_is_shown_and_differences_are_paired():
+    def rows(side, found, rate=None):
+        more = {"data": "coins", "side": side, "rate": rate, "seconds": 1, "crops": 8, "bound": "crops"}
+        return [{**more, "split": i, "dice": dice} for i, dice in enumerate(found)]
+
+    ours, best = rows("ours", [0.5, 0.7, 0.9]), rows("UNet", [0.51, 0.72, 0.93], 1e-3)
+    found = [*ours, *rows("UNet", [0.6], 1e-2), *best]
+    assert own_data.best_rates(found)["coins", "UNet"] == best
+    half = 4.302653 * 0.01 / 3**0.5  # Student's t of 2 degrees of freedom, standard deviation 0.01
+    assert own_data.difference(best, ours) == f"+0.0200 ({0.02 - half:+.4f} to {0.02 + half:+.4f})"
+    assert own_data.difference(best[:1], ours) == "+0.0100" and own_data.difference(best, []) == ""
+    assert "| coins | UNet | 3 | 0.7200 | +0.0200" in own_data.scores_table(found)
+
+
+def test_few_labels_are_trained_on_as_the_script_does_and_in_whole_epochs():
+    args = argparse.Namespace(work="ours", splits=[3], crops=own_data.whole("250"))
+    ours, default = own_data.own_settings(args), unet.parse_args(["--images", "a", "--masks", "b"])
+    changed = {name for name, value in vars(ours).items() if value != getattr(default, name)}
+    assert changed == {"images", "masks", "seed", "epochs", "train_images"}
+    assert args.crops == 240 and ours.epochs * ours.train_images == 240 and ours.batch_size == own_data.BATCH
+
+
+@pytest.mark.parametrize("side", own_data.MONAI)
+def test_monais_side_sees_the_crops_it_may_and_scores_them(side):
+    pytest.importorskip("monai")
+    image = np.random.default_rng(0).integers(0, 255, (400, 128, 1), np.uint8)
+    mask = image[..., 0] > 128
+    samples, tested = own_data.split(image, mask, 0)
+    args = argparse.Namespace(work=side, splits=[0], crops=80, rates=[1e-3], seconds=0.5)
+    (row,) = own_data.monai_side(samples, (image, mask, tested), args)
+    assert 0 < row["crops"] <= 80 and row["crops"] % 8 == 0 and 0 <= row["dice"] <= 1 and row["rate"] == 1e-3
+
+
 def test_without_a_graphics_card_its_benchmark_says_so_in_one_sentence():
     command = [sys.executable, "-m", "benchmarks.gpu"]
     done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, env={**os.environ, **NO_CARD})
@@ -122,6 +179,7 @@ SHAPES = {  # by record: what each of its rows has
     "memory": {"images", "new_every_epoch_mib", "fixed_mib"},
     "metrics_speed": {"score", "side", "milliseconds", "it_against_lab_tensors"},
     "noise": {"noise", "seed", "threshold", "network", "fit"},
+    "own_data": {"data", "side", "split", "dice", "seconds", "crops", "bound"},
     "photographs": set(),
     "prediction": {"precision", "side", "images_per_second"},
     "scores": {"row", "seed", "command", "date", "test", "baselines", "last_epoch", "failure", "val_dice_coeff"},

@@ -65,50 +65,75 @@ def ticks(axis, values, say) -> None:
 
 
 def network(results, say):
-    """The U-Net: feature maps as boxes, as high as the images and as wide as the number of channels."""
+    """The U-Net, map by map: as high as the images, as wide as the number of channels; an arrow is a layer."""
     maps = {row["name"]: row for row in results["e1"]["network"]}
-    depth = 3
-    drawn = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    depth, gap, step = 3, 0.42, 1.05
+    full = maps["encoder1"]["side"]
+    drawn = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     axes = drawn.subplots()
-    order = [f"encoder{i + 1}" for i in range(depth)] + ["bottleneck"]
-    order += [f"decoder{i + 1}" for i in reversed(range(depth))]
-    places = {}
-    for column, name in enumerate(order):
-        level = depth - abs(column - depth)
-        side, channels = maps[name]["side"], maps[name]["channels"]
-        height, width = 0.75 * (side / maps["encoder1"]["side"]) ** 0.4, 0.10 + channels / 600
-        x, y = column * 1.45, -level * 0.95
-        places[name] = x, y, width, height
-        color = ORANGE if name == "bottleneck" else BLUE if name.startswith("encoder") else GREEN
-        axes.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, color=color, alpha=0.85, linewidth=0))
-        label = f"{side} × {side} × {channels}"
-        if name == "bottleneck":
-            axes.text(x, y - height / 2 - 0.08, label, ha="center", va="top", fontsize=8.5)
-        else:  # on the outer side, where no arrow passes
-            left = name.startswith("encoder")
-            beside = x + (-1 if left else 1) * (width / 2 + 0.08)
-            axes.text(beside, y - 0.3, label, ha="right" if left else "left", va="center", fontsize=8.5)
-    arrow = {"arrowstyle": "-|>", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
-    for first, second in zip(order, order[1:], strict=False):
-        (x0, y0, w0, _), (x1, y1, w1, _) = places[first], places[second]
-        color = BLUE if y1 < y0 else GREEN
-        axes.annotate("", (x1 - w1 / 2 - 0.05, y1), (x0 + w0 / 2 + 0.05, y0), arrowprops={**arrow, "color": color})
-    for level in range(1, depth + 1):
-        (x0, y0, w0, _), (x1, _, w1, _) = places[f"encoder{level}"], places[f"decoder{level}"]
-        y = y0 + 0.2 if level == 1 else y0 + 0.14
-        style = {**arrow, "color": GREY, "linestyle": "--"}
-        axes.annotate("", (x1 - w1 / 2 - 0.05, y), (x0 + w0 / 2 + 0.05, y), arrowprops=style)
-        if level == 1:
-            text = say("skip connections: concatenate", "connexions de saut : concaténation")
-            axes.text((x0 + x1) / 2, y + 0.07, text, ha="center", va="bottom", color=GREY)
-    last = places["decoder1"][0]
-    axes.annotate("", (last + 0.95, 0), (last + 0.13, 0), arrowprops={**arrow, "color": "black"})
-    axes.text(last + 1.0, 0, say("mask", "masque"), ha="left", va="center")
-    axes.annotate("", (-0.13, 0), (-0.95, 0), arrowprops={**arrow, "color": "black"})
-    axes.text(-1.0, 0, "image", ha="right", va="center")
-    axes.text(0.3, -2.6, say("encoder:\npool by 2", "encodeur :\nmax-pooling par 2"), color=BLUE, ha="center")
-    axes.text(8.4, -2.6, say("decoder:\nupsample by 2", "décodeur :\nagrandissement par 2"), color=GREEN, ha="center")
-    axes.set(xlim=(-2.3, 11.0), ylim=(-3.4, 0.65))
+    arrow = {"arrowstyle": "-|>", "linewidth": 0.9, "shrinkA": 1, "shrinkB": 1, "mutation_scale": 8}
+
+    def box(x, level, channels, color, label=None):
+        """A map whose left edge is at x; its right edge."""
+        side = full >> level
+        height, width = 0.8 * (side / full) ** 0.45, 0.07 + channels / 620
+        axes.add_patch(Rectangle((x, -level * step - height / 2), width, height, color=color, linewidth=0))
+        label = channels if label is None else label
+        axes.text(x + width / 2, -level * step + height / 2 + 0.03, label, ha="center", va="bottom", fontsize=7.5)
+        return x + width
+
+    def layer(start, end, color, **style):
+        axes.annotate("", end, start, arrowprops={**arrow, "color": color, **style})
+
+    def convolved(x, level, channels, color, times=2):
+        """Maps behind convolutions, an arrow to each; the right edge of the last."""
+        for _ in range(times):
+            layer((x, -level * step), (x + gap, -level * step), BLUE)
+            x = box(x + gap, level, channels, color)
+        return x
+
+    right, ends = box(0, 0, 1, GREY), []
+    for level in range(depth + 1):
+        name = f"encoder{level + 1}" if level < depth else "bottleneck"
+        channels, color = maps[name]["channels"], BLUE if level < depth else ORANGE
+        if level:  # the pooled map, below the one that it is made of
+            previous = maps[f"encoder{level}"]["channels"]
+            middle = right - (0.07 + previous / 620) / 2
+            layer((middle, -(level - 1) * step - 0.8 * 0.5 ** (0.45 * (level - 1)) / 2),
+                  (middle, -level * step + 0.8 * 0.5 ** (0.45 * level) / 2 + 0.17), VERMILION)  # fmt: skip
+            left = right - (0.07 + previous / 620)
+            right = box(left, level, previous, SKY)
+        else:
+            left = 0
+        axes.text(left - 0.08, -level * step, f"{full >> level} × {full >> level}", ha="right", va="center", fontsize=8)
+        right = convolved(right, level, channels, color)
+        ends.append(right)
+    for level in reversed(range(depth)):
+        channels = maps[f"decoder{level + 1}"]["channels"]
+        start = right + 0.1
+        layer((right - 0.1, -(level + 1) * step + 0.8 * 0.5 ** (0.45 * (level + 1)) / 2 + 0.17),
+              (right - 0.1 + 0.35, -level * step - 0.8 * 0.5 ** (0.45 * level) / 2), GREEN)  # fmt: skip
+        layer((ends[level], -level * step), (start, -level * step), GREY, linestyle="--")
+        middle = box(start, level, channels, SKY, "")  # from the encoder
+        right = box(middle, level, channels, PURPLE, "")
+        top = -level * step + 0.4 * 0.5 ** (0.45 * level) + 0.03
+        axes.text(middle, top, f"{channels} + {channels}", ha="center", va="bottom", fontsize=7.5)
+        right = convolved(right, level, channels, GREEN)
+    layer((right, 0), (right + gap + 0.1, 0), "black")
+    right = box(right + gap + 0.1, 0, 1, GREY)
+    axes.text(0.035, 0.62, "image", ha="center", va="bottom", fontsize=8.5)
+    axes.text(right - 0.035, 0.62, say("mask", "masque"), ha="center", va="bottom", fontsize=8.5)
+    legend = [
+        (BLUE, "-", say("3 × 3 convolution, ReLU", "convolution 3 × 3, ReLU")),
+        (VERMILION, "-", say("2 × 2 max pooling", "max-pooling 2 × 2")),
+        (GREEN, "-", say("up: 2 × 2 transposed convolution", "vers le haut\u202f: convolution transposée 2 × 2")),
+        (GREY, "--", say("skip connection: concatenation", "connexion de saut\u202f: concaténation")),
+        ("black", "-", say("1 × 1 convolution, sigmoid", "convolution 1 × 1, sigmoïde")),
+    ]
+    for color, style, label in legend:
+        axes.plot([], [], color=color, linestyle=style, label=label)
+    drawn.legend(loc="outside lower center", ncols=3, columnspacing=1.4, handlelength=1.6)
+    axes.set(xlim=(-0.95, right + 0.1), ylim=(-depth * step - 0.35, 0.85))
     axes.axis("off")
     return drawn
 
@@ -118,24 +143,24 @@ def curves(results, say):
     e1 = results["e1"]
     drawn, (axes,) = figure(2.5)
     names = {
-        "report": (ORANGE, say("original recipe", "recette d’origine")),
+        "report": (ORANGE, say("our reading of the report's recipe", "notre lecture de la recette d’origine")),
         "lab": (BLUE, say("lab's recipe", "recette du TP")),
     }
     for row, (color, label) in names.items():
         for i, curve in enumerate(e1["rows"][row]["curves"]):
-            values = np.clip(curve, 0.5, 0.999)
-            axes.plot(range(1, len(curve) + 1), values, marker=".", color=color, label=None if i else label, alpha=0.85)
+            axes.plot(range(1, len(curve) + 1), curve, marker=".", color=color, label=None if i else label, alpha=0.85)
     axes.axhline(e1["original"]["dice"], color=GREY, linestyle="--", linewidth=0.9)
     axes.annotate(
         say("stated by the original", "annoncé par l’original"), (1, e1["original"]["dice"]), xytext=(0, 3),
         textcoords="offset points", color=GREY, fontsize=8.5,
     )  # fmt: skip
     axes.set_yscale("logit")
-    ticks(axes.yaxis, [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998], say)
+    lowest = min(min(curve) for row in names for curve in e1["rows"][row]["curves"])
+    ticks(axes.yaxis, [value for value in (0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995) if value > lowest], say)
     axes.set(
         xlabel=say("epoch", "époque"), ylabel=say("validation Dice (logit scale)", "Dice de validation (éch. logit)")
     )
-    axes.set_ylim(0.5, 0.998)
+    axes.set_ylim(lowest - 0.1 * (1 - lowest), 0.9965)
     axes.grid(axis="y")
     axes.legend(loc="lower right")
     return drawn
@@ -164,8 +189,8 @@ def predictions(results, say):
         dice = f"Dice {shown['dice']:.4f}"
         line[0].set_ylabel(f"{kinds[shown['kind']]}\n{say(dice, dice.replace('.', ','))}")
     titles = say(
-        ("image", "true mask", "probability", "errors, enlarged"),
-        ("image", "vrai masque", "probabilité", "erreurs, agrandies"),
+        ("image", "ground truth", "probability", "errors, enlarged"),
+        ("image", "vérité terrain", "probabilité", "erreurs, agrandies"),
     )
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
@@ -182,7 +207,7 @@ def skips(results, say):
     measures = {
         "dice": say("Dice (higher is better)", "Dice (grand = mieux)"),
         "surface": say("mean surface distance, px", "distance moyenne, px"),
-        "hausdorff95": say("95% Hausdorff distance, px", "Hausdorff 95 %, px"),
+        "hausdorff95": say("95% Hausdorff distance, px", "Hausdorff 95\u202f%, px"),
     }
     drawn, grid = figure(2.3, 3)
     tasks = {
@@ -200,8 +225,6 @@ def skips(results, say):
         axes.set_xlim(-0.5, 1.5)
         axes.yaxis.set_major_formatter(plain(say))
         axes.grid(axis="y")
-        if measure != "dice":
-            axes.set_ylim(bottom=0)
     drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return drawn
 
@@ -212,37 +235,45 @@ def dots(axes, x, found, color, label=None) -> None:
     axes.plot([x] * len(found["values"]), found["values"], "o", color=color, alpha=0.6, markeredgewidth=0, label=label)
 
 
-def imbalance(results, say):
-    """Four losses at three shares of foreground: Dice, pixel errors, wrong but sure, against the share."""
-    drawn, grid = figure(2.6, 3)
-    losses = {
-        "bce": (ORANGE, "s", say("cross-entropy", "entropie croisée")),
-        "pooled_dice": (BLUE, "o", say("Dice, pooled (original)", "Dice, lot entier (original)")),
-        "dice": (SKY, "D", say("Dice, per image", "Dice, par image")),
-        "dice_bce": (GREEN, "^", say("Dice + cross-entropy", "Dice + entropie croisée")),
+def loss_names(say) -> dict:
+    """The names of the losses, those of the text."""
+    return {
+        "bce": say("cross-entropy", "entropie croisée"),
+        "pooled_dice": say("pooled Dice loss", "perte de Dice globale"),
+        "dice": say("per-image Dice loss", "perte de Dice par image"),
+        "dice_bce": say("Dice + cross-entropy", "Dice + entropie croisée"),
     }
+
+
+def imbalance(results, say):
+    """Four losses at three shares of foreground: Dice, share of wrong pixels, wrong but sure, against the share."""
+    drawn, grid = figure(2.6, 3)
+    styles = dict(zip(loss_names(say), ((ORANGE, "s"), (BLUE, "o"), (SKY, "D"), (GREEN, "^")), strict=True))
     measures = {
         "dice": say("Dice, per image", "Dice, par image"),
-        "accuracy": say("pixel accuracy", "exactitude des pixels"),
+        "accuracy": say("share of wrong pixels (log)", "part de pixels faux (log)"),
         "confident": say("wrong pixels that are sure", "pixels faux mais sûrs"),
     }
     shares = ("10", "1", "0_1")
     for axes, (measure, title) in zip(grid, measures.items(), strict=True):
-        for j, (loss, (color, marker, label)) in enumerate(losses.items()):
+        for j, (loss, (color, marker)) in enumerate(styles.items()):
             found = [results["e3"][share][loss].get(measure) for share in shares]
             x = np.arange(len(shares)) + 0.13 * (j - 1.5)
             kept = [(a, f) for a, f in zip(x, found, strict=True) if f]
-            axes.plot([a for a, _ in kept], [f["mean"] for _, f in kept], color=color, linewidth=0.8, alpha=0.5)
             for a, f in kept:
-                axes.plot([a] * len(f["values"]), f["values"], marker, color=color, alpha=0.75, markeredgewidth=0,
-                          label=label if a == kept[0][0] else None)  # fmt: skip
+                values = [1 - value for value in f["values"]] if measure == "accuracy" else f["values"]
+                axes.plot([a] * len(values), values, marker, color=color, alpha=0.75, markeredgewidth=0,
+                          label=loss_names(say)[loss] if a == kept[0][0] else None)  # fmt: skip
         if measure == "accuracy":
-            values = [results["e3"][share]["background_accuracy"] for share in shares]
+            values = [1 - results["e3"][share]["background_accuracy"] for share in shares]
             axes.plot(range(3), values, "_", color="black", markersize=22, label=say("all background", "tout en fond"))
+            axes.set_yscale("log")
+            ticks(axes.yaxis, [0.0001, 0.001, 0.01, 0.1], say)
+        else:
+            axes.yaxis.set_major_formatter(plain(say))
         axes.set_title(title)
-        axes.set_xticks(range(3), [say(f"{s}%", f"{s} %") for s in ("10", "1", say("0.1", "0,1"))])
+        axes.set_xticks(range(3), [say(f"{s}%", f"{s}\u202f%") for s in ("10", "1", say("0.1", "0,1"))])
         axes.set_xlabel(say("foreground", "avant-plan"))
-        axes.yaxis.set_major_formatter(plain(say))
         axes.grid(axis="y")
     handles, labels = grid[1].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -267,9 +298,9 @@ def overlap(results, say):
     right.plot(iou, 1 / (1 + iou), color=BLUE)
     right.set(xlabel=say("IoU, J", "IoU, J"), ylabel="(1 − D) / (1 − J)", xlim=(0, 1), ylim=(0.45, 1.02))
     right.text(0.16, 0.95,
-               say("little overlap:\nhardly any leniency", "faible recouvrement :\npresque aucune indulgence"),
+               say("little overlap:\nhardly any leniency", "faible recouvrement\u202f:\npresque aucune indulgence"),
                color=GREY, va="center")  # fmt: skip
-    right.text(0.62, 0.5, say("good overlap:\nhalf the deduction", "bon recouvrement :\nretenue de moitié"),
+    right.text(0.62, 0.5, say("good overlap:\nhalf the deduction", "bon recouvrement\u202f:\npénalité de moitié"),
                color=GREY, ha="right", va="center")  # fmt: skip
     for axes in (left, right):
         axes.xaxis.set_major_formatter(plain(say))
@@ -315,11 +346,11 @@ def pixels(results, say):
 def conventions(results, say):
     """The same predictions under twelve conventions."""
     scores = results["e5"]["scores"]
-    drawn, (axes,) = figure(2.5)
+    drawn, (far, near) = figure(2.3, 2, sharey=True, width_ratios=(1, 2.2))  # an axis with a gap: nothing lies there
     means = {
         "batch": say("mean of batches", "moyenne des lots"),
         "image": say("per image", "par image"),
-        "pooled": say("pooled", "tous les pixels"),
+        "pooled": say("pooled", "global"),
     }
     styles = {
         "soft_tiny": (ORANGE, "o", say("soft, s = 1e-6", "doux, s = 1e-6")),
@@ -327,20 +358,28 @@ def conventions(results, say):
         "hard_tiny": (BLUE, "o", say("hard, s = 1e-6", "dur, s = 1e-6")),
         "hard_one": (BLUE, "D", say("hard, s = 1", "dur, s = 1")),
     }
+    seen = {True: [], False: []}
+    apart = scores["soft_image_tiny"]
     for i, mean in enumerate(reversed(means)):
         for j, (style, (color, marker, label)) in enumerate(styles.items()):
             kind, smooth = style.split("_")
             found = scores[f"{kind}_{mean}_{smooth}"]
-            y = i + 0.17 * (1.5 - j)
+            y, axes = i + 0.17 * (1.5 - j), far if found is apart else near
+            seen[found is apart] += found["values"]
             axes.plot(found["values"], [y] * len(found["values"]), color=color, linewidth=0.7, alpha=0.6)
             face = "white" if smooth == "one" else color
             axes.plot(found["values"], [y] * len(found["values"]), marker, color=color, markerfacecolor=face,
                       label=label if i == 0 else None)  # fmt: skip
-    axes.set_yticks(range(3), list(reversed(means.values())))
-    axes.set_xlabel("Dice")
-    axes.xaxis.set_major_formatter(plain(say))
-    axes.grid(axis="x")
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    far.set_yticks(range(3), list(reversed(means.values())))
+    near.tick_params(left=False)
+    near.spines["left"].set_visible(False)
+    for axes, values in ((far, seen[True]), (near, seen[False])):
+        margin = 0.08 * (max(values) - min(values))
+        axes.set_xlim(min(values) - margin, max(values) + margin)
+        axes.xaxis.set_major_formatter(plain(say))
+        axes.grid(axis="x")
+        axes.set_xlabel("Dice")
+    drawn.legend(*near.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return drawn
 
 
@@ -400,7 +439,7 @@ def memory(results, say):
     }
     measures = {
         "parameters": (ORANGE, "D", say("parameters", "paramètres")),
-        "giga_multiply_adds": (GREEN, "^", say("multiply-adds", "multiplications")),
+        "giga_multiply_adds": (GREEN, "^", say("multiply-adds", "multiplications-additions")),
         "predicted_mib": (BLUE, "o", say("memory", "mémoire")),
     }
     base = e7["variants"]["base"]

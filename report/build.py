@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks import _common
 from lab import backend, command_line
 from lab.results import written_aside
-from report import experiments
+from report import experiments, records
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -93,11 +93,24 @@ def summarize(names) -> dict:
     results["build"] = {
         "cells": len(found),
         "minutes": sum(cell["wall_seconds"] for cell in found) / 60,
+        **made_at(),
         # Typst takes a point in a key for the next level.
         "made_with": {key.replace(".", "_"): value for key, value in some["provenance"].items()},
     }
+    results["records"], results["compute"] = records.read_all(), records.compute()
     save(results)
     return results
+
+
+def made_at() -> dict:
+    """Commit and day of the newest change to what the report is made from; without git, what is recorded."""
+    paths = [*CODE, "benchmarks", "report", ":(exclude)report/*.pdf", ":(exclude)report/figures"]
+    command = ["git", "log", "-1", "--date=format:%Y-%-m-%-d", "--format=%h %cd", "--", *paths]
+    if shutil.which("git"):
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+        if len(found) == 2:
+            return {"commit": found[0], "day": found[1]}
+    return {name: load()["build"].get(name, "") for name in ("commit", "day")}
 
 
 def typeset(edition: str, target: Path, root: Path = ROOT) -> None:

@@ -23,11 +23,12 @@ import numpy as np
 
 import data_synth
 import unet_segmentation as unet
-from benchmarks import _common
+from benchmarks import _common, time_to_score
 from lab import backend, command_line, results, tracking, training
 from lab.costs import layer_costs
 from lab.memory import training_memory
 from lab.surfaces import surface_distances
+from report.intervals import over_seeds, paired, wilson
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "Lab_Report"
@@ -67,18 +68,29 @@ def in_own_process(function, *arguments):
         return pool.apply(function, arguments)
 
 
-def over_seeds(values) -> dict:
-    """Mean, standard deviation and range of one number over the seeds."""
-    values = [float(value) for value in values]
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.mean(values), "sd": spread, "min": min(values), "max": max(values), "values": values}
-
-
 def summarize(runs: list[dict]) -> dict:
     """`over_seeds` of every number that the runs share; numbers that are None in one run are left out of it."""
     names = [name for name, value in runs[0].items() if isinstance(value, (int, float)) and name != "wall_seconds"]
     kept = {name: [run[name] for run in runs if run[name] is not None] for name in names}
     return {name: over_seeds(values) for name, values in kept.items() if values}
+
+
+def settings_of(flags: str) -> dict:
+    """What `unet_segmentation.py FLAGS` is set to, as far as the report says it."""
+    args = unet.parse_args(flags.split())
+    names = ("epochs", "train_images", "val_images", "test_images", "size", "train_size", "batch_size", "filters")
+    found = {name: getattr(args, name) for name in (*names, "learning_rate")}
+    for name in ("radius", "circles"):
+        found[f"{name}_min"], found[f"{name}_max"] = getattr(args, name)
+    return {**found, "noise": args.noise[0], "contrast": args.contrast[0]}
+
+
+def last_of_each(flags: str) -> str:
+    """The same command line without the flags that a later one overrides."""
+    kept = {}
+    for words in (group.split() for group in f" {flags}".split(" --")[1:]):
+        kept[words[0]] = words
+    return " ".join("--" + " ".join(words) for words in kept.values())
 
 
 RECORDS = {"scores": "e1", "time_to_score": "e1", "conv3d_study": "e7", "noise": "e9"}  # of benchmarks/, by reader
@@ -138,6 +150,19 @@ def unpack(text: str, side: int = 128) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(side, side) / 255
 
 
+def against(runs: list[dict], reference: list[dict]) -> dict:
+    """Paired differences from the runs of the same seeds of another row; nothing for less than two such seeds."""
+    of_seed = {run["seed"]: run for run in reference}
+    pairs = [(of_seed[run["seed"]], run) for run in runs if run["seed"] in of_seed]
+    if len(pairs) < 2 or all(one is other for one, other in pairs):
+        return {}
+    scores = {
+        "test_dice": lambda run: run["test"]["image_dice"],
+        "val_soft_dice": lambda run: run["last_epoch"]["val_dice_coeff"],
+    }
+    return {name: paired(*([score(pair[i]) for pair in pairs] for i in (0, 1))) for name, score in scores.items()}
+
+
 def e1(runs: dict) -> dict:
     scores = benchmark("scores")["rows"]
     rows = {}
@@ -150,10 +175,12 @@ def e1(runs: dict) -> dict:
             "test_dice": over_seeds(run["test"]["image_dice"] for run in of_row),
             "test_iou": over_seeds(run["test"]["image_iou"] for run in of_row),
             "test_p5": over_seeds(run["test"]["image_dice_p5"] for run in of_row),
-            "worst": min(run["test"]["image_dice_min"] for run in of_row),
-            "collapsed": sum(run["failure"] is not None for run in of_row),
+            # A minimum falls with the number of images: only the means of equally many are compared.
+            "test_worst": over_seeds(run["test"]["image_dice_min"] for run in of_row),
+            "collapses": sum(run["failure"] is not None for run in of_row),
             "curves": [run["val_dice_coeff"] for run in of_row],
         }
+        rows[row]["against_lab"] = against(of_row, [run for run in scores if run["row"] == "lab"])
     baselines = {
         key: summarize([run["baselines"][name] for run in scores if run["row"] == "lab"])
         for key, name in (("background", "all background"), ("threshold", "best global threshold"))
@@ -163,6 +190,9 @@ def e1(runs: dict) -> dict:
     clock = {
         "report": statistics.median(r["epochs"][-1]["seconds"] for r in clocked if r["side"] == "report, float32"),
         "short": statistics.median(r["reached_after"] or math.inf for r in clocked if r["side"] == "lab, short"),
+        "report_seeds": sum(r["side"] == "report, float32" for r in clocked),
+        "short_seeds": sum(r["side"] == "lab, short" for r in clocked),
+        "short_images": settings_of(time_to_score.FLAGS["lab, short"])["train_images"],
     }
     original = {"dice": 0.9937, "iou": 0.9875}  # what the report of 22 January 2026 states
     original["dice_of_iou"] = 2 * original["iou"] / (1 + original["iou"])
@@ -172,6 +202,8 @@ def e1(runs: dict) -> dict:
         "original": original,
         "time": clock,
         "precision": precision,
+        "selected": sum("selected_epoch" in run for run in scores),  # whose best epoch was kept, not the last
+        "settings": {"report": settings_of("--recipe report"), "lab": settings_of("")},
         "network": runs["network"]["blocks"],
         "parameters": runs["network"]["parameters"],
         "num_images": runs["predictions"]["num_images"],
@@ -212,10 +244,28 @@ def skips(task: str, kind: str, seed: int) -> dict:
 
 
 def e2(runs: dict) -> dict:
-    return {
-        task: {kind: summarize([runs[f"{task}/{kind}/seed {seed}"] for seed in SEEDS]) for kind in ("with", "without")}
+    """Scores with and without skips; what leaving them out does, paired by seed; how much more on small circles."""
+    measures = ("dice", "surface", "hausdorff95")
+    values = {
+        (task, kind, name): [runs[f"{task}/{kind}/seed {seed}"][name] for seed in SEEDS]
         for task in TASKS
+        for kind in ("with", "without")
+        for name in measures
     }
+    found = {}
+    for task in TASKS:
+        kinds = {kind: [runs[f"{task}/{kind}/seed {seed}"] for seed in SEEDS] for kind in ("with", "without")}
+        found[task] = {kind: summarize(some) for kind, some in kinds.items()}
+        found[task]["without_skips"] = {
+            name: paired(values[task, "with", name], values[task, "without", name]) for name in measures
+        }
+    more = {
+        name: paired(*(found[task]["without_skips"][name]["values"] for task in ("large", "small")))
+        for name in measures
+    }
+    flags = {task: f"{SMALL} {flags} --filters 8" for task, flags in TASKS.items()}
+    settings = {task: settings_of(text) for task, text in flags.items()}
+    return {**found, "more_on_small": more, "settings": settings, "flags": flags, "seeds": len(SEEDS)}
 
 
 # E3: class imbalance
@@ -233,12 +283,20 @@ def e3_cells():
     }
 
 
-def imbalance(share: str, loss: str, seed: int) -> dict:
-    radius = math.sqrt(SHARES[share] * 64 * 64 / math.pi)
-    flags = (
+def radius_of(share: str) -> float:
+    """Radius of the circle that covers this share of an image."""
+    return math.sqrt(SHARES[share] * 64 * 64 / math.pi)
+
+
+def imbalance_flags(radius: float, loss: str) -> str:
+    return (
         f"--radius {radius} {radius} --noise 0.1 --filters 8 --epochs 10 --loss {loss} "
         "--optimizer adam --learning-rate 1e-3 --schedule constant"
     )
+
+
+def imbalance(share: str, loss: str, seed: int) -> dict:
+    flags = imbalance_flags(radius_of(share), loss)
     masks, probs, history, scores, seconds, _ = trained(f"E3, {share}%, {loss}", seed, flags)
     return {
         "dice": scores["image_dice"],
@@ -251,7 +309,10 @@ def imbalance(share: str, loss: str, seed: int) -> dict:
     }
 
 
-def calibration(masks, probs, num_bins: int = 15) -> dict:
+NUM_BINS, SURE = 15, 0.99
+
+
+def calibration(masks, probs, num_bins: int = NUM_BINS) -> dict:
     """How far probabilities can be believed, over all pixels.
 
     brier: mean of (p - y)^2. ece: expected calibration error, the mean over pixels of |mean p - share of y = 1| of the
@@ -263,7 +324,7 @@ def calibration(masks, probs, num_bins: int = 15) -> dict:
     bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
     gaps = np.abs(np.bincount(bins, p - y, num_bins))
     wrong = (p >= 0.5) != (y == 1)
-    sure = (p < 0.01) | (p > 0.99)
+    sure = (p < 1 - SURE) | (p > SURE)
     return {
         "brier": float(np.mean((p - y) ** 2)),
         "ece": float(gaps.sum() / len(p)),
@@ -271,28 +332,49 @@ def calibration(masks, probs, num_bins: int = 15) -> dict:
     }
 
 
+FAILED = 0.5  # a mean Dice below it counts as a failure; a collapse, as `describe_failure` says, is one too
+
+
 def e3(runs: dict) -> dict:
+    """Scores by share and loss; failures as k of n; what each loss changes against cross-entropy, paired by seed."""
     summary = {}
     for share in SHARES:
-        of_share = {loss: [runs[f"{share}%/{loss}/seed {seed}"] for seed in SEEDS] for loss in LOSSES}
-        summary[share.replace(".", "_")] = {
-            **{loss.replace("+", "_").replace("-", "_"): summarize(found) for loss, found in of_share.items()},
-            "background_accuracy": of_share["bce"][0]["background_accuracy"],
-            "foreground": of_share["bce"][0]["foreground"],
-        }
-    shares = list(summary.values())
-    collapsed = {
-        loss.replace("+", "_").replace("-", "_"): sum(
-            sum(share[loss.replace("+", "_").replace("-", "_")]["collapsed"]["values"]) for share in shares
-        )
-        for loss in LOSSES
+        of_share = {_name(loss): [runs[f"{share}%/{loss}/seed {seed}"] for seed in SEEDS] for loss in LOSSES}
+        found = {loss: summarize(some) for loss, some in of_share.items()}
+        for loss, some in of_share.items():
+            found[loss]["failed"] = wilson(sum(run["dice"] < FAILED for run in some), len(some))
+            found[loss]["collapses"] = sum(run["collapsed"] for run in some)
+            if loss != "bce":
+                found[loss]["against_bce"] = {
+                    name: paired(*([run[name] for run in some] for some in (of_share["bce"], of_share[loss])))
+                    for name in ("dice", "ece", "confident")
+                    if all(run[name] is not None for run in of_share["bce"] + of_share[loss])
+                }
+        some = of_share["bce"][0]
+        kept = {name: some[name] for name in ("background_accuracy", "foreground")}
+        pixels = some["foreground"] * 64 * 64
+        summary[_name(share)] = {**found, **kept, "radius": radius_of(share), "pixels": pixels, "share": SHARES[share]}
+    flags = {loss: f"{SMALL} {imbalance_flags(round(radius_of('0.1'), 2), loss)}" for loss in ("dice", "pooled-dice")}
+    return {
+        **summary,
+        "settings": settings_of(flags["dice"]),
+        "flags": {_name(loss): last_of_each(text) for loss, text in flags.items()},
+        "failed_below": FAILED,
+        "num_bins": NUM_BINS,
+        "sure": SURE,
+        "seeds": len(SEEDS),
     }
-    return {**summary, "collapsed": collapsed, "runs_per_loss": len(SEEDS) * len(SHARES)}
+
+
+def _name(text: str) -> str:
+    """As a key of the report, which has no point in it."""
+    return text.replace("+", "_").replace("-", "_").replace(".", "_")
 
 
 # E4: IoU against Dice
 
 RADII = (2, 3, 4, 6, 8, 10, 15, 20, 25, 30)
+POSITIONS = 64  # of each disc
 
 
 def e4_cells():
@@ -315,7 +397,7 @@ def overlap() -> dict:
     dice, iou = both(*random_masks)
     radii = []
     for radius in RADII:
-        _, masks = data_synth.make_circles(64, 80, seed=0, radius=(radius, radius), noise=0)
+        _, masks = data_synth.make_circles(POSITIONS, 80, seed=0, radius=(radius, radius), noise=0)
         disc = masks[..., 0] == 1
         cross = ndimage.generate_binary_structure(2, 1)[None]
         outside = ndimage.binary_dilation(disc, cross) & ~disc
@@ -361,7 +443,8 @@ def overlap() -> dict:
 
 
 def e4(runs: dict) -> dict:
-    return {key: value for key, value in runs["overlap"].items() if key not in ("provenance", "wall_seconds")}
+    found = {key: value for key, value in runs["overlap"].items() if key not in ("provenance", "wall_seconds")}
+    return {**found, "positions": POSITIONS}
 
 
 # E5: what the number means
@@ -372,12 +455,14 @@ def e5_cells():
     return {**cells, "empty masks": (empty_masks, ())}
 
 
+CONVENTIONS = "--radius 2 10 --circles 0 2 --filters 8 --epochs 6"
+
+
 def conventions(seed: int) -> dict:
     """The same predictions under twelve names of one score: soft or hard, three means, two constants."""
     import metrics
 
-    flags = "--radius 2 10 --circles 0 2 --filters 8 --epochs 6"
-    masks, probs, *_ = trained("E5, empty masks and small circles", seed, flags)
+    masks, probs, *_ = trained("E5, empty masks and small circles", seed, CONVENTIONS)
     batches = np.array_split(np.arange(len(masks)), range(16, len(masks), 16))  # 16, ..., and a short last one
     found = {}
     for kind, pred in (("soft", probs), ("hard", (probs >= 0.5).astype(np.float32))):
@@ -488,6 +573,9 @@ def e5(runs: dict) -> dict:
             case: len({row[case] if row[case] is None else round(row[case], 3) for row in rows}) for case in CASES
         },
         "implementations": len(rows),
+        "settings": settings_of(f"{SMALL} {CONVENTIONS}"),
+        "flags": f"{SMALL} {CONVENTIONS}",
+        "seeds": len(SEEDS),
     }
 
 
@@ -495,6 +583,7 @@ def e5(runs: dict) -> dict:
 
 VOLUME, VOLUME_NOISE = 24, {"low": 0.25, "high": 0.75}
 TRAIN_VOLUMES, VOLUME_BATCH, VOLUME_EPOCHS, FILTERS_3D = 64, 4, 10, 8
+TEST_VOLUMES, VOLUME_RADIUS = 64, (3, 8)
 
 
 def e6_cells():
@@ -524,7 +613,7 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
     noise, steps = VOLUME_NOISE[level], TRAIN_VOLUMES // VOLUME_BATCH
 
     def spheres(num, *stream):
-        return data_synth.make_spheres(num, VOLUME, seed=(seed, *stream), radius=(3, 8), noise=noise)
+        return data_synth.make_spheres(num, VOLUME, seed=(seed, *stream), radius=VOLUME_RADIUS, noise=noise)
 
     def seen(volumes):
         """What the network sees: the volumes, or their slices, (N, D, H, W, 1) -> (N * D, H, W, 1)."""
@@ -548,7 +637,7 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
 
         validation = tuple(map(seen, spheres(4, unet.VALIDATION)))
         training.fit(model, batches, epochs=epochs, steps=steps, validation=validation, on_epoch_end=on_epoch_end)
-        images, masks = spheres(64, unet.TEST)
+        images, masks = spheres(TEST_VOLUMES, unet.TEST)
         probs = training.predict(model, seen(images)).reshape(masks.shape)
         scores = np.asarray(metrics.dice_coeff(masks, (probs >= 0.5).astype(np.float32), axis=(1, 2, 3, 4)))
         run.metrics({"test_volume_dice": float(scores.mean())})
@@ -575,9 +664,23 @@ def e6(runs: dict) -> dict:
         | {"noise": noise}
         for level, noise in VOLUME_NOISE.items()
     }
-    maps = {kind: levels["low"][kind]["sample_mib"]["mean"] for kind in ("volumes", "slices")}
-    ratio = {"input": maps["volumes"] / maps["slices"]}
-    return {**levels, "size": VOLUME, "train_volumes": TRAIN_VOLUMES, "epochs": VOLUME_EPOCHS, "ratio": ratio}
+    for level in levels.values():  # what the 3D network is ahead by, seed by seed
+        level["ahead_of"] = {
+            kind: paired(level[kind]["dice"]["values"], level["volumes"]["dice"]["values"])
+            for kind in ("slices", "longer")
+        }
+    maps = {
+        (kind, of): levels["low"][kind][f"{of}_mib"]["mean"]
+        for kind in ("volumes", "slices")
+        for of in ("sample", "volume")
+    }
+    ratio = {
+        "input": maps["volumes", "sample"] / maps["slices", "sample"],
+        "volume": maps["slices", "volume"] / maps["volumes", "volume"],
+    }
+    sizes = {"size": VOLUME, "train_volumes": TRAIN_VOLUMES, "batch_size": VOLUME_BATCH, "epochs": VOLUME_EPOCHS}
+    sizes |= {"test_volumes": TEST_VOLUMES, "radius_min": VOLUME_RADIUS[0], "radius_max": VOLUME_RADIUS[1]}
+    return {**levels, **sizes, "ratio": ratio, "seeds": len(SEEDS), "filters": FILTERS_3D}
 
 
 # E7: memory of the Conv3D lab
@@ -618,6 +721,14 @@ def costs() -> dict:
     return {"variants": found, "weights": weights, "feature_maps_mib": feature_maps}
 
 
+def measured_variant(points: list[dict], options: dict) -> float | None:
+    """The peak that the study measured for these arguments of build_conv3d, in float32; None if it did not."""
+    wanted = (options["input_shape"][0], options["filters"], options.get("kernel_size", 3))
+    wanted += (options.get("downsampling", "late"), "float32")
+    names = ("side", "filters", "kernel_size", "downsampling", "precision")
+    return next((point["measured"] for point in points if tuple(point[name] for name in names) == wanted), None)
+
+
 def e7(runs: dict) -> dict:
     study = benchmark("conv3d_study")
     rows = [row for row in study["rows"] if row["status"] == "measured"]
@@ -631,6 +742,15 @@ def e7(runs: dict) -> dict:
         for row in rows
     ]
     found = {name: value for name, value in runs["costs"].items() if name not in ("provenance", "wall_seconds")}
+    for name, options in VARIANTS.items():
+        found["variants"][name]["measured_mib"] = measured_variant(points, {**BASE, **options})
+    base = found["variants"]["base"]
+    found["kernel7_factor"] = {
+        name: found["variants"]["kernel7"][name] / base[name] for name in ("giga_multiply_adds", "predicted_mib")
+    }
+    if base["measured_mib"] and found["variants"]["kernel7"]["measured_mib"]:
+        both = (found["variants"][name]["measured_mib"] for name in ("kernel7", "base"))
+        found["kernel7_factor"]["measured_mib"] = next(both) / next(both)
     measured = [point["measured"] for point in points]
     ends = {"smallest": min(measured), "largest": max(measured)}
     return {**found, "summary": {**study["summary"], **ends}, "points": points, "provenance": study["provenance"]}
@@ -704,7 +824,9 @@ def architecture() -> dict:
 
 
 def e8(runs: dict) -> dict:
-    return {**runs["repeats"], "architecture": runs["architecture"]}
+    repeats = runs["repeats"]
+    same = {kind: wilson(count, repeats["seeds"]) for kind, count in repeats["same_bits"].items()}
+    return {**repeats, "same": same, "architecture": runs["architecture"]}
 
 
 # E9: limits
@@ -724,6 +846,8 @@ def e9(runs: dict) -> dict:
             "noise": noise,
             "seeds": len(of_level),
             **{side: summarize([row[side] for row in of_level]) for side in ("threshold", "network", "fit")},
+            "fit_ahead": paired(*([row[side]["image_dice"] for row in of_level] for side in ("network", "fit"))),
+            "lost": sum(row["network"]["image_dice_min"] < 0.01 for row in of_level),  # seeds that miss a circle
         }
     errors = {side: 1 - levels["0_25"][side]["image_dice"]["mean"] for side in ("network", "fit")}
     return {"levels": levels, "ratio": errors["network"] / errors["fit"]}

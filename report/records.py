@@ -1,0 +1,121 @@
+"""What the report reads of records in benchmarks/results that may not be there: a paragraph each, left out without.
+
+`read_all()` returns {name: what the report cites}, of the records that exist. Keys hold no point, for Typst.
+"""
+
+import statistics
+
+from benchmarks import _common
+from report.intervals import over_seeds, paired, wilson
+
+
+def photographs(found: dict) -> dict:
+    """Dice by picture and method; the spread over the seeds of the network that has seen varied circles."""
+    rows = [{"picture": picture, "dice": dice} for picture, dice in found["dice"].items()]
+    seeds = {_key(name): over_seeds(values) for name, values in found["dice_of_varied_by_seed"].items()}
+    return {
+        "rows": rows,
+        "by_seed": seeds,
+        "seeds": len(next(iter(seeds.values()))["values"]),
+        "held_out": [_key(name) for name in found.get("held_out", ())],
+        "own_crops": found["own_crops"],
+    }
+
+
+def brain(found: dict) -> dict:
+    """Of the split back-front: Dice and surface distance by side and budget; of MONAI's rates the best in mean Dice."""
+    groups = {}
+    for row in found["rows"]:
+        if row["halves"] == "back-front":
+            of_side = groups.setdefault((row["side"], f"{row['budget']:g}"), {})
+            of_side.setdefault(row.get("rate"), []).append(row)
+    sides, rates = {}, set()
+    for (side, budget), of_rate in groups.items():
+        rates |= {rate for rate in of_rate if rate}
+        best = max(of_rate, key=lambda rate: statistics.mean(row["dice"] for row in of_rate[rate]))
+        some = of_rate[best]
+        sides.setdefault(side, {})[budget] = {
+            "dice": over_seeds(row["dice"] for row in some),
+            "surface": over_seeds(row["surface"] for row in some),
+            "seeds": len(some),
+        }
+    budgets = sorted({budget for side, row in sides.items() if side != "interval" for budget in row}, key=float)
+    return {"sides": sides, "budgets": budgets, "num_rates": len(rates)}
+
+
+def faults(found: dict) -> dict:
+    """By attack: how many attempts ended as promised, of how many, with the interval of that share."""
+    attacks = {}
+    for row in found["rows"]:
+        right, tried = (sum(counts[i] for counts in row["outcomes"].values()) for i in (0, 1))
+        if tried:
+            attacks[row["attack"]] = wilson(right, tried)
+    total = wilson(*(sum(row[name] for row in attacks.values()) for name in ("k", "n")))
+    return {"attacks": attacks, "total": total}
+
+
+def shared_server(found: dict) -> dict:
+    """What the server held of what it should, by kind."""
+    held = {name: {"k": held, "n": wanted} for name, (held, wanted) in found["held"].items()}
+    kept = ("rounds", "failures", "runs_without_an_end", "same_mask")
+    return {"held": held, **{name: found[name] for name in kept}}
+
+
+def own_data(found: dict) -> dict:
+    """Dice by picture and side over the splits, and how it differs from ours, paired by split."""
+    groups = {}
+    for row in found["rows"]:
+        groups.setdefault((row["data"], row["side"]), {}).setdefault(row.get("rate"), {})[row["split"]] = row["dice"]
+    # Of a network's rates the one that went on to further splits, as benchmarks/own_data.py says.
+    best = {
+        place: max(of_rate.values(), key=lambda splits: (len(splits), statistics.mean(splits.values())))
+        for place, of_rate in groups.items()
+    }
+    data = {}
+    for (name, side), splits in best.items():
+        ours = best.get((name, "ours"), {})
+        both = [split for split in splits if split in ours]
+        compared = side != "ours" and len(both) > 1
+        data.setdefault(_key(name), {})[_key(side)] = {
+            "dice": over_seeds(splits.values()),
+            "less_ours": paired(*([of[split] for split in both] for of in (ours, splits))) if compared else None,
+        }
+    return {"data": data, "splits": max(map(len, best.values()))}
+
+
+READERS = {
+    "photographs": photographs,
+    "own_data": own_data,
+    "brain": brain,
+    "faults": faults,
+    "shared_server": shared_server,
+}
+
+
+def read_all() -> dict:
+    """What the report cites of the records that exist."""
+    return {name: reader(found) for name, reader in READERS.items() if (found := _common.read(name))}
+
+
+def compute() -> list[dict]:
+    """What was computed for the report in benchmarks/: runs and hours by record, where the record has the time."""
+
+    def seconds(row):
+        if row.get("epochs"):
+            return row["epochs"][-1]["seconds"]
+        return row.get("wall_seconds") or row.get("training_seconds") or row.get("seconds") or 0
+
+    sums = {}
+    for name in ("scores", "noise", "time_to_score", "own_data", "brain", "faults"):
+        rows = _common.rows(name)
+        if rows:
+            sums[name] = (len(rows), sum(map(seconds, rows)))
+    if study := _common.read("conv3d_study"):
+        sums["conv3d_study"] = (study["summary"]["num_measured"], study["summary"]["seconds"])
+    if shared := _common.read("shared_server"):
+        sums["shared_server"] = (shared["held"]["runs"][1], shared["seconds"])
+    return [{"record": name, "runs": runs, "hours": time / 3600} for name, (runs, time) in sums.items()]
+
+
+def _key(name: str) -> str:
+    return name.replace(" ", "_").replace(",", "")

@@ -7,7 +7,7 @@
 Every cell of an experiment goes to report/results.json as soon as it is done, so an interrupted build goes on where it
 stopped. To run a cell again, delete it from that file; a line at the end says how many were recorded by other code than
 what lies here. No number is typed into the text: Typst reads results.json, and a missing key or a reference to nothing
-stops the build.
+stops the build. What report/records.py reads of benchmarks/results may be missing: its paragraph is left out then.
 """
 
 import argparse

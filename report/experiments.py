@@ -191,6 +191,7 @@ def e1(runs: dict) -> dict:
         "report": statistics.median(r["epochs"][-1]["seconds"] for r in clocked if r["side"] == "report, float32"),
         "short": statistics.median(r["reached_after"] or math.inf for r in clocked if r["side"] == "lab, short"),
         "report_seeds": sum(r["side"] == "report, float32" for r in clocked),
+        "report_reaches": sum(r["reached_after"] is not None for r in clocked if r["side"] == "report, float32"),
         "short_seeds": sum(r["side"] == "lab, short" for r in clocked),
         "short_images": settings_of(time_to_score.FLAGS["lab, short"])["train_images"],
     }

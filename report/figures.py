@@ -92,7 +92,7 @@ def network(results, say):
             x = box(x + gap, level, channels, color)
         return x
 
-    right, ends = box(0, 0, 1, GREY), []
+    right, ends = box(0, 0, 1, GREY, ""), []
     for level in range(depth + 1):
         name = f"encoder{level + 1}" if level < depth else "bottleneck"
         channels, color = maps[name]["channels"], BLUE if level < depth else ORANGE
@@ -120,9 +120,9 @@ def network(results, say):
         axes.text(middle, top, f"{channels} + {channels}", ha="center", va="bottom", fontsize=7.5)
         right = convolved(right, level, channels, GREEN)
     layer((right, 0), (right + gap + 0.1, 0), "black")
-    right = box(right + gap + 0.1, 0, 1, GREY)
-    axes.text(0.035, 0.62, "image", ha="center", va="bottom", fontsize=8.5)
-    axes.text(right - 0.035, 0.62, say("mask", "masque"), ha="center", va="bottom", fontsize=8.5)
+    right = box(right + gap + 0.1, 0, 1, GREY, "")
+    for x, name, side in ((0.1, "image", "right"), (right - 0.1, say("mask", "masque"), "left")):
+        axes.text(x, 0.44, f"{name}\n{full} × {full} × 1", ha=side, va="bottom", fontsize=8.5)
     legend = [
         (BLUE, "-", say("3 × 3 convolution, ReLU", "convolution 3 × 3, ReLU")),
         (VERMILION, "-", say("2 × 2 max pooling", "max-pooling 2 × 2")),
@@ -133,7 +133,7 @@ def network(results, say):
     for color, style, label in legend:
         axes.plot([], [], color=color, linestyle=style, label=label)
     drawn.legend(loc="outside lower center", ncols=3, columnspacing=1.4, handlelength=1.6)
-    axes.set(xlim=(-0.95, right + 0.1), ylim=(-depth * step - 0.35, 0.85))
+    axes.set(xlim=(-0.95, right + 0.75), ylim=(-depth * step - 0.35, 0.85))
     axes.axis("off")
     return drawn
 
@@ -291,7 +291,7 @@ def overlap(results, say):
     gap = f"{best['gap']:.3f}"
     left.annotate(
         say(f"largest gap, {gap}", f"écart maximal, {gap.replace('.', ',')}"), (best["iou"], best["iou"] + 0.06),
-        xytext=(8, -8), textcoords="offset points", color=VERMILION,
+        xytext=(26, -27), textcoords="offset points", color=VERMILION,
     )  # fmt: skip
     left.text(0.62, 0.84, "D = 2J / (1 + J)", color=BLUE, ha="right")
     left.set(xlabel=say("IoU, J", "IoU, J"), ylabel="Dice, D", xlim=(0, 1), ylim=(0, 1.01))

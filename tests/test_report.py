@@ -206,6 +206,13 @@ def test_french_has_a_narrow_space_that_does_not_break_before_high_signs():
     assert re.findall(r"\w[;!?»]|«\w", re.sub(r'"(?:[^"\\]|\\.)*"|`[^`]*`|#losses\.\w+;', "", text)) == []
 
 
+def test_a_semicolon_behind_a_number_is_printed():
+    """Typst takes one behind a call for the end of the call."""
+    for edition in build.EDITIONS:
+        text = (REPORT / f"report.{edition}.typ").read_text(encoding="utf-8")
+        assert re.findall(r"#[a-z-]+\([^()]*\);", text) == []
+
+
 def test_the_text_claims_the_differences_that_the_records_carry():
     """What the text calls a difference has an interval without 0; what it says is not shown has one with 0."""
     results = build.load()
@@ -229,6 +236,8 @@ def test_the_text_claims_the_differences_that_the_records_carry():
 
     assert [key for key in shown if at(key)["zero"]] == []
     assert [key for key in hidden if not at(key)["zero"]] == []
+    rows = {row: results["e1"]["rows"][row]["against_lab"]["test_dice"]["mean"] for row in ("full", "fixed", "adam")}
+    assert min(rows, key=rows.get) == "adam" and results["e1"]["time"]["report_reaches"] == 0
     rare = results["e3"]["0_1"]
     assert all(rare[loss]["failed"]["k"] > 0 for loss in ("bce", *losses))
     assert max(rare[loss]["failed"]["low"] for loss in losses) < min(rare[loss]["failed"]["high"] for loss in losses)

@@ -238,6 +238,7 @@ def test_the_text_claims_the_differences_that_the_records_carry():
     assert [key for key in hidden if not at(key)["zero"]] == []
     rows = {row: results["e1"]["rows"][row]["against_lab"]["test_dice"]["mean"] for row in ("full", "fixed", "adam")}
     assert min(rows, key=rows.get) == "adam" and results["e1"]["time"]["report_reaches"] == 0
+    assert results["e1"]["rows"]["more"]["seeds"] == 1  # and so carries no comparison
     rare = results["e3"]["0_1"]
     assert all(rare[loss]["failed"]["k"] > 0 for loss in ("bce", *losses))
     assert max(rare[loss]["failed"]["low"] for loss in losses) < min(rare[loss]["failed"]["high"] for loss in losses)

@@ -131,7 +131,7 @@ def kills(rounds: int):
 def signals(rounds: int):
     """Ctrl-C or SIGTERM, sometimes twice, at a random moment of each script: code, status and sentence, within 5 s."""
     rng = random.Random(1)
-    scripts = [name for name in SCRIPTS if (_common.ROOT / name).exists()]
+    scripts = list(SCRIPTS)
     for attempt in range(3 * rounds):
         script, signum = scripts[attempt % len(scripts)], (signal.SIGINT, signal.SIGTERM)[attempt // 3 % 2]
         with folder_with_store() as folder:
@@ -276,11 +276,9 @@ def bad_inputs(rounds: int):
     """A hundred commands that cannot work: one sentence, an exit code, in seconds, no traceback and nothing written."""
     with folder_with_store() as folder:
         _make_bad_files(folder)
-        before = _contents(folder)
         for line in BAD:
             script, *words = line.split()
-            if not (_common.ROOT / script).exists():
-                continue
+            before = _contents(folder)
             environment = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
             flags = " ".join(word for word in words if word.split("=", 1)[0] not in environment)
             started = time.monotonic()
@@ -293,7 +291,9 @@ def bad_inputs(rounds: int):
 
 
 def _contents(folder: Path) -> set[str]:
-    return {str(path) for path in folder.rglob("*") if "mlflow.db" not in path.name and path.name != "console"}
+    """All files but the console and MLflow's store, in which an experiment may have been opened."""
+    store = ("mlflow.db", "mlruns", "console")
+    return {str(path) for path in folder.rglob("*") if not path.relative_to(folder).parts[0].startswith(store)}
 
 
 def _make_bad_files(folder: Path) -> None:

@@ -17,6 +17,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from lab.signals import signals_wait
+
 ROOT = Path(__file__).resolve().parent.parent
 LOST_AFTER = 30  # seconds without a sign of life, after which a process of a distributed training counts as lost
 
@@ -45,7 +47,7 @@ def import_keras():
     prepare()
     if "keras" in sys.modules:
         return sys.modules["keras"]
-    with _errors_aside():
+    with _errors_aside(), signals_wait():  # an exception in the midst of a C library's start can crash it
         try:
             import keras
         except (ImportError, ValueError) as error:

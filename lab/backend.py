@@ -47,7 +47,7 @@ def import_keras():
     prepare()
     if "keras" in sys.modules:
         return sys.modules["keras"]
-    with _errors_aside(), signals_wait():  # an exception in the midst of a C library's start can crash it
+    with signals_wait(), _errors_aside():  # an exception in the midst of a C library's start can crash it
         try:
             import keras
         except (ImportError, ValueError) as error:

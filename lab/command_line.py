@@ -245,7 +245,7 @@ def run_name(what: str, args: argparse.Namespace) -> str:
     """A run's name: data, recipe, what differs from it, seed. (MLflow's own names come from Python's random numbers,
     so that a fixed seed gives every run the same.)"""
     differences = [f"{flag_of(name)[2:]} {' '.join(map(str, _list(getattr(args, name))))}" for name in args.changed]
-    return args.run_name or ", ".join([what, args.recipe, *differences, f"seed {args.seed}"])
+    return args.run_name or ", ".join(dict.fromkeys([what, args.recipe, *differences, f"seed {args.seed}"]))
 
 
 def end(found: dict, failures: list[str], run: str) -> None:

@@ -239,8 +239,10 @@ def check_args(args: argparse.Namespace) -> None:
     command_line.check_training_flags(args, ("train_patches", "val_patches", "test_volumes"))
     if (args.images is None) != (args.masks is None):
         raise ValueError("--images and --masks belong together: give both, or neither for spheres.")
-    if args.images is None and (args.spacing or args.memory):
+    if args.images is None and (args.spacing, args.memory) != (None, None):
         raise ValueError("--spacing and --memory are for scans: give --images and --masks too.")
+    if args.memory is not None and not 0 < args.memory < math.inf:
+        raise ValueError(f"--memory must be finite and above 0, in GiB, such as 4; got {args.memory}.")
     for name in ("patch", "spacing"):
         value = getattr(args, name)
         if value is not None and len(value) not in (1, 3):

@@ -138,6 +138,8 @@ def test_scores_of_the_truth_are_perfect_and_of_nothing_zero():
         (["--patch", "128"], "larger than --size 64"),
         (["--images", "a"], "belong together"),
         (["--spacing", "1"], "are for scans"),
+        (["--memory", "0"], "are for scans"),
+        (["--images", "a", "--masks", "b", "--memory", "0"], "--memory must be"),
         (["--images", "a", "--masks", "b", "--spacing", "0"], "--spacing must be"),
         (["--images", "a", "--masks", "b"], "a is not a folder"),
         (["--radius", "4", "40"], "does not fit"),

@@ -350,9 +350,14 @@ ATTACKS = {
 
 
 def scores_table(rows: list[dict]) -> str:
-    """What was attempted, and how often it ended as promised, in Markdown."""
-    counts = [[what, f"{right} of {tried}"] for row in rows for what, (right, tried) in row["outcomes"].items()]
-    return _common.table(["attack", "ended as promised"], counts)
+    """What was attempted, over all scripts and stores, and how often it ended as promised, in Markdown."""
+    counts: dict[str, list[int]] = {}
+    for row in rows:
+        for what, (right, tried) in row["outcomes"].items():
+            total = counts.setdefault(what.split(",")[0], [0, 0])
+            total[0], total[1] = total[0] + right, total[1] + tried
+    lines = [[what, f"{right} of {tried}"] for what, (right, tried) in counts.items()]
+    return _common.table(["attack", "ended as promised"], lines)
 
 
 def main(argv=None) -> None:

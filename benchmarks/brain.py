@@ -250,18 +250,26 @@ def best_rates(rows: list[dict]) -> list[dict]:
 
 
 def scores_table(rows: list[dict], halves: str) -> str:
-    """Median over the seeds: Dice and surface distance of each side at each budget."""
+    """Median over the seeds: Dice, surface distance and steps of each side, a column for each budget."""
     found = [row for row in best_rates(rows) if row["halves"] == halves]
+    budgets = sorted({row["budget"] for row in found if row["budget"]})
     lines = []
     for side in ("interval", *SIDES):
-        of_side = [row for row in found if row["side"] == side]
-        for budget in sorted({row["budget"] for row in of_side}):
-            some = [row for row in of_side if row["budget"] == budget]
-            dice, surface = (statistics.median(row[name] for row in some) for name in ("dice", "surface"))
-            rate = some[0].get("rate")
-            steps = round(statistics.median(row["steps"] for row in some))
-            lines.append([side, budget, len(some), f"{dice:.4f}", f"{surface:.3f}", steps, rate if rate else ""])
-    return _common.table(["side", "s", "seeds", "Dice", "surface, mm", "steps", "rate"], lines)
+        of = {budget: [r for r in found if (r["side"], r["budget"]) == (side, budget)] for budget in (0, *budgets)}
+        some = [row for rows in of.values() for row in rows]
+        if some:
+            rates = sorted({row["rate"] for row in some if row.get("rate")})
+            cells = [describe(of[budget] or of[0]) for budget in budgets]
+            lines.append([side, len({row["seed"] for row in some}), ", ".join(map(str, rates)), *cells])
+    return _common.table(["side", "seeds", "best rate", *(f"{budget:g} s" for budget in budgets)], lines)
+
+
+def describe(rows: list[dict]) -> str:
+    """Medians of some rows, in a cell: 0.9471 (0.35 mm, 285 steps)."""
+    if not rows:
+        return ""
+    dice, surface, steps = (statistics.median(row[name] for row in rows) for name in ("dice", "surface", "steps"))
+    return f"{dice:.4f} ({surface:.2f} mm{f', {steps:.0f} steps' if steps else ''})"
 
 
 def plot(rows: list[dict], halves: str, path: Path) -> None:

@@ -36,9 +36,6 @@ PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 STUDY = [  # what is shown of the memory study: side, filters, kernel, downsampling, precision
     (64, 16, 3, "late", "float32"),
     (64, 16, 7, "late", "float32"),
-    (64, 32, 3, "late", "float32"),
-    (32, 16, 3, "late", "float32"),
-    (96, 16, 3, "late", "float32"),
     (64, 16, 3, "early", "float32"),
     (64, 16, 3, "late", "mixed_bfloat16"),
     (96, 32, 3, "late", "float32"),

@@ -307,21 +307,13 @@ def finish(args: argparse.Namespace, network, own: dict | None, sets: dict, foun
 def parse_args(argv=None) -> argparse.Namespace:
     """Read and check the command line; a bad one ends in one sentence and exit code 2."""
     parser = command_line.make_parser(__doc__)
-    parser.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        default="lab",
-        help="sets the flags with several defaults: the lab's, the textbook's of the lab report, one for photographs",
-    )
+    recipes = "sets the flags with several defaults: the lab's, the textbook's of the lab report, one for photographs"
+    parser.add_argument("--recipe", choices=RECIPES, default="lab", help=recipes)
+    switch = {"action": argparse.BooleanOptionalAction}
     own = parser.add_argument_group("your own pictures, in place of circles").add_argument
     own("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
     own("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: black and one other value")
-    own(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="flip, turn, brighten and darken the training crops",
-    )
+    own("--augment", **switch, default=True, help="flip, turn, brighten and darken the training crops")
     own("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
     own("--start-from", type=Path, metavar="MODEL", help="begin with the weights of a model file of the same network")
     data = parser.add_argument_group("data").add_argument
@@ -330,11 +322,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         command_line.recipe_flag(data, RECIPES, flag, **options)
 
     chosen("--train-images", type=int, metavar="N", help="training images (or crops of your own) per epoch")
-    chosen(
-        "--fixed-images",
-        action=argparse.BooleanOptionalAction,
-        help="the same training images every epoch, instead of new ones",
-    )
+    chosen("--fixed-images", **switch, help="the same training images every epoch, instead of new ones")
     chosen("--train-size", type=int, metavar="PIXELS", help="side of the training images, at most --size")
     data("--val-images", type=int, default=64, metavar="N", help="validation images")
     data("--test-images", type=int, default=512, metavar="N", help="test images, seen by the final scores alone")

@@ -212,9 +212,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     three = {"type": float, "nargs": "+", "metavar": "MM"}
     own("--spacing", **three, help="resample all to this spacing: one number, or depth height width")
     own("--memory", type=float, metavar="GIB", help="what a training step may take; default: 70%% of what is free")
-    own(
-        "--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, turn, brighten, darken, add noise"
-    )
+    augment = {"action": argparse.BooleanOptionalAction, "default": True}
+    own("--augment", **augment, help="flip, turn, brighten and darken a little, add noise")
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-patches", type=int, metavar="N", help="training patches per epoch")
@@ -314,9 +313,8 @@ def main(argv=None) -> dict:
 
         print(f"3D U-Net with {model.count_params():,} parameters, {precision}, on {backend.device()}")
         what, source = ("own scans", str(args.images)) if own else ("spheres", "data_synth.make_spheres")
-        print(
-            *args.said, f"{what}: trained on patches of {' x '.join(map(str, args.patch))} voxels", sep="\n", flush=True
-        )
+        said = [*args.said, f"{what}: trained on patches of {' x '.join(map(str, args.patch))} voxels"]
+        print(*said, sep="\n", flush=True)
         with tracking.tracked_run(
             EXPERIMENT,
             run_name=command_line.run_name(what, args),
@@ -329,11 +327,8 @@ def main(argv=None) -> dict:
             checkpoint.notes["run_id"] = run.run_id
             sets = {"training": next(training_batches(args, own, 0)), "validation": validation}
             sets["test"] = test[0].image[None, :], test[0].mask[None, ..., None]
-            for name, num in (
-                ("training", args.train_patches),
-                ("validation", len(validation[0])),
-                ("test", len(test)),
-            ):
+            counts = {"training": args.train_patches, "validation": len(validation[0]), "test": len(test)}
+            for name, num in counts.items():
                 run.dataset(*sets[name], name=f"{what}, {name}", context=name, source=source, num_samples=num)
             started = time.perf_counter()
             history = train(model, args, own, validation, checkpoint, run.metrics)

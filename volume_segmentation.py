@@ -212,8 +212,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     three = {"type": float, "nargs": "+", "metavar": "MM"}
     own("--spacing", **three, help="resample all to this spacing: one number, or depth height width")
     own("--memory", type=float, metavar="GIB", help="what a training step may take; default: 70%% of what is free")
-    augment = {"action": argparse.BooleanOptionalAction, "default": True}
-    own("--augment", **augment, help="flip, turn, brighten and darken a little, add noise")
+    own("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, turn, vary the grey a little")
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-patches", type=int, metavar="N", help="training patches per epoch")

@@ -16,6 +16,7 @@ constant rate, go on, and of four rates the best is taken. The best threshold in
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
@@ -112,14 +113,16 @@ def lab_side(train, test, args) -> list[dict]:
 def slices_side(train, test, args) -> list[dict]:
     """The lab's 2D U-Net on axial slices, as `unet_segmentation.py` trains on one's own pictures, for each budget."""
     import unet_segmentation as script
+    import volume_segmentation
     from lab import backend, patches, training
 
     settings = script.parse_args(["--images", "scans", "--masks", "masks"])
     settings.seed = args.seed
     backend.start("auto", False, args.seed)
+    vary = functools.partial(patches.vary, **volume_segmentation.VARIED)
 
     def batch(num, *stream):
-        images, masks = patches.random_patches([train], num, SLICE, (args.seed, *stream), patches.vary)
+        images, masks = patches.random_patches([train], num, SLICE, (args.seed, *stream), vary)
         return images[:, 0], masks[:, 0]
 
     def steps_to_come(steps):
@@ -173,8 +176,10 @@ def monai_side(train, test, args) -> list[dict]:
     from monai.losses import DiceCELoss
     from monai.networks import nets
 
+    import volume_segmentation as script
     from lab import backend, patches
 
+    vary = functools.partial(patches.vary, **script.VARIED)  # as ours
     torch.manual_seed(args.seed)
     channels = (8, 16, 32, 64)
     if args.work == "UNet":
@@ -203,7 +208,7 @@ def monai_side(train, test, args) -> list[dict]:
     for budget in args.budgets:
         started = time.perf_counter()
         while seconds + time.perf_counter() - started < budget:
-            batch = patches.random_patches([train], BATCH, PATCH, (args.seed, 0, steps), patches.vary)
+            batch = patches.random_patches([train], BATCH, PATCH, (args.seed, 0, steps), vary)
             images, masks = map(channels_first, batch)
             adam.zero_grad()
             loss_of(forward(images), masks).backward()

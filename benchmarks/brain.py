@@ -292,6 +292,8 @@ def plot(rows: list[dict], halves: str, path: Path) -> None:
             for row in found:
                 axes.axhline(1 - row["dice"], color=colours[side], linestyle=":", label=name)
             continue
+        if not found:
+            continue
         budgets = sorted({row["budget"] for row in found})
         medians = [statistics.median(1 - row["dice"] for row in found if row["budget"] == b) for b in budgets]
         axes.plot(budgets, medians, color=colours[side], label=name)

@@ -10,7 +10,7 @@ import argparse
 import re
 import statistics
 
-from benchmarks import brain, faults, noise, own_data, photographs, scores, time_to_score
+from benchmarks import brain, faults, noise, photographs, scores, time_to_score
 from benchmarks._common import ROOT, read, table
 
 QUESTIONS = {  # what each benchmark asks, by its record
@@ -258,7 +258,6 @@ PIECES = {  # name: the record that must be there, and what the page says of it
     "study_errors": ("conv3d_study", study_errors),
     "photographs": ("photographs", photographs.scores_table),
     "seeds_of_photographs": ("photographs", seeds_of_photographs),
-    "own_data": ("own_data", lambda found: own_data.scores_table(found["rows"])),
     "brain": ("brain", lambda found: brain.scores_table(found["rows"], "back-front")),
     "faults": ("faults", lambda found: faults.scores_table(found["rows"])),
     "shared_server": ("shared_server", shared_server),

@@ -354,8 +354,9 @@ def scores_table(rows: list[dict]) -> str:
     counts: dict[str, list[int]] = {}
     for row in rows:
         for what, (right, tried) in row["outcomes"].items():
-            total = counts.setdefault(what.split(",")[0], [0, 0])
-            total[0], total[1] = total[0] + right, total[1] + tried
+            if what != "undisturbed":  # what the others are compared with
+                total = counts.setdefault(what.split(",")[0], [0, 0])
+                total[0], total[1] = total[0] + right, total[1] + tried
     lines = [[what, f"{right} of {tried}"] for what, (right, tried) in counts.items()]
     return _common.table(["attack", "ended as promised"], lines)
 

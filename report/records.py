@@ -47,7 +47,8 @@ def faults(found: dict) -> dict:
     """By attack: how many attempts ended as promised, of how many, with the interval of that share."""
     attacks = {}
     for row in found["rows"]:
-        right, tried = (sum(counts[i] for counts in row["outcomes"].values()) for i in (0, 1))
+        outcomes = [counts for what, counts in row["outcomes"].items() if what != "undisturbed"]
+        right, tried = (sum(counts[i] for counts in outcomes) for i in (0, 1))
         if tried:
             attacks[row["attack"]] = wilson(right, tried)
     total = wilson(*(sum(row[name] for row in attacks.values()) for name in ("k", "n")))

@@ -396,7 +396,7 @@ def follow(args: argparse.Namespace, own: dict | None) -> dict:
 def main(argv=None) -> dict:
     """Train, score, plot and track one network, or one per fold; return the test scores, of folds the mean."""
     args = parse_args(argv)
-    process = backend.connect(args.distributed, args.seed)
+    process = backend.connect(args.distributed)
     found = []
     for fold, own in enumerate(read_own(args), 1):
         out_dir = args.out_dir / f"fold-{fold}" if args.folds else args.out_dir

@@ -61,7 +61,7 @@ SPHERES = {
 }
 RECIPES = {"spheres": SPHERES, "scans": {**SPHERES, "epochs": 30, "patch": None}}
 # How much scans are varied beside flips and turns. A tissue's grey value tells which it is: varied as much as pictures
-# are, it hardly does (250 steps at 6e-3 on the data of benchmarks/brain.py: Dice 0.82, without any such change 0.90).
+# are, it hardly does (250 steps at 6e-3 on the data of benchmarks/brain.py, one seed: Dice 0.82, without it 0.90).
 VARIED = {"contrast": 0.05, "brightness": 0.03, "noise": 0.05}
 
 
@@ -294,7 +294,7 @@ def follow(args: argparse.Namespace, own: dict | None) -> dict:
 def main(argv=None) -> dict:
     """Train, score, plot and track one network; return its scores on the test set."""
     args = parse_args(argv)
-    process = backend.connect(args.distributed, args.seed)
+    process = backend.connect(args.distributed)
     own, prepared = read_own(args)
     if process > 0:
         return follow(args, own)

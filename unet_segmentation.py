@@ -159,18 +159,15 @@ def check_network(input_shape, filters: int, depth: int) -> None:
 def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: int | None = None):
     """Images and masks of one stream of the seed, preprocessed: (N, size, size, 1) each, by default of `--size`."""
     settings = {"num_circles": args.circles, "radius": args.radius}
-    settings |= {name: value if len(value) > 1 else value[0] for name, value in looks(args).items()}
+    for name in ("contrast", "noise"):  # one value each, or the ends of a range
+        value = getattr(args, name)
+        settings[name] = value if len(value) > 1 else value[0]
     if args.recipe == "photographs":
         settings = {**data_synth.VARIED, **settings}
     images, masks = data_synth.make_circles(num_images, size or args.size, seed=(args.seed, *stream), **settings)
     if args.recipe == "photographs":
         images = np.stack([pictures.preprocess(i, *pictures.grey_range(i, pictures.STRETCHED)) for i in images])
     return images, masks
-
-
-def looks(args: argparse.Namespace) -> dict:
-    """Contrast and noise: one value each, or the ends of a range."""
-    return {"contrast": args.contrast, "noise": args.noise}
 
 
 def read_own(args: argparse.Namespace) -> list[dict | None]:
@@ -183,21 +180,25 @@ def read_own(args: argparse.Namespace) -> list[dict | None]:
     return [splits.split(samples, args.seed, args.size)]
 
 
-def training_images(args: argparse.Namespace, own: dict | None, num: int, *stream: int):
-    """Images and masks to train on, (num, train_size, train_size, C): circles, or crops of one's own pictures."""
+def draw(args: argparse.Namespace, own: dict | None, num: int, size: int, *stream: int):
+    """Images and masks to train on, (num, size, size, C), of a stream: circles, or crops of one's own pictures."""
     if own is None:
-        return make_circles(args, num, TRAIN, *stream, size=args.train_size)
+        return make_circles(args, num, *stream, size=size)
     augment = patches.vary if args.augment else None
-    return patches.random_patches(own["training"], num, args.train_size, (args.seed, TRAIN, *stream), augment)
+    return patches.random_patches(own["training"], num, size, (args.seed, *stream), augment)
 
 
 def training_batches(args: argparse.Namespace, own: dict | None, epoch: int) -> Iterator[tuple]:
     """Yield the (images, masks) of one epoch; only what is needed is ever in memory."""
-    fixed = training_images(args, own, args.train_images) if args.fixed_images else None
+
+    def images(num, *stream):
+        return draw(args, own, num, args.train_size, TRAIN, *stream)
+
+    fixed = images(args.train_images) if args.fixed_images else None
     order = np.random.default_rng((args.seed, epoch)).permutation(args.train_images)
     for batch, start in enumerate(range(0, args.train_images, args.batch_size)):
         chosen = order[start : start + args.batch_size]  # the last batch may be shorter
-        yield tuple(a[chosen] for a in fixed) if fixed else training_images(args, own, len(chosen), epoch, batch)
+        yield tuple(a[chosen] for a in fixed) if fixed else images(len(chosen), epoch, batch)
 
 
 def held_out_images(args: argparse.Namespace, own: dict | None, part: str, num: int):
@@ -205,17 +206,6 @@ def held_out_images(args: argparse.Namespace, own: dict | None, part: str, num: 
     if own is None:
         return make_circles(args, num, {"validation": VALIDATION, "test": TEST}[part]), None
     return patches.grid_patches(own[part], args.size, num)
-
-
-def typical_images(args: argparse.Namespace, own: dict | None) -> np.ndarray:
-    """Images (N, size, size, C) whose grey values tell which pictures the network may be used on.
-
-    Of full size: small ones hold more of a circle, and with it other grey values, than pictures to predict.
-    """
-    if own is None:
-        return make_circles(args, 128, TYPICAL)[0]
-    augment = patches.vary if args.augment else None
-    return patches.random_patches(own["training"], 128, args.size, (args.seed, TYPICAL), augment)[0]
 
 
 def fit_train_size(args: argparse.Namespace, wanted: bool) -> str:
@@ -236,13 +226,6 @@ def fit_train_size(args: argparse.Namespace, wanted: bool) -> str:
     crowded = " (which leave little background around them: expect a lower score)" if wanted and not suits else ""
     sizes = f"{args.train_size}x{args.train_size} pixels{crowded}, scored on {args.size}x{args.size}"
     return f"{what}: trained on images of {sizes}"
-
-
-def check_memory(args: argparse.Namespace, channels: int) -> None:
-    """Raise ValueError if a training step would take more memory than is free."""
-    fixed = build_unet((args.train_size, args.train_size, channels), args.filters, skips=args.skips)
-    step = memory.training_memory(fixed, args.batch_size, args.optimizer)["total"]
-    command_line.check_room(step * memory.MIB, f"a training step of {args.batch_size} images")
 
 
 # Train, score, write
@@ -280,7 +263,9 @@ def finish(args: argparse.Namespace, network, own: dict | None, sets: dict, foun
     stretched = pictures.STRETCHED if own or args.recipe == "photographs" else pictures.ABSOLUTE
 
     def save(path):
-        model_file.save_model(network, path, pictures.describe_training(typical_images(args, own), stretched))
+        # Of full size: small images hold more of a circle, and with it other grey values, than pictures to predict.
+        typical, _ = draw(args, own, 128, args.size, TYPICAL)
+        model_file.save_model(network, path, pictures.describe_training(typical, stretched))
 
     def score_test():
         probs = training.predict(network, images)
@@ -348,9 +333,9 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--folds must be at least 2, and is for your own pictures (--images); got {args.folds}.")
     if args.images and args.recipe == "photographs":
         raise ValueError("--recipe photographs draws circles; your own pictures are varied by --augment, which is on.")
-    for name, value in looks(args).items():
-        if len(value) > 2:
-            raise ValueError(f"--{name} takes one value or the two ends of a range; got {len(value)} values.")
+    for name in ("contrast", "noise"):
+        if (num := len(getattr(args, name))) > 2:
+            raise ValueError(f"--{name} takes one value or the two ends of a range; got {num} values.")
     check_network((args.size, args.size, 1), args.filters, depth=3)
     args.said = fit_train_size(args, wanted)
     check_network((args.train_size, args.train_size, 1), args.filters, depth=3)
@@ -367,10 +352,12 @@ def prepare(args: argparse.Namespace, own: dict | None):
     """What every process of a training needs: precision, network, and (images, masks) with their places by part."""
     precision = backend.start(args.precision, args.deterministic, args.seed)
     model = build_network(args, own)
-    check_memory(args, model.input_shape[-1])
+    fixed = build_unet((args.train_size, args.train_size, model.input_shape[-1]), args.filters, skips=args.skips)
+    step = memory.training_memory(fixed, args.batch_size, args.optimizer)["total"]
+    command_line.check_room(step * memory.MIB, f"a training step of {args.batch_size} images")
     if args.start_from:
         model_file.copy_weights(args.start_from, model)
-    sets = {"training": (training_images(args, own, args.batch_size, 0, 0), None)}  # a batch, to be shown
+    sets = {"training": (draw(args, own, args.batch_size, args.train_size, TRAIN, 0, 0), None)}  # a batch, to be shown
     sets["validation"] = held_out_images(args, own, "validation", args.val_images)
     sets["test"] = held_out_images(args, own, "test", args.test_images)
     backend.check_shares(args.train_images, args.batch_size, "training images")

@@ -8,6 +8,7 @@ is missing.
 """
 
 import functools
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -47,18 +48,22 @@ def import_keras():
     prepare()
     if "keras" in sys.modules:
         return sys.modules["keras"]
-    with signals_wait(), _errors_aside():  # an exception in the midst of a C library's start can crash it
+    name = os.environ.get("KERAS_BACKEND")
+    with _errors_aside():
         try:
-            import keras
+            # One after the other: a signal waits for the end of an import, for an exception in the midst of a C
+            # library's start can crash it, and each of the two takes seconds.
+            for module in (name or "tensorflow", "keras"):
+                with signals_wait():
+                    importlib.import_module(module)
         except (ImportError, ValueError) as error:
-            name = os.environ.get("KERAS_BACKEND")
             if name is None:
                 raise
             raise ValueError(
                 f"KERAS_BACKEND={name} cannot be used ({str(error).splitlines()[0]}); install it, or unset the "
                 "variable to use TensorFlow."
             ) from error
-    return keras
+    return sys.modules["keras"]
 
 
 @contextmanager
@@ -70,7 +75,7 @@ def _errors_aside():
         os.dup2(aside.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:  # not where a signal ended it
             aside.seek(0)
             os.write(kept, aside.read())
             raise

@@ -10,13 +10,13 @@ the store is back, or at the next start. What has not got there by the end is in
 
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from lab import store
+from lab.dead_runs import close_dead_runs, fail_half_models, is_gone, process_tags
 from lab.signals import Stopped, is_stop, raise_swallowed, signals_raise, signals_wait
 from lab.store import TrackingError, check_server, first_line, how_to_view, masked, note, warn
 
@@ -38,7 +38,7 @@ def open_store(experiment: str, journal: str | Path | None = None) -> str:
     try:
         if journal is not None:
             _send_journals(client, Path(journal))
-        _close_dead_runs(client)
+        close_dead_runs(client)
     except Exception as error:  # the new run does not need it
         warn(f"MLflow could not mend what earlier runs left open ({first_line(error)}); the next start tries again.")
     return experiment_id
@@ -75,7 +75,7 @@ def tracked_run(
     mlflow = store.import_mlflow()
     uri, file = store.locate()
     client = mlflow.MlflowClient(uri)
-    first_tags = _first_tags(parent_run_id)
+    first_tags = process_tags(parent_run_id)
     about = {"mlflow.note.content": description} if description else {}
     environment = os.environ.get("MLFLOW_TRACKING_URI")
     run, status = None, "FINISHED"
@@ -304,7 +304,7 @@ class Run:
                     # Another process recorded the same data set at the same moment; now MLflow finds it there.
                     client.log_inputs(run_id, datasets=inputs)
             case "half model":
-                _fail_half_models(client, run_id)
+                fail_half_models(client, run_id)
             case "end":
                 client.set_terminated(run_id, entry["status"], entry["timestamp"])
 
@@ -359,64 +359,6 @@ def _now() -> int:
 # What earlier runs left
 
 
-def _first_tags(parent_run_id: str | None) -> dict[str, str]:
-    """User, script and commit as MLflow finds them, and the process, so that a later one can see that it is gone."""
-    import psutil
-    from mlflow.tracking.context import registry
-
-    process = psutil.Process()
-    tags = {"process.host": _host(), "process.id": process.pid, "process.started": process.create_time()}
-    if parent_run_id:
-        tags["mlflow.parentRunId"] = parent_run_id
-    return {key: str(value) for key, value in registry.resolve_tags(tags).items()}
-
-
-def _host() -> str:
-    """This machine; on Linux with its space of process numbers, for each container counts its own."""
-    with suppress(OSError):
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
-    return platform.node()
-
-
-def _is_gone(tags: dict[str, str]) -> bool:
-    """Whether a run's process was on this machine and has ended; its number may be another one's by now."""
-    import psutil
-
-    if tags.get("process.host") != _host():
-        return False
-    try:
-        process = psutil.Process(int(tags["process.id"]))
-        same = abs(process.create_time() - float(tags["process.started"])) < 2  # seconds: clocks are set now and then
-        return not same or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-    except (psutil.Error, KeyError, ValueError):
-        return False  # nobody knows
-
-
-def _close_dead_runs(client) -> None:
-    """Close the runs of this machine that say RUNNING and whose process is gone, in every experiment of the store."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for run in client.search_runs(experiments, f"status = 'RUNNING' AND tags.`process.host` = '{_host()}'"):
-        run_id = run.info.run_id
-        # Asked again once its process is gone: it may have ended the run well since the search.
-        if not _is_gone(run.data.tags) or client.get_run(run_id).info.status != "RUNNING":
-            continue
-        _fail_half_models(client, run_id)
-        points = [point for key in run.data.metrics for point in client.get_metric_history(run_id, key)]
-        last_sign = max((point.timestamp for point in points), default=run.info.start_time)
-        client.set_terminated(run_id, "KILLED", last_sign)
-        note(f"MLflow run {run.info.run_name} ({run_id}) said RUNNING, but its process is gone: now it says KILLED.")
-
-
-def _fail_half_models(client, run_id: str) -> None:
-    """Mark as FAILED the models of a run that were never finished."""
-    experiment_id = client.get_run(run_id).info.experiment_id
-    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
-        if model.status == "PENDING":
-            client.finalize_logged_model(model.model_id, "FAILED")
-
-
 def _read_journal(path: Path | None) -> list[dict]:
     entries = []
     if path is not None and path.exists():
@@ -445,7 +387,7 @@ def _send_journals(client, folder: Path) -> None:
             continue
         run = Run(client, found, uri, file, folder)
         has_ended = any(entry["kind"] == "end" for entry in run._queue)
-        if not has_ended and not _is_gone(found.data.tags):
+        if not has_ended and not is_gone(found.data.tags):
             continue  # its process will send them
         num_waiting = len(run._queue)
         run._flush()

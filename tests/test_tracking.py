@@ -19,8 +19,8 @@ import numpy as np
 import psutil
 import pytest
 
+from lab import dead_runs, tracking
 from lab import store as lab_store
-from lab import tracking
 from lab.tracking import TrackingError, how_to_view, masked, open_store, tracked_run
 
 ROOT = Path(tracking.__file__).parent.parent
@@ -417,7 +417,7 @@ def test_run_whose_process_was_killed_is_closed_by_the_next_script(processes, mo
     ],
 )
 def test_only_runs_of_this_machine_whose_process_is_gone_are_closed(store, change, status):
-    tags = {"process.host": tracking._host(), "process.id": str(2**22 + 1), "process.started": "1.5", **change}
+    tags = {"process.host": dead_runs.host(), "process.id": str(2**22 + 1), "process.started": "1.5", **change}
     if tags["process.started"] is None:
         tags["process.started"] = str(psutil.Process(os.getppid()).create_time())
     run_id = client().create_run(open_store("Lab"), tags=tags).info.run_id
@@ -429,7 +429,7 @@ def test_only_runs_of_this_machine_whose_process_is_gone_are_closed(store, chang
 
 
 def test_half_logged_model_of_a_dead_run_is_failed(store):
-    tags = {"process.host": tracking._host(), "process.id": str(2**22 + 1), "process.started": "1.5"}
+    tags = {"process.host": dead_runs.host(), "process.id": str(2**22 + 1), "process.started": "1.5"}
     experiment_id = open_store("Lab")
     run_id = client().create_run(experiment_id, tags=tags).info.run_id
     models = [client().create_logged_model(experiment_id, name="model", source_run_id=run_id) for _ in range(2)]

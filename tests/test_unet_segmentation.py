@@ -107,7 +107,7 @@ def test_a_dead_server_is_told_before_training(tmp_path, monkeypatch, capsys):
 
 def test_ordinary_images_are_not_called_strange():
     args = unet.parse_args([])
-    seen = pictures.describe_training(unet.typical_images(args, None), pictures.ABSOLUTE)["seen"]
+    seen = pictures.describe_training(unet.draw(args, None, 128, args.size, unet.TYPICAL)[0], pictures.ABSOLUTE)["seen"]
     images, _ = unet.make_circles(args, 200, unet.TEST)
     assert [i for i in range(200) if pictures.describe_strangeness(images[i], seen)] == []
 

@@ -1,0 +1,65 @@
+"""The process that an MLflow run belongs to: tags that name it, and the end of runs whose process is gone."""
+
+import os
+import platform
+from contextlib import suppress
+
+from lab.store import note
+
+
+def process_tags(parent_run_id: str | None) -> dict[str, str]:
+    """User, script and commit as MLflow finds them, and the process, so that a later one can see that it is gone."""
+    import psutil
+    from mlflow.tracking.context import registry
+
+    process = psutil.Process()
+    tags = {"process.host": host(), "process.id": process.pid, "process.started": process.create_time()}
+    if parent_run_id:
+        tags["mlflow.parentRunId"] = parent_run_id
+    return {key: str(value) for key, value in registry.resolve_tags(tags).items()}
+
+
+def host() -> str:
+    """This machine; on Linux with its space of process numbers, for each container counts its own."""
+    with suppress(OSError):
+        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+    return platform.node()
+
+
+def is_gone(tags: dict[str, str]) -> bool:
+    """Whether a run's process was on this machine and has ended; its number may be another one's by now."""
+    import psutil
+
+    if tags.get("process.host") != host():
+        return False
+    try:
+        process = psutil.Process(int(tags["process.id"]))
+        same = abs(process.create_time() - float(tags["process.started"])) < 2  # seconds: clocks are set now and then
+        return not same or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, KeyError, ValueError):
+        return False  # nobody knows
+
+
+def close_dead_runs(client) -> None:
+    """Close the runs of this machine that say RUNNING and whose process is gone, in every experiment of the store."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for run in client.search_runs(experiments, f"status = 'RUNNING' AND tags.`process.host` = '{host()}'"):
+        run_id = run.info.run_id
+        # Asked again once its process is gone: it may have ended the run well since the search.
+        if not is_gone(run.data.tags) or client.get_run(run_id).info.status != "RUNNING":
+            continue
+        fail_half_models(client, run_id)
+        points = [point for key in run.data.metrics for point in client.get_metric_history(run_id, key)]
+        last_sign = max((point.timestamp for point in points), default=run.info.start_time)
+        client.set_terminated(run_id, "KILLED", last_sign)
+        note(f"MLflow run {run.info.run_name} ({run_id}) said RUNNING, but its process is gone: now it says KILLED.")
+
+
+def fail_half_models(client, run_id: str) -> None:
+    """Mark as FAILED the models of a run that were never finished."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+        if model.status == "PENDING":
+            client.finalize_logged_model(model.model_id, "FAILED")

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from lab import backend, command_line, model_file, pictures, registry, results, scans, surfaces, table, views, volumes
+from lab import scale as scales
 from lab.prediction import (
     compare_masks,
     load_models,
@@ -33,8 +34,8 @@ from lab.prediction import (
 
 TABLE = "predictions.csv"
 COLUMNS = (
-    *("picture", "width", "height", "depth", "foreground", "volume_ml", "objects", "diameter", "confidence", "seconds"),
-    *("dice", "iou", "surface", "hausdorff95", "remark", "file", "made_with"),
+    *("picture", "width", "height", "depth", "foreground", "volume_ml", "objects", "diameter", "confidence", "scale"),
+    *("seconds", "dice", "iou", "surface", "hausdorff95", "remark", "file", "made_with"),
 )
 
 
@@ -57,13 +58,19 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
         sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
         raise ValueError(f"the mask {truth} is {sizes}.")
     prepare = prepare_pictures(models, image)
-    slabs = probabilities(models, image, prepare, args.flips)
+    scale = choose_scale(models, image, prepare, args)
+
+    def slabs_of(picture):
+        return probabilities(models, picture, prepare, args.flips)
+
+    slabs = slabs_of(image) if scale == 1 else [scales.at_scale(slabs_of, image, scale)]
     mask, figures, kept = segment(slabs, (height, width), args.threshold, args.probabilities)
 
     step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
     preview = prepare[0](image[::step, ::step])
     remarks += [figures.pop("remark"), pictures.describe_strangeness(preview, seen)]
-    row = {"picture": path.name, "width": width, "height": height, **figures, **measure_objects(mask)}
+    row = {"picture": path.name, "width": width, "height": height, "scale": scale, **figures}
+    row |= measure_objects(mask)
     row |= {"remark": " ".join(filter(None, remarks)), **(compare_masks(true, mask) if truth else {})}
     shown = pictures.overlay(preview, mask[::step, ::step])
     mask *= 255
@@ -71,6 +78,18 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
         if array is not None:
             Image.fromarray(array).save(aside / name, compress_level=1)
     return row
+
+
+def choose_scale(models: list[model_file.Model], image: np.ndarray, prepare: list, args) -> float:
+    """How many times as large a picture is looked at: --scale, or of the scales that the model names the surest."""
+    tried = models[0].preprocessing.get("scales")
+    scale = args.scale or 1.0
+    if args.scale is None and tried:
+        scale = scales.find_scale(image, lambda picture: probabilities(models, picture, prepare), tried)
+    if scale != 1:
+        pixels = math.prod(image.shape[:2]) * max(1, scale**2)
+        command_line.check_room(4 * pixels * (image.shape[-1] + 2), f"a picture looked at {scale:g} times as large")
+    return scale
 
 
 def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> dict:
@@ -150,6 +169,7 @@ def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
     digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:8] for path in paths]
     models = [f"{name}@{digest}" for name, digest in zip((args.model, *args.models), digests, strict=True)]
     flags = [f"threshold {args.threshold:g}", *["flips"] * args.flips, *["probabilities"] * args.probabilities]
+    flags += [f"scale {args.scale:g}"] if args.scale else []
     return ", ".join([*models, *flags, *[f"masks {args.masks}"] * (args.masks is not None)])
 
 
@@ -181,6 +201,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--masks", type=Path, metavar="DIR", help="true masks of the same names, for Dice and IoU")
     add("--probabilities", action="store_true", help="write NAME_probability.png too, 16 bits: 65535 is 1")
     add("--models", nargs="+", default=[], metavar="MODEL", help="more models: the mean is taken")
+    scale = "show pictures S times as large; default: 1, or what a model of --recipe photographs is surest of"
+    add("--scale", type=float, metavar="S", help=scale)
     add("--flips", action="store_true", help="average over mirrored pictures: 4 times as long, a little better")
     add("--shard", type=read_shard, metavar="I/N", help="every N-th picture only, into a folder of its own")
     add("--continue", action="store_true", dest="go_on", help="leave pictures alone that are finished already")
@@ -199,6 +221,8 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError for flags that cannot work."""
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold must be in [0, 1], such as 0.5; got {args.threshold}.")
+    if args.scale is not None and not 1 / 16 <= args.scale <= 16:
+        raise ValueError(f"--scale must be 1/16 to 16, such as 2 for objects half as large; got {args.scale:g}.")
     if args.shard:
         args.out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard)
 
@@ -215,6 +239,8 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
     """What `main` does with the models' files."""
     found = [model_file.read_preprocessing(path) for path in paths]  # before Keras is imported: told at once
     args.ndim = found[0]["ndim"]
+    if args.scale is not None and args.ndim == 3:
+        raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
     files, truths = find_inputs(args)
     with command_line.output_folder(args.out_dir, reads=(*files, *truths.values())) as folder:
         backend.import_keras()
@@ -242,9 +268,10 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
                 stop.add_note("Finished pictures are complete; --continue goes on with the others.")
                 raise
             score = f", Dice {row['dice']:.4f}" if "dice" in row else ""
+            scaled = f", at scale {row['scale']:g}" if row.get("scale", 1) != 1 else ""
             print(
                 f"[{number}/{len(files)}] {pictures.readable(path.name)}: {row['foreground']:.1%} foreground, "
-                f"{row['objects']} objects{score}, {row['seconds']:.1f} s",
+                f"{row['objects']} objects{scaled}{score}, {row['seconds']:.1f} s",
                 flush=True,
             )
             if row["remark"]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import data_synth
-from lab import backend, command_line, memory, model_file, patches, pictures, results, splits, tracking, training
+from lab import backend, command_line, memory, model_file, patches, pictures, results, scale, splits, tracking, training
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 
@@ -260,12 +260,14 @@ def finish(args: argparse.Namespace, network, own: dict | None, sets: dict, foun
     What fails costs its own piece: a sentence for each is returned.
     """
     (images, masks), places = sets["test"]
-    stretched = pictures.STRETCHED if own or args.recipe == "photographs" else pictures.ABSOLUTE
+    prepared = pictures.STRETCHED if own or args.recipe == "photographs" else pictures.ABSOLUTE
+    if args.recipe == "photographs":
+        prepared = {**prepared, "scales": scale.SCALES}  # objects of pictures have other sizes than circles here
 
     def save(path):
         # Of full size: small images hold more of a circle, and with it other grey values, than pictures to predict.
         typical, _ = draw(args, own, 128, args.size, TYPICAL)
-        model_file.save_model(network, path, pictures.describe_training(typical, stretched))
+        model_file.save_model(network, path, pictures.describe_training(typical, prepared))
 
     def score_test():
         probs = training.predict(network, images)

@@ -231,7 +231,7 @@ def measured_errors(rows: list[dict]) -> list[float]:
 def seeds_of_photographs(found: dict) -> str:
     """How far the scores on photographs differ by seed, in one sentence."""
     of = found["dice_of_varied_by_seed"]
-    told = " and ".join(f"{min(values):.3f} to {max(values):.3f} on the {name}" for name, values in of.items())
+    told = ", ".join(f"{min(values):.3f} to {max(values):.3f} on the {name}" for name, values in of.items())
     return f"Over {len(of['coins'])} seeds the varied circles give {told}; the other rows are one seed."
 
 

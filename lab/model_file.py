@@ -169,6 +169,7 @@ def _is_sound(found: dict) -> bool:
         and all(type(side) is int and side > 0 for side in found["size"])
         and all(found.get(key) is None or numbers(found[key], count) for key, count in (("window", 2), ("spacing", 3)))
         and (stretch is None or numbers(stretch, 2) and 0 <= stretch[0] < stretch[1] <= 100)
+        and (found.get("scales") is None or numbers(found["scales"], len(found["scales"])) and min(found["scales"]) > 0)
         and list(found["seen"]) == ["1%", "50%", "99%"]
         and all(numbers(values, 2) for values in found["seen"].values())
     )

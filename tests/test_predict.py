@@ -248,6 +248,32 @@ def test_the_table_has_the_median_diameter_of_the_objects(model_path, tmp_path):
     assert row["objects"] == "3" and float(row["diameter"]) == pytest.approx(2 * math.sqrt(16 / math.pi))
 
 
+def test_a_picture_is_looked_at_in_the_size_that_was_asked_for_or_that_the_model_is_surest_of(tmp_path, capsys):
+    """The network finds where the mean of 5 x 5 pixels is bright: of small squares nothing, unless enlarged."""
+    inputs = keras.Input((None, None, 1))
+    x = layers.AveragePooling2D(5, strides=1, padding="same")(inputs)
+    layer = layers.Conv2D(1, 1, activation="sigmoid")
+    network = keras.Model(inputs, layer(x))
+    layer.set_weights([np.full((1, 1, 1, 1), 20.0), np.array([-14.0])])
+    picture = np.zeros((40, 40), np.uint8)
+    picture[10:14, 10:14] = picture[30:34, 20:24] = 255
+    Image.fromarray(picture).save(tmp_path / "a.png")
+
+    def predicted(name, settings, *flags):
+        model = save_model(network, tmp_path / f"{name}.keras", settings)
+        out = tmp_path / name
+        assert predict.main([str(model), str(tmp_path / "a.png"), "--out-dir", str(out), *flags]) == 0
+        return np.asarray(Image.open(out / "a_mask.png")), table(out)[0]
+
+    scaled = {**pictures.ABSOLUTE, "scales": [0.5, 1.0, 4.0]}
+    mask, row = predicted("as it is", pictures.ABSOLUTE)
+    assert (row["scale"], row["objects"]) == ("1.0", "0")
+    for mask, row in (predicted("asked", pictures.ABSOLUTE, "--scale", "4"), predicted("found", scaled)):
+        assert (row["scale"], row["objects"]) == ("4.0", "2") and mask.shape == (40, 40)
+        assert not mask[picture == 0].any() and np.count_nonzero(mask) > 20  # without the corners
+    assert "2 objects, at scale 4" in capsys.readouterr().out
+
+
 def test_a_network_that_gives_no_number_is_said(tmp_path, picture_folder, capsys):
     inputs = keras.Input((None, None, 1))
     path = save_model(keras.Model(inputs, keras.ops.log(inputs - 2)), tmp_path / "model.keras")
@@ -444,6 +470,8 @@ def test_bad_models_are_refused_before_anything_is_written(picture_folder, tmp_p
         (["pictures", "--out-dir", "text.png/out"], "cannot be written"),
         (["pictures", "--shard", "0/3"], "must be 1 to the second"),
         (["pictures", "--shard", "three"], "invalid"),
+        (["pictures", "--scale", "0"], "1/16 to 16"),
+        (["pictures", "--scale", "nan"], "1/16 to 16"),
         (["pictures", "--masks", "double"], "masks of the same picture: remove one"),
         (["pictures", "--models", "text.png"], "no Keras model"),
     ],

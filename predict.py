@@ -58,7 +58,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
         sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
         raise ValueError(f"the mask {truth} is {sizes}.")
     prepare = prepare_pictures(models, image)
-    scale = choose_scale(models, image, prepare, args)
+    scale = choose_scale(models, image, prepare, args.scale)
 
     def slabs_of(picture):
         return probabilities(models, picture, prepare, args.flips)
@@ -80,11 +80,11 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     return row
 
 
-def choose_scale(models: list[model_file.Model], image: np.ndarray, prepare: list, args) -> float:
-    """How many times as large a picture is looked at: --scale, or of the scales that the model names the surest."""
+def choose_scale(models: list[model_file.Model], image: np.ndarray, prepare: list, wanted: float | None) -> float:
+    """How many times as large a picture is looked at: as `wanted`, or of the scales that the model names the surest."""
     tried = models[0].preprocessing.get("scales")
-    scale = args.scale or 1.0
-    if args.scale is None and tried:
+    scale = wanted or 1.0
+    if wanted is None and tried:
         scale = scales.find_scale(image, lambda picture: probabilities(models, picture, prepare), tried)
     if scale != 1:
         pixels = math.prod(image.shape[:2]) * max(1, scale**2)

@@ -29,8 +29,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import predict
 from benchmarks._common import ROOT, table, write
-from lab import backend, pictures, prediction
+from lab import backend, pictures, prediction, scale
 
 MASKS = ROOT / "benchmarks" / "photographs"
 TUNED_ON = ("coins", "cell", "cup")
@@ -135,12 +136,19 @@ def classical(name: str, picture: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def segment(folder: Path, picture: np.ndarray) -> np.ndarray:
-    """The mask (H, W) of the model of a run."""
+def segment(folder: Path, picture: np.ndarray, wanted: float | None = None) -> np.ndarray:
+    """The mask (H, W) of the model of a run, at the scale that is wanted or found."""
+    return at_scale(folder, picture, wanted)[0]
+
+
+def at_scale(folder: Path, picture: np.ndarray, wanted: float | None) -> tuple[np.ndarray, float]:
+    """The mask (H, W), and the scale at which the picture was looked at: as `predict.py` does it."""
     models = prediction.load_models([folder / "model.keras"])
     image = picture[..., None]
-    slabs = prediction.probabilities(models, image, prediction.prepare_pictures(models, image))
-    return prediction.segment(slabs, picture.shape)[0]
+    prepare = prediction.prepare_pictures(models, image)
+    found = predict.choose_scale(models, image, prepare, wanted)
+    probs = scale.at_scale(lambda image: prediction.probabilities(models, image, prepare), image, found)
+    return prediction.segment(iter([probs]), picture.shape)[0], found
 
 
 def dice(true: np.ndarray, mask: np.ndarray) -> float:
@@ -199,6 +207,7 @@ def main(argv=None) -> None:
             Image.fromarray(reference(name, picture)).save(files[name])
     true = {name: pictures.read_mask(file) for name, file in files.items()}
     networks = {"U-Net, plain circles": args.plain, "U-Net, varied circles": args.varied[0]}
+    found_scales = {name: at_scale(args.varied[0], picture, None)[1] for name, picture in found.items()}
     panels = {}
     for name, picture in found.items():
         masks = {method: segment(folder, picture) for method, folder in networks.items()}
@@ -218,12 +227,15 @@ def main(argv=None) -> None:
     seeds = {
         name: [dice(true[name], segment(folder, picture)) for folder in args.varied] for name, picture in found.items()
     }
-    print(scores_table({"dice": scores}), f"varied circles, by seed: {seeds}", sep="\n")
+    unscaled = {name: dice(true[name], segment(args.varied[0], picture, 1)) for name, picture in found.items()}
+    print(scores_table({"dice": scores}), f"scales: {found_scales}, Dice without: {unscaled}", sep="\n")
+    print(f"varied circles, by seed: {seeds}")
     plot(panels, scores, ROOT / "pictures" / "photographs.png")
     before_and_after = ("photograph", "true mask", "U-Net, varied circles", "U-Net, 6 own crops")
     halves = {rest: {method: panels[rest][method] for method in before_and_after} for _, rest in HALVES.values()}
     plot(halves, scores, ROOT / "pictures" / "own_crops.png")
     recipe = {"recipe_chosen_on": TUNED_ON, "held_out": HELD_OUT, "own_crops": OWN}
+    recipe |= {"scales": found_scales, "dice_at_scale_1": unscaled}
     write("photographs", {"dice": scores, "dice_of_varied_by_seed": seeds, **recipe})
 
 

@@ -10,7 +10,7 @@ import argparse
 import re
 import statistics
 
-from benchmarks import brain, faults, noise, photographs, scores, time_to_score
+from benchmarks import brain, faults, noise, object_sizes, own_data, photographs, scores, time_to_score
 from benchmarks._common import ROOT, read, table
 
 QUESTIONS = {  # what each benchmark asks, by its record
@@ -27,6 +27,7 @@ QUESTIONS = {  # what each benchmark asks, by its record
     "memory": "what memory do more training images take?",
     "conv3d_study": "is the memory of 3D networks what was predicted (`memory_study`)?",
     "photographs": "does a network that has seen circles find coins?",
+    "object_sizes": "and objects of other sizes than those that it has seen?",
     "own_data": "eight labelled crops of a real picture: what helps, and what do MONAI's networks reach?",
     "brain": "does a 3D U-Net find grey matter on a real scan, beside MONAI's networks?",
     "faults": "what of kills, signals, dead servers, full disks and bad input is survived?",
@@ -258,6 +259,8 @@ PIECES = {  # name: the record that must be there, and what the page says of it
     "study_errors": ("conv3d_study", study_errors),
     "photographs": ("photographs", photographs.scores_table),
     "seeds_of_photographs": ("photographs", seeds_of_photographs),
+    "object_sizes": ("object_sizes", object_sizes.describe),
+    "own_data": ("own_data", lambda found: own_data.scores_table(found["rows"])),
     "brain": ("brain", lambda found: brain.scores_table(found["rows"], "back-front")),
     "faults": ("faults", lambda found: faults.scores_table(found["rows"])),
     "shared_server": ("shared_server", shared_server),

@@ -179,6 +179,7 @@ SHAPES = {  # by record: what each of its rows has
     "memory": {"images", "new_every_epoch_mib", "fixed_mib"},
     "metrics_speed": {"score", "side", "milliseconds", "it_against_lab_tensors"},
     "noise": {"noise", "seed", "threshold", "network", "fit"},
+    "object_sizes": {"radius", "dice", "dice_as_it_is", "dice_of_best_scale", "scales"},
     "own_data": {"data", "side", "split", "dice", "seconds", "crops", "bound"},
     "photographs": set(),
     "prediction": {"precision", "side", "images_per_second"},

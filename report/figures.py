@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter
 
 import data_synth
 import unet_segmentation as unet
+from benchmarks import object_sizes
 from lab.results import BLUE, ERRORS, GREEN, ORANGE, VERMILION, around, plain_ticks, show_errors
 from report import experiments
 
@@ -484,7 +485,34 @@ def noise(results, say):
     return drawn
 
 
-FIGURES = (network, curves, predictions, skips, imbalance, overlap, pixels, conventions, slices, memory, noise)
+def sizes(results, say):
+    """Dice against the radius of the objects, as they are and at the scale that is found; None without the record."""
+    if "object_sizes" not in results["records"]:
+        return None
+    rows = results["records"]["object_sizes"]["rows"]
+    drawn, (axes,) = figure(2.3)
+    low, high = object_sizes.TRAINED_ON
+    axes.axvspan(low, high, color="0.93", label=say("radii of the training", "rayons de l’entraînement"))
+    lines = {
+        "dice_of_best_scale": (GREEN, "s:", say("best scale, by the truth", "meilleure échelle, d’après la vérité")),
+        "dice": (BLUE, "o-", say("scale found", "échelle trouvée")),
+        "dice_as_it_is": (ORANGE, "^--", say("as it is", "telle quelle")),
+    }
+    radii = [row["radius"] for row in rows]
+    for key, (color, style, label) in lines.items():
+        axes.plot(radii, [row[key] for row in rows], style, color=color, label=label)
+    axes.set(xscale="log", ylim=(0, 1))
+    axes.set(
+        xlabel=say("radius of the objects, pixels", "rayon des objets, pixels"), ylabel=say("mean Dice", "Dice moyen")
+    )
+    ticks(axes.xaxis, radii, say)
+    axes.yaxis.set_major_formatter(plain(say))
+    axes.grid()
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return drawn
+
+
+FIGURES = (network, curves, predictions, skips, imbalance, overlap, pixels, conventions, slices, memory, noise, sizes)
 
 
 def draw_all(results: dict, edition: str, folder: Path) -> None:
@@ -494,7 +522,8 @@ def draw_all(results: dict, edition: str, folder: Path) -> None:
     for draw in FIGURES:
         with rc_context(STYLE):
             drawn = draw(results, lambda english, french: french if edition == "fr" else english)
-            drawn.savefig(folder / f"{draw.__name__}.svg", metadata={"Date": None}, dpi=200)
+            if drawn is not None:
+                drawn.savefig(folder / f"{draw.__name__}.svg", metadata={"Date": None}, dpi=200)
 
 
 if __name__ == "__main__":

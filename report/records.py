@@ -22,6 +22,12 @@ def photographs(found: dict) -> dict:
     }
 
 
+def object_sizes(found: dict) -> dict:
+    """Mean Dice by radius: as it is, at the scale that is found, at the best one."""
+    kept = ("radius", "dice", "dice_as_it_is", "dice_of_best_scale")
+    return {"images": found["images"], "rows": [{key: row[key] for key in kept} for row in found["rows"]]}
+
+
 def brain(found: dict) -> dict:
     """Of the split back-front: Dice and surface distance by side and budget; of MONAI's rates the best in mean Dice."""
     groups = {}
@@ -86,6 +92,7 @@ def own_data(found: dict) -> dict:
 
 READERS = {
     "photographs": photographs,
+    "object_sizes": object_sizes,
     "own_data": own_data,
     "brain": brain,
     "faults": faults,

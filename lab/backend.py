@@ -49,7 +49,7 @@ def import_keras():
     if "keras" in sys.modules:
         return sys.modules["keras"]
     name = os.environ.get("KERAS_BACKEND")
-    with _errors_aside():
+    with _errors_aside(), _without("sklearn"):
         try:
             # One after the other: a signal waits for the end of an import, for an exception in the midst of a C
             # library's start can crash it, and each of the two takes seconds.
@@ -64,6 +64,19 @@ def import_keras():
                 "variable to use TensorFlow."
             ) from error
     return sys.modules["keras"]
+
+
+@contextmanager
+def _without(package: str):
+    """Let a package seem not to be installed: Keras imports scikit-learn, a second long, for what nobody uses here."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 @contextmanager

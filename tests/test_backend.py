@@ -20,6 +20,13 @@ def run(code, **environment):
     return subprocess.run(command, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True)
 
 
+def test_scikit_learn_is_not_imported_with_keras_and_can_be_afterwards():
+    code = "from lab import backend; import sys; backend.import_keras(); assert 'sklearn' not in sys.modules; "
+    code += "import sklearn; print(sklearn.__name__, sys.modules['keras'].__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("sklearn keras\n", "")
+
+
 def test_keras_is_imported_in_silence_with_onednn_asked_for():
     code = "from lab import backend; backend.import_keras(); import os; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
     done = run(code)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import _common
+from benchmarks import _common, scores
 from lab.ball_fit import draw_balls, fit_balls
 from lab.results import BLUE, GREEN, ORANGE, new_figure, plain_ticks
 
@@ -67,7 +67,8 @@ def run(noise: float, seed: int) -> dict:
 
 def recorded(noise: float, seed: int) -> dict | None:
     """The run of `scores.py` with the default flags and this seed, if this is the default noise and it is there."""
-    runs = [run for run in _common.rows("scores") if (run["row"], run["seed"]) == ("lab", seed)]
+    runs = scores.in_float32(_common.rows("scores"))
+    runs = [run for run in runs if (run["row"], run["seed"]) == ("lab", seed)]
     return runs[0] if runs and noise == DEFAULT else None
 
 

@@ -52,9 +52,9 @@ def index() -> str:
     return table(["record", "asks", "day", "machine", "commit"], lines)
 
 
-def origin(name: str) -> list[str]:
-    """Days, machines and commits of a record."""
-    found = read(name)
+def origin(name: str, rows: list | None = None) -> list[str]:
+    """Days, machines and commits of a record, or of some of its rows."""
+    found = read(name) if rows is None else {"rows": rows}
     parts = [found, *found.get("rows", [])]
     provenances = [part["provenance"] for part in parts if "provenance" in part]
     commits = {p["mlflow.source.git.commit"][:7] for p in provenances} | {
@@ -73,8 +73,11 @@ def origin(name: str) -> list[str]:
 
 def made(found: dict) -> str:
     """When and where the scores were recorded, in one sentence."""
-    days, machine, commits = origin("scores")
-    return f"Recorded: {days}, {machine}, commit {commits}, by `python -m benchmarks.scores`."
+    runs = scores.in_main_table(found["rows"])
+    days, machine, commits = origin("scores", runs)
+    precision = ", ".join(sorted({run["provenance"]["precision"].removeprefix("mixed_") for run in runs}))
+    recorded = f"Recorded: {days}, {machine}, {precision}, commit {commits}, by `python -m benchmarks.scores`."
+    return f"{recorded} {scores.collapsed_sentence(found['rows'])}".strip()
 
 
 def comparisons() -> str:

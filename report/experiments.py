@@ -24,6 +24,7 @@ import numpy as np
 import data_synth
 import unet_segmentation as unet
 from benchmarks import _common, time_to_score
+from benchmarks import scores as runs_of_scores
 from lab import backend, command_line, results, tracking, training
 from lab.costs import layer_costs
 from lab.memory import training_memory
@@ -164,8 +165,8 @@ def against(runs: list[dict], reference: list[dict]) -> dict:
 
 
 def e1(runs: dict) -> dict:
-    scores = benchmark("scores")["rows"]
-    rows = {}
+    all_runs = benchmark("scores")["rows"]
+    scores, rows = runs_of_scores.in_float32(all_runs), {}
     for row in dict.fromkeys(run["row"] for run in scores):
         of_row = [run for run in scores if run["row"] == row]
         rows[row] = {
@@ -185,7 +186,6 @@ def e1(runs: dict) -> dict:
         key: summarize([run["baselines"][name] for run in scores if run["row"] == "lab"])
         for key, name in (("background", "all background"), ("threshold", "best global threshold"))
     }
-    (precision,) = {run["provenance"]["precision"] for run in scores}  # scores of two kinds would not compare
     clocked = benchmark("time_to_score")["rows"]  # all on one machine
     clock = {
         "report": statistics.median(r["epochs"][-1]["seconds"] for r in clocked if r["side"] == "report, float32"),
@@ -202,13 +202,27 @@ def e1(runs: dict) -> dict:
         "baselines": baselines,
         "original": original,
         "time": clock,
-        "precision": precision,
+        "precision": "float32",
+        "last_epoch": {row: last_epoch(all_runs, row) for row in runs_of_scores.MAIN},
         "selected": sum("selected_epoch" in run for run in scores),  # whose best epoch was kept, not the last
         "settings": {"report": settings_of("--recipe report"), "lab": settings_of("")},
         "network": runs["network"]["blocks"],
         "parameters": runs["network"]["parameters"],
         "num_images": runs["predictions"]["num_images"],
         "shown": runs["predictions"]["shown"],
+    }
+
+
+def last_epoch(runs: list[dict], row: str) -> dict:
+    """Of a recipe's runs that kept the last epoch: how many collapsed, and the test Dice of the others."""
+    runs = [run for run in runs_of_scores.in_main_table(runs) if run["row"] == row]
+    fine = [run for run in runs if run["failure"] is None]
+    lost = [max(run["val_dice_coeff"]) - run["val_dice_coeff"][-1] for run in fine]  # by not keeping the best
+    return {
+        "collapsed": wilson(len(runs) - len(fine), len(runs)),
+        "test_dice": over_seeds(run["test"]["image_dice"] for run in fine),
+        "lost": max(lost),
+        "precisions": sorted({run["provenance"]["precision"] for run in runs}),
     }
 
 

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from benchmarks._servers import free_port, server
@@ -22,6 +23,8 @@ PICTURE = Path(__file__).resolve().parent / "figures" / "mlflow.png"
 WINDOW = (1500, 980)  # pixels, of which each is two by two in the file
 AROUND = (197, 10, 396, 36)  # of the window, left, top, right, bottom: the menu, and the panel of an assistant
 PATIENCE = 60  # seconds of the page's own clock, for the charts come after the page
+ATTEMPTS = 5
+LINE = (34, 114, 180)  # the colour of a chart's line
 
 
 def newest_run(experiment: str):
@@ -37,23 +40,31 @@ def newest_run(experiment: str):
 
 
 def photograph(address: str, path: Path, folder: Path) -> None:
-    """Have Chromium draw a page into a PNG file."""
+    """Have Chromium draw a page into a PNG file; again, if its charts are not there yet."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         raise ValueError("Chromium was not found; install it (Debian: apt install chromium).")
     command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--force-device-scale-factor=2"]
-    command += [f"--user-data-dir={folder}", f"--window-size={WINDOW[0]},{WINDOW[1]}"]
-    command += [f"--virtual-time-budget={1000 * PATIENCE}", f"--screenshot={path}", address]
     # Headless, it takes itself for a telephone without a mouse, and every chart shows its buttons.
-    command.insert(
-        1, "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
-    )
-    subprocess.run(command, check=True, capture_output=True, timeout=5 * PATIENCE)
-    with Image.open(path) as picture:
+    mouse = ("primaryHoverType=2", "availableHoverTypes=2", "primaryPointerType=4", "availablePointerTypes=4")
+    command += [f"--blink-settings={','.join(mouse)}", f"--user-data-dir={folder}"]
+    command += [f"--window-size={WINDOW[0]},{WINDOW[1]}", f"--virtual-time-budget={1000 * PATIENCE}"]
+    shot = folder / "shot.png"
+    for _ in range(ATTEMPTS):
+        subprocess.run([*command, f"--screenshot={shot}", address], check=True, capture_output=True, timeout=300)
         left, top, right, bottom = (2 * pixels for pixels in AROUND)
-        picture.crop((left, top, picture.width - right, picture.height - bottom)).convert(
-            "P", palette=Image.Palette.ADAPTIVE
-        ).save(path, optimize=True)
+        with Image.open(shot) as picture:
+            picture = picture.convert("RGB").crop((left, top, picture.width - right, picture.height - bottom))
+        if has_charts(picture):
+            picture.convert("P", palette=Image.Palette.ADAPTIVE).save(path, optimize=True)
+            return
+    raise command_line.Unfinished(f"{address} showed no charts in {ATTEMPTS} attempts; try again when less is running.")
+
+
+def has_charts(picture: Image.Image) -> bool:
+    """Whether lines are drawn in the lower two thirds of the page."""
+    pixels = np.asarray(picture, np.int16)[picture.height // 3 :]
+    return np.count_nonzero(np.abs(pixels - LINE).max(axis=-1) < 20) > 1000
 
 
 @command_line.script

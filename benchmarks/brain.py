@@ -12,7 +12,8 @@ between. `--halves left-right` makes the easy split, for those who want to compa
 Every side sees patches from the same function, 48^3 voxels, two at a time, flipped, turned and varied in brightness, in
 bfloat16 where the processor has it. The clock is that of the training steps, tracing included; scoring stops it. A
 side of the lab's trains anew for each budget of seconds, because its rate falls to zero at the end; MONAI's, with a
-constant rate, go on; of four rates, tried with one seed, the best is taken. The best threshold interval on the training part is row 0.
+constant rate, go on; of four rates, tried with one seed, the best is taken. The best threshold interval on the training
+part is row 0.
 """
 
 import argparse
@@ -244,7 +245,7 @@ def key(row: dict) -> tuple:
 
 
 def best_rates(rows: list[dict]) -> list[dict]:
-    """Of the rows of a side and budget those of the rate that most seeds have, of several such of the best mean Dice."""
+    """Of the rows of a side and budget those of the rate that most seeds have, of several the best in mean Dice."""
     groups = {}
     for row in rows:
         groups.setdefault((row["halves"], row["side"], row["budget"]), {}).setdefault(row.get("rate"), []).append(row)

@@ -31,7 +31,7 @@ from PIL import Image
 
 import predict
 from benchmarks._common import ROOT, table, write
-from lab import backend, pictures, prediction, scale
+from lab import backend, pictures, prediction, results, scale
 
 MASKS = ROOT / "benchmarks" / "photographs"
 TUNED_ON = ("coins", "cell", "cup")
@@ -175,23 +175,21 @@ def scores_table(results: dict) -> str:
     return table(["", *found], [[method, *row] for method, row in zip(methods, cells, strict=True)])
 
 
-def plot(panels: dict[str, dict], scores: dict, path: Path) -> None:
-    """A row per photograph: each method's mask on it, with its Dice."""
-    from matplotlib.figure import Figure
-
-    columns = max(map(len, panels.values()))
-    figure = Figure(figsize=(2.6 * columns, 2.5 * len(panels)), layout="constrained")
-    grid = figure.subplots(len(panels), columns, squeeze=False)
+def plot(panels: dict[str, dict], shown: tuple[str, ...], scores: dict, path: Path) -> None:
+    """A row per photograph, as high as it is; a column for it and for each mask that is `shown`, with its Dice."""
+    heights = [masks["photograph"].shape[0] / masks["photograph"].shape[1] for masks in panels.values()]
+    heights = [min(height, 1.2) for height in heights]
+    figure = results.new_figure(8.6, 8.6 / (len(shown) + 1) * sum(heights) + 0.3 * len(panels))
+    grid = figure.subplots(len(panels), len(shown) + 1, squeeze=False, height_ratios=heights)
     for line, (name, masks) in zip(grid, panels.items(), strict=True):
         picture = masks["photograph"][..., None]
         image = pictures.preprocess(picture, *pictures.grey_range(picture, pictures.STRETCHED))
-        for axes in line:
+        for axes, method in zip(line, ("photograph", *shown), strict=True):
             axes.axis("off")
-        for axes, (method, mask) in zip(line, masks.items(), strict=False):
-            axes.imshow(pictures.overlay(image, np.zeros_like(mask) if method == "photograph" else mask))
-            score = f"\nDice {scores[name][method]:.3f}" if method in scores[name] else ""
-            axes.set_title((name if method == "photograph" else method) + score, fontsize=9)
-    figure.savefig(path, dpi=120)
+            axes.imshow(pictures.overlay(image, masks[method] if method in shown else np.zeros(picture.shape[:2])))
+            title = {"photograph": name, "true mask": "true mask"}.get(method, method.removeprefix("U-Net, "))
+            axes.set_title(f"{title}: {scores[name][method]:.3f}" if method in scores[name] else title, fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
 def main(argv=None) -> None:
@@ -230,10 +228,12 @@ def main(argv=None) -> None:
     unscaled = {name: dice(true[name], segment(args.varied[0], picture, 1)) for name, picture in found.items()}
     print(scores_table({"dice": scores}), f"scales: {found_scales}, Dice without: {unscaled}", sep="\n")
     print(f"varied circles, by seed: {seeds}")
-    plot(panels, scores, ROOT / "pictures" / "photographs.png")
-    before_and_after = ("photograph", "true mask", "U-Net, varied circles", "U-Net, 6 own crops")
-    halves = {rest: {method: panels[rest][method] for method in before_and_after} for _, rest in HALVES.values()}
-    plot(halves, scores, ROOT / "pictures" / "own_crops.png")
+    whole = {name: panels[name] for name in found}
+    compared = ("true mask", "Otsu's threshold", "U-Net, plain circles", "U-Net, varied circles")
+    plot(whole, compared, scores, ROOT / "pictures" / "photographs.png")
+    halves = {rest: panels[rest] for _, rest in HALVES.values()}
+    before_and_after = ("true mask", "U-Net, varied circles", "U-Net, 6 own crops")
+    plot(halves, before_and_after, scores, ROOT / "pictures" / "own_crops.png")
     recipe = {"recipe_chosen_on": TUNED_ON, "held_out": HELD_OUT, "own_crops": OWN}
     recipe |= {"scales": found_scales, "dice_at_scale_1": unscaled}
     write("photographs", {"dice": scores, "dice_of_varied_by_seed": seeds, **recipe})

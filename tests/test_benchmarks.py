@@ -216,7 +216,7 @@ def test_every_record_was_made_by_a_commit_that_holds_the_file_that_made_it(name
         assert any(git("cat-file", "-e", f"{commit}:{file}").returncode == 0 for file in files), commit
 
 
-FROM_CHANGED_TREES = ("memory", "metrics_speed", "photographs", "prediction", "tiles", "train_step")  # to be made anew
+FROM_CHANGED_TREES = ("memory", "metrics_speed", "prediction", "tiles", "train_step")  # to be made anew
 
 
 @pytest.mark.parametrize(

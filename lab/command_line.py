@@ -12,6 +12,7 @@ yet (a flag, a file, a store that cannot be used), 1 where something that was be
 """
 
 import argparse
+import atexit
 import contextlib
 import functools
 import math
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from lab.backend import LostProcess
 from lab.results import COMPLETE, PARTIAL, move_into_place
-from lab.signals import Stopped, signals_raise
+from lab.signals import Stopped, ignore_signals, signals_raise
 
 SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
@@ -50,7 +51,9 @@ def script(main: Callable) -> Callable:
         name = Path(getattr(sys.modules[main.__module__], "__file__", sys.argv[0])).name
         try:
             with signals_raise(), _patient_output():
-                return main(argv)
+                result = main(argv)
+            atexit.register(ignore_signals)  # all is done: none may end the interpreter while it ends
+            return result
         except BaseException as error:
             failure = error
         if os.environ.get("LAB_TRACEBACK"):

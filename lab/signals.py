@@ -92,6 +92,12 @@ def signals_wait() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
+def ignore_signals() -> None:
+    """Let no signal of these have any effect any more, until the process ends."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 def raise_swallowed() -> None:
     """Raise the exception of a signal that came, unless one is on its way already."""
     if _came and not is_stop(sys.exception()) and threading.current_thread() is threading.main_thread():
@@ -101,8 +107,8 @@ def raise_swallowed() -> None:
 def _on_signal(signum: int, frame) -> None:
     now = time.monotonic()
     if not _came or now - _came[-1][1] > REPEAT_SECONDS:
-        for other in SIGNALS if not _came else ():  # nor may a second one end the interpreter while that ends
-            atexit.register(signal.signal, other, signal.SIG_IGN)
+        if not _came:
+            atexit.register(ignore_signals)  # nor may a second one end the interpreter while that ends
         _came.append((signum, now))
         raise _exception(signum)
 

@@ -38,6 +38,18 @@ def test_signal_is_an_exception_with_the_usual_exit_code(name, exception, code):
     assert code is None or (stop.value.code == code and stop.value.signum == getattr(signal, name))
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_comes_when_all_is_done_changes_nothing(name):
+    code = (
+        "import atexit, os, signal, sys; from lab import command_line\n"
+        f"atexit.register(os.kill, os.getpid(), signal.{name})\n"  # as late as one can come
+        "@command_line.script\ndef main(argv=None): print('done')\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 @pytest.mark.parametrize("place", ["destructor", "weakref"])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signal_inside_a_destructor_is_raised_after_it(place, signum, capfd):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import unet_segmentation as unet
-from benchmarks import _common, gpu, memory, own_data, scores, time_to_score, train_step
+from benchmarks import _common, brain, gpu, memory, object_sizes, own_data, scores, time_to_score, train_step
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -79,6 +79,38 @@ def test_the_ablation_changes_what_its_rows_say():
     changed = {"full": "train_size", "adam": "optimizer", "constant": "schedule", "bce": "loss", "more": "train_images"}
     for row, flag in {**changed, "fixed": "fixed_images", "dice": "loss"}.items():
         assert vars(unet.parse_args(scores.ROWS[row][0].split()))[flag] != lab[flag]
+
+
+def test_a_collapsed_run_is_told_and_not_in_the_means():
+    def run(row, dice, failure=None, **more):
+        of_test = {"image_dice": dice, "image_dice_p5": dice, "image_dice_min": dice}
+        last = {"val_dice_coeff": dice, "val_iou_metric": dice, "val_image_dice": dice}
+        baselines = {"all background": of_test, "best global threshold": of_test}
+        made = {"provenance": {"precision": "mixed_bfloat16"}, "failure": failure, "test": of_test, **more}
+        return {"row": row, "last_epoch": last, "baselines": baselines, **made}
+
+    runs = [run("lab", 0.9), run("report", 0.0, "collapsed"), run("report", 0.8), run("report", 0.6)]
+    best_epoch = run("report", 0.1, selected_epoch=3)  # of an older script, whose scores are others
+    lines = scores.main_table([*runs, best_epoch]).splitlines()
+    assert [cell.strip() for cell in lines[-2].split("|")][3:5] == ["2 of 3", "0.7000 (1414)"]
+    assert scores.collapsed_sentence(runs).startswith("Of 3 runs of the report's recipe 1 collapsed")
+    assert scores.collapsed_sentence(runs[:1]) == "" and scores.in_float32(runs) == []
+
+
+def test_of_a_networks_rates_the_one_of_most_seeds_goes_into_the_table():
+    def rows(rate, *found):
+        more = {"halves": "back-front", "side": "UNet", "budget": 40, "rate": rate}
+        return [{**more, "seed": seed, "dice": dice} for seed, dice in enumerate(found)]
+
+    assert brain.best_rates([*rows(1e-3, 0.9), *rows(3e-3, 0.8, 0.7)]) == rows(3e-3, 0.8, 0.7)
+    assert brain.best_rates([*rows(1e-3, 0.9), *rows(3e-3, 0.8)]) == rows(1e-3, 0.9)
+
+
+def test_dice_against_size_is_told_inside_and_outside_of_what_was_trained_on():
+    found = {8: 0.5, 12: 0.7, 25: 0.75, 60: 0.9}
+    rows = [{"radius": radius, "dice": dice, "dice_as_it_is": dice / 2} for radius, dice in found.items()]
+    told = object_sizes.describe({"images": 3, "rows": rows})
+    assert "finds: 0.50 to 0.75 for 8 to 25 pixels" in told and "0.90 at 60 pixels (as it is 0.45)" in told
 
 
 @pytest.mark.parametrize("ndim", train_step.WORK)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typst
+from PIL import Image
 
-from report import build, experiments, figures, records
+from report import build, experiments, figures, records, screenshot
 from report.intervals import paired, wilson
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -344,3 +345,12 @@ def test_calibration_of_known_probabilities():
     assert found == {"brier": 0.25, "ece": 0.0, "confident": 0.0}  # half of them are foreground: well calibrated
     found = experiments.calibration(masks, np.array([1, 1, 1, 0], float))
     assert found == {"brier": 0.25, "ece": 0.25, "confident": 1.0}
+
+
+def test_a_page_whose_charts_are_not_there_yet_is_not_taken():
+    page = Image.new("RGB", (900, 900), "white")
+    assert not screenshot.has_charts(page)
+    page.paste(screenshot.LINE, (100, 100, 800, 200))  # a button above the charts
+    assert not screenshot.has_charts(page)
+    page.paste(screenshot.LINE, (100, 700, 800, 703))
+    assert screenshot.has_charts(page)

@@ -258,6 +258,21 @@ def scores_table(rows: list[dict]) -> str:
     return _common.table(titles.split(", "), lines)
 
 
+def sentence(rows: list[dict]) -> str:
+    """What eight crops give, ours and MONAI's, in a sentence."""
+    best = best_rates(rows)
+
+    def told(side):
+        found = {data: best[data, side] for data in DATA if (data, side) in best}
+        return " and ".join(f"{statistics.mean(r['dice'] for r in of):.3f} on the {data}" for data, of in found.items())
+
+    splits = max(len(some) for some in best.values())
+    return (
+        f"Eight labelled crops of {CROP}x{CROP} pixels and at most {rows[0].get('budget', 23):g} s of training give a "
+        f"mean Dice of {told('ours')} over {splits} splits; MONAI's DynUNet {told('DynUNet')}, its UNet {told('UNet')}."
+    )
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument

@@ -263,6 +263,7 @@ PIECES = {  # name: the record that must be there, and what the page says of it
     "photographs": ("photographs", photographs.scores_table),
     "seeds_of_photographs": ("photographs", seeds_of_photographs),
     "object_sizes": ("object_sizes", object_sizes.describe),
+    "own_data_sentence": ("own_data", lambda found: own_data.sentence(found["rows"])),
     "own_data": ("own_data", lambda found: own_data.scores_table(found["rows"])),
     "brain": ("brain", lambda found: brain.scores_table(found["rows"], "back-front")),
     "faults": ("faults", lambda found: faults.scores_table(found["rows"])),

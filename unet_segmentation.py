@@ -14,6 +14,7 @@ became of each. `--recipe photographs` draws circles under many kinds of light a
 """
 
 import argparse
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -80,15 +81,10 @@ def conv_block(x, filters: int, name: str | None = None):
     from keras import layers
 
     convolution = layers.Conv3D if len(x.shape) == 5 else layers.Conv2D
+    start = "he_normal"  # keeps the variance through ReLU layers (He et al. 2015)
     for i in (1, 2):
-        x = convolution(
-            filters,
-            3,
-            padding="same",
-            activation="relu",
-            kernel_initializer="he_normal",  # keeps the variance through ReLU layers (He et al. 2015)
-            name=name and f"{name}_conv{i}",
-        )(x)
+        own_name = name and f"{name}_conv{i}"
+        x = convolution(filters, 3, padding="same", activation="relu", kernel_initializer=start, name=own_name)(x)
     return x
 
 
@@ -235,23 +231,16 @@ FILES = ("model.keras", "history.json", "scores.json", "per_image.csv", "curves.
          "split.json", "dataset.png")  # fmt: skip
 
 
-def train(model, args: argparse.Namespace, own: dict | None, validation: tuple, checkpoint=None, on_epoch_end=None):
-    """Compile and fit; the weights of the last epoch remain. Return the history, a dict."""
+def train(model, args: argparse.Namespace, own: dict | None, validation: tuple, **more):
+    """Compile and fit; the weights of the last epoch remain. Return the history, a dict. `more`: see `training.fit`."""
     steps = math.ceil(args.train_images / args.batch_size)
     model.compile(
         optimizer=training.choose_optimizer(args.optimizer, args.learning_rate, args.schedule, args.epochs * steps),
         loss=training.choose_loss(args.loss),
         metrics=training.make_metrics(),
     )
-    return training.fit(
-        model,
-        lambda epoch: training_batches(args, own, epoch),
-        epochs=args.epochs,
-        steps=steps,
-        validation=validation,
-        checkpoint=checkpoint,
-        on_epoch_end=on_epoch_end,
-    )
+    batches = functools.partial(training_batches, args, own)
+    return training.fit(model, batches, epochs=args.epochs, steps=steps, validation=validation, **more)
 
 
 def finish(args: argparse.Namespace, network, own: dict | None, sets: dict, found: dict, out: Path) -> list[str]:
@@ -304,10 +293,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     own("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
     own("--start-from", type=Path, metavar="MODEL", help="begin with the weights of a model file of the same network")
     data = parser.add_argument_group("data").add_argument
-
-    def chosen(flag, **options):
-        command_line.recipe_flag(data, RECIPES, flag, **options)
-
+    chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-images", type=int, metavar="N", help="training images (or crops of your own) per epoch")
     chosen("--fixed-images", **switch, help="the same training images every epoch, instead of new ones")
     chosen("--train-size", type=int, metavar="PIXELS", help="side of the training images, at most --size")
@@ -425,7 +411,7 @@ def run(args: argparse.Namespace, own: dict | None, out: Path, which: str) -> di
             num = args.train_images if name == "training" else len(images)
             tracked.dataset(images, masks, name=f"{what}, {name}", context=name, source=source, num_samples=num)
         started = time.perf_counter()
-        history = train(model, args, own, sets["validation"][0], checkpoint, tracked.metrics)
+        history = train(model, args, own, sets["validation"][0], checkpoint=checkpoint, on_epoch_end=tracked.metrics)
         found = {"history": history, "training_seconds": time.perf_counter() - started, "settings": settings}
         found["parameters"] = model.count_params()
         found["provenance"] = {**backend.provenance(), "precision": precision}

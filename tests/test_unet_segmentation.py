@@ -227,8 +227,8 @@ def test_the_saved_model_loads_in_a_fresh_process_that_knows_nothing_of_the_lab(
 def test_a_store_that_breaks_during_training_leaves_complete_files_and_a_warning(store, monkeypatch, capsys):
     train = unet.train
 
-    def train_and_break(*arguments):
-        history = train(*arguments)
+    def train_and_break(*arguments, **more):
+        history = train(*arguments, **more)
         for file in Path().glob("mlflow.db*"):
             file.write_bytes(b"broken")
         return history

@@ -1,7 +1,7 @@
 """Dice against the size of objects, of a network that was trained on one range of sizes, at the scale that it finds.
 
     python unet_segmentation.py --recipe photographs --out-dir outputs/photographs
-    python -m benchmarks.object_sizes outputs/photographs     # 5 minutes on 2 cores
+    python -m benchmarks.object_sizes outputs/photographs     # 2 minutes on 2 cores
 
 Images of the recipe's own kind, a few objects of one radius in each, without dust and highlights, for a speck of 4
 pixels and an object of 4 pixels look alike. They are predicted as they are, at the scale that

@@ -88,7 +88,7 @@ def conv_block(x, filters: int, name: str | None = None):
     return x
 
 
-def build_unet(input_shape: tuple = (128, 128, 1), filters: int = 32, depth: int = 3, skips: bool = True):
+def build_unet(input_shape: tuple = (128, 128, 1), filters: int = 32, depth: int = 3, skips: bool | str = True):
     """Build a U-Net (Ronneberger et al. 2015) with padded convolutions: the mask is as large as the image.
 
     Encoder blocks of filters, 2 filters, 4 filters, ... with 2x2 max pooling after each; a bottleneck of
@@ -101,7 +101,7 @@ def build_unet(input_shape: tuple = (128, 128, 1), filters: int = 32, depth: int
             None for any such side.
         filters: channels of the first block, at least 1.
         depth: number of poolings, at least 1.
-        skips: False leaves the concatenations out, to see what they are for.
+        skips: False leaves the concatenations out, "add" adds instead, to see what they are for.
 
     Returns:
         An uncompiled `keras.Model`: images (N, H, W, C) -> probabilities (N, H, W, 1), float32; volumes likewise.
@@ -127,7 +127,8 @@ def build_unet(input_shape: tuple = (128, 128, 1), filters: int = 32, depth: int
     for level in reversed(range(depth)):
         x = transposed(filters * 2**level, 2, strides=2, padding="same", name=f"up{level + 1}")(x)
         if skips:
-            x = layers.Concatenate(name=f"skip{level + 1}")([x, encoder[level]])
+            join = layers.Add if skips == "add" else layers.Concatenate
+            x = join(name=f"skip{level + 1}")([x, encoder[level]])
         x = conv_block(x, filters * 2**level, name=f"decoder{level + 1}")
     # float32 whatever the precision of the rest: bfloat16 has no number between 0.996 and 1.
     mask = convolution(1, 1, activation="sigmoid", dtype="float32", name="mask")(x)
@@ -236,7 +237,7 @@ def train(model, args: argparse.Namespace, own: dict | None, validation: tuple, 
     steps = math.ceil(args.train_images / args.batch_size)
     model.compile(
         optimizer=training.choose_optimizer(args.optimizer, args.learning_rate, args.schedule, args.epochs * steps),
-        loss=training.choose_loss(args.loss),
+        loss=training.choose_loss(args.loss, args.smooth),
         metrics=training.make_metrics(),
     )
     batches = functools.partial(training_batches, args, own)

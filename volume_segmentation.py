@@ -154,7 +154,7 @@ def train(model, args: argparse.Namespace, own: dict | None, validation: tuple, 
     steps = math.ceil(args.train_patches / args.batch_size)
     model.compile(
         optimizer=training.choose_optimizer(args.optimizer, args.learning_rate, args.schedule, args.epochs * steps),
-        loss=training.choose_loss(args.loss),
+        loss=training.choose_loss(args.loss, args.smooth),
         metrics=training.make_metrics(),
     )
     return training.fit(

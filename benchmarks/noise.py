@@ -4,16 +4,12 @@
     python -m benchmarks.noise --noise 0.25 --seeds 1   # or some of them, added to what is recorded
     python -m benchmarks.noise --plot                   # only the figure and the table, from what is recorded
 
-One default training per noise level and seed; at the default noise that of `scores.py` counts, where it is recorded.
-All three are scored on the training's own test set, 512 images; the curve goes to pictures/noise.png.
+One default training per noise level and seed. All three are scored on the training's own test set, 512 images; the
+curve goes to pictures/noise.png.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,7 +18,6 @@ from lab.ball_fit import draw_balls, fit_balls
 from lab.results import BLUE, GREEN, ORANGE, new_figure, plain_ticks
 
 LEVELS = (0.1, 0.25, 0.5, 1.0)
-DEFAULT = 0.25  # of unet_segmentation.py
 LINES = {  # name: (label, colour, marker)
     "fit": ("circle fit, which knows the shape", GREEN, "s"),
     "network": ("U-Net", BLUE, "o"),
@@ -42,13 +37,7 @@ def run(noise: float, seed: int) -> dict:
 
     flags = ["--noise", str(noise), "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:
-        found = recorded(noise, seed)
-        if found is None:
-            command = [sys.executable, "unet_segmentation.py", *flags]
-            command += ["--out-dir", folder, "--run-name", f"noise {noise}"]
-            store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-            subprocess.run(command, cwd=_common.ROOT, env={**os.environ, **store}, check=True)
-            found = json.loads((Path(folder) / "scores.json").read_text())
+        found = scores.train(flags, Path(folder))
     args = unet.parse_args(flags)
     images, masks = unet.make_circles(args, args.test_images, unet.TEST)
     fit = results.score(masks, draw_balls(fit_balls(images, noise), images.shape[1:3]))[0]
@@ -60,16 +49,8 @@ def run(noise: float, seed: int) -> dict:
         **{name: {key: values[key] for key in kept} for name, values in sides.items()},
         "training_seconds": found["training_seconds"],
         "failure": found["failure"],
-        "precision": found["provenance"]["precision"],
-        "training_commit": found["provenance"].get("mlflow.source.git.commit"),
+        "provenance": found["provenance"],
     }
-
-
-def recorded(noise: float, seed: int) -> dict | None:
-    """The run of `scores.py` with the default flags and this seed, if this is the default noise and it is there."""
-    runs = scores.in_float32(_common.rows("scores"))
-    runs = [run for run in runs if (run["row"], run["seed"]) == ("lab", seed)]
-    return runs[0] if runs and noise == DEFAULT else None
 
 
 def means(rows: list[dict], name: str) -> dict[float, float]:

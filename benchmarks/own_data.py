@@ -41,6 +41,7 @@ from PIL import Image
 
 import unet_segmentation as script
 from benchmarks import _common, photographs
+from benchmarks.intervals import paired, told
 from lab import backend, model_file, patches, pictures, prediction
 
 NAME = "own_data"
@@ -232,14 +233,11 @@ def best_rates(rows: list[dict]) -> dict[tuple, list[dict]]:
 
 def difference(rows: list[dict], ours: list[dict]) -> str:
     """Mean over the splits of a side's Dice less ours, and the 95% interval of Student's t."""
-    from scipy import stats
-
     of_ours = {row["split"]: row["dice"] for row in ours}
-    found = [row["dice"] - of_ours[row["split"]] for row in rows if row["split"] in of_ours]
-    if len(found) < 2:
-        return "".join(map("{:+.4f}".format, found))
-    low, high = stats.ttest_1samp(found, 0).confidence_interval(0.95)
-    return f"{statistics.mean(found):+.4f} ({low:+.4f} to {high:+.4f})"
+    pairs = [(of_ours[row["split"]], row["dice"]) for row in rows if row["split"] in of_ours]
+    if len(pairs) < 2:
+        return "".join(f"{theirs - own:+.4f}" for own, theirs in pairs)
+    return told(paired(*zip(*pairs, strict=True)))
 
 
 def scores_table(rows: list[dict]) -> str:

@@ -1,16 +1,16 @@
-"""Train the U-Net as the README's tables say, seed by seed, and record every score with its circumstances.
+"""Train the U-Net by both recipes, seed by seed, and record every score with its circumstances.
 
-    python -m benchmarks.scores                          # 3 seeds of each row, nothing else running
+    python -m benchmarks.scores                          # 3 seeds of each recipe, nothing else running
     python -m benchmarks.scores --rows lab --seeds 0 1   # or some of them
-    python -m benchmarks.scores --precision float32      # in the arithmetic that every machine has
-    python -m benchmarks.scores --table                  # print the tables from what is recorded
+    python -m benchmarks.scores --table                  # print the table from what is recorded
 
 Each run is the command of its row, in a process of its own. Results go to benchmarks/results/scores.json as soon as
-each run ends; a run that is recorded there is not repeated.
+each run ends; a run that is recorded there is not repeated. `benchmarks/ablation.py` asks what each ingredient is for.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -23,22 +23,9 @@ from benchmarks import _common
 from lab import backend
 
 ROWS = {  # name: (flags, what it is)
-    "lab": ("", "the lab's recipe"),
     "report": ("--recipe report", "the report's recipe"),
-    "full": (
-        "--train-size 128 --train-images 128 --batch-size 4 --learning-rate 3e-3",
-        "full images, half as many, batch 4, 3e-3",
-    ),
-    "fixed": ("--fixed-images", "the same images every epoch"),
-    "adam": ("--optimizer adam --learning-rate 2e-3", "Adam at 2e-3 for Muon"),
-    "constant": ("--schedule constant --learning-rate 1e-3", "constant rate of 1e-3"),
-    "bce": ("--loss bce", "cross-entropy alone"),
-    "dice": ("--loss dice", "Dice loss alone"),
-    "more": ("--train-images 1024", "4 times the images"),
-    "short": ("--epochs 3 --train-images 128 --val-images 16 --test-images 64", "3 epochs of 128 images"),
+    "lab": ("", "the lab's recipe"),
 }
-MAIN = ("report", "lab")
-ABLATION = tuple(row for row in ROWS if row not in ("report", "short"))
 
 
 def key(run: dict) -> tuple:
@@ -46,43 +33,42 @@ def key(run: dict) -> tuple:
     return list(ROWS).index(run["row"]), run["provenance"]["precision"], run["seed"]
 
 
-def in_float32(runs: list[dict]) -> list[dict]:
-    """Those that may be compared row by row: all of one arithmetic."""
-    return [run for run in runs if run["provenance"]["precision"] == "float32"]
+def train(flags: list[str], folder: Path, quiet: bool = False) -> dict:
+    """Run `unet_segmentation.py FLAGS` in a process of its own, files and store in `folder`; return what it found."""
+    command = [sys.executable, "unet_segmentation.py", *flags]
+    # A store of its own: several may run at once, and the user's holds the user's runs.
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    output = subprocess.DEVNULL if quiet else None
+    out_dir = ["--out-dir", str(folder / "out")]
+    subprocess.run([*command, *out_dir], cwd=_common.ROOT, env=environment, stdout=output, check=True)
+    scores = json.loads((folder / "out" / "scores.json").read_text())
+    history = json.loads((folder / "out" / "history.json").read_text())
+    return {
+        "command": " ".join(["python", *command[1:]]),
+        **{name: scores[name] for name in ("test", "baselines", "failure", "training_seconds")},
+        "last_epoch": {name: values[-1] for name, values in history.items()},
+        "val_dice_coeff": history["val_dice_coeff"],
+        "provenance": {**_common.provenance(), **circumstances_of(scores["provenance"])},
+    }
 
 
-def in_main_table(runs: list[dict]) -> list[dict]:
-    """The runs of the README's table: their scores are those of the last epoch, as the script keeps it now."""
-    return [run for run in runs if run["row"] in MAIN and "selected_epoch" not in run]
+def circumstances_of(provenance: dict) -> dict:
+    """What the training's process knows better than the one that started it."""
+    backend_name = provenance["keras.backend"]
+    names = ("precision", "keras.backend", f"{backend_name}.version", "device")
+    return {name: provenance[name] for name in names}
 
 
 def run_row(row: str, seed: int, precision: str) -> dict:
     """Run the row's command with one seed; return its scores and its time."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "unet_segmentation.py", *ROWS[row][0].split(), "--seed", str(seed)]
-        command += ["--precision", precision]
         others, started = _common.busy(), time.perf_counter()
-        subprocess.run(
-            [*command, "--out-dir", folder, "--run-name", f"{row}, seed {seed}"], cwd=_common.ROOT, check=True
-        )
+        found = train([*ROWS[row][0].split(), "--seed", str(seed), "--precision", precision], Path(folder))
         seconds = time.perf_counter() - started
-        scores = json.loads((Path(folder) / "scores.json").read_text())
-        history = json.loads((Path(folder) / "history.json").read_text())
         if (row, seed) == ("lab", 0):  # the README's pictures
             for name in ("curves.png", "predictions.png"):
-                shutil.copy(Path(folder) / name, _common.ROOT / "pictures")
-    kept = ("test", "baselines", "failure", "training_seconds")
-    return {
-        "row": row,
-        "seed": seed,
-        "command": " ".join(["python", *command[1:]]),
-        "wall_seconds": seconds,
-        "others_busy": others,
-        **{name: scores[name] for name in kept},
-        "last_epoch": {name: values[-1] for name, values in history.items()},
-        "val_dice_coeff": history["val_dice_coeff"],
-        "provenance": {**_common.provenance(), "precision": scores["provenance"]["precision"]},
-    }
+                shutil.copy(Path(folder) / "out" / name, _common.ROOT / "pictures")
+    return {"row": row, "seed": seed, "wall_seconds": seconds, "others_busy": others, **found}
 
 
 def mean_and_spread(values: list[float]) -> str:
@@ -95,36 +81,21 @@ def mean_and_spread(values: list[float]) -> str:
 def main_table(results: list[dict]) -> str:
     """The README's results table, in Markdown: baselines first, then the recipes."""
     titles = ["", "flags", "seeds", "val soft Dice", "val soft IoU", "val Dice", "test Dice", "5th pct", "worst"]
-    of_test, results = ("image_dice", "image_dice_p5"), in_main_table(results)
+    of_test = ("image_dice", "image_dice_p5")
     lines, lab = [], [r for r in results if r["row"] == "lab"]
     for name in ("all background", "best global threshold") if lab else ():
         scores = [r["baselines"][name] for r in lab]
         lines.append([name, "", len(lab), "", "", "", *means(scores, of_test), worst(scores)])
-    for row in MAIN:
+    for row, (flags, title) in ROWS.items():
         all_runs = [r for r in results if r["row"] == row]
         runs = [r for r in all_runs if r["failure"] is None]
         if not runs:
             continue
-        flags, title = ROWS[row]
         seeds = len(runs) if runs == all_runs else f"{len(runs)} of {len(all_runs)}"
         last = means([r["last_epoch"] for r in runs], ("val_dice_coeff", "val_iou_metric", "val_image_dice"))
         test = [r["test"] for r in runs]
         lines.append([title, f"`{flags}`" if flags else "none", seeds, *last, *means(test, of_test), worst(test)])
     return _common.table(titles, lines)
-
-
-def ablation_table(results: list[dict]) -> str:
-    """One ingredient of the lab's recipe changed at a time, in Markdown."""
-    lines, results = [], in_float32(results)
-    for row in ABLATION:
-        runs = [r for r in results if r["row"] == row]
-        if not runs:
-            continue
-        soft = means([r["last_epoch"] for r in runs], ["val_dice_coeff"])
-        test = [r["test"] for r in runs]
-        collapsed = f"{sum(r['failure'] is not None for r in runs)} of {len(runs)}"
-        lines.append([ROWS[row][1], len(runs), *soft, *means(test, ["image_dice"]), worst(test), collapsed])
-    return _common.table(["recipe", "seeds", "val soft Dice", "test Dice", "worst", "collapsed"], lines)
 
 
 def means(scores: list[dict], names) -> list[str]:
@@ -138,22 +109,14 @@ def worst(scores: list[dict]) -> str:
 
 
 def collapsed_sentence(results: list[dict]) -> str:
-    """Which runs of the main table are not in its means."""
+    """Which runs of the table are not in its means."""
     told = []
-    for row in MAIN:
-        runs = [run for run in in_main_table(results) if run["row"] == row]
+    for row, (_, title) in ROWS.items():
+        runs = [run for run in results if run["row"] == row]
         failed = sum(run["failure"] is not None for run in runs)
         if failed:
-            told.append(f"Of {len(runs)} runs of {ROWS[row][1]} {failed} collapsed (an empty mask); the means omit it.")
+            told.append(f"Of {len(runs)} runs of {title} {failed} collapsed (an empty mask); the means omit it.")
     return " ".join(told)
-
-
-def short_sentence(results: list[dict]) -> str:
-    """Whether trainings of three epochs collapse."""
-    runs = [r for r in in_float32(results) if r["row"] == "short"]
-    collapsed = sum(r["failure"] is not None for r in runs)
-    (dice,) = means([r["test"] for r in runs], ["image_dice"])
-    return f"Of {len(runs)} trainings of {ROWS['short'][1]}, {collapsed} collapsed; their test Dice is {dice}."
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -161,7 +124,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows to run")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of each row")
     parser.add_argument("--precision", choices=("auto", "float32", "mixed_bfloat16"), default="auto", help="of all")
-    parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
+    parser.add_argument("--table", action="store_true", help="print the table and run nothing")
     return parser.parse_args(argv)
 
 
@@ -176,8 +139,7 @@ def main(argv=None) -> None:
             continue
         print(f"{row}, seed {seed}: {ROWS[row][1]}", flush=True)
         _common.record("scores", run_row(row, seed, precision), key)
-    results = _common.rows("scores")
-    print(main_table(results), ablation_table(results), short_sentence(results), sep="\n\n")
+    print(main_table(_common.rows("scores")))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import argparse
 import re
 import statistics
 
-from benchmarks import brain, faults, noise, object_sizes, own_data, photographs, scores, time_to_score
+from benchmarks import ablation, brain, faults, noise, object_sizes, own_data, photographs, scores, time_to_score
 from benchmarks._common import ROOT, read, table
 
 QUESTIONS = {  # what each benchmark asks, by its record
-    "scores": "how good are the recipes, and what is each ingredient for?",
+    "scores": "how good are the recipes?",
+    "ablation": "what is each ingredient of the lab's recipe for?",
     "time_to_score": "how soon is the score of the lab report reached?",
     "noise": "how far is the network from a fit that knows the shape?",
     "train_step": "how fast are training and prediction beside PyTorch's?",
@@ -73,11 +74,11 @@ def origin(name: str, rows: list | None = None) -> list[str]:
 
 def made(found: dict) -> str:
     """When and where the scores were recorded, in one sentence."""
-    runs = scores.in_main_table(found["rows"])
-    days, machine, commits = origin("scores", runs)
+    runs = found["rows"]
+    days, machine, commits = origin("scores")
     precision = ", ".join(sorted({run["provenance"]["precision"].removeprefix("mixed_") for run in runs}))
     recorded = f"Recorded: {days}, {machine}, {precision}, commit {commits}, by `python -m benchmarks.scores`."
-    return f"{recorded} {scores.collapsed_sentence(found['rows'])}".strip()
+    return f"{recorded} {scores.collapsed_sentence(runs)}".strip()
 
 
 def comparisons() -> str:
@@ -252,8 +253,7 @@ PIECES = {  # name: the record that must be there, and what the page says of it
     "main_table": ("scores", lambda found: scores.main_table(found["rows"])),
     "made": ("scores", made),
     "index": (None, lambda found: index()),
-    "ablation_table": ("scores", lambda found: scores.ablation_table(found["rows"])),
-    "short_sentence": ("scores", lambda found: scores.short_sentence(found["rows"])),
+    "ablation": ("ablation", lambda found: ablation.scores_table(found["rows"])),
     "time_to_score": ("time_to_score", lambda found: time_to_score.scores_table(found["rows"])),
     "noise": ("noise", lambda found: noise.scores_table(found["rows"])),
     "comparisons": (None, lambda found: comparisons()),

@@ -183,6 +183,8 @@ def add_training_flags(fit: Callable, recipes: dict[str, dict], what: str) -> No
         choices=("dice", "bce", "dice+bce", "pooled-dice"),
         help="what is minimised; pooled-dice is the lab report's",
     )
+    smooth = "constant in numerator and denominator of the Dice losses, above 0 (default: 1, pooled-dice 1e-6)"
+    fit("--smooth", type=float, metavar="S", help=smooth)
     chosen("--filters", type=int, metavar="N", help="channels of the first block")
     fit("--skips", action=argparse.BooleanOptionalAction, default=True, help="the skip connections")
     fit(
@@ -213,6 +215,8 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
             raise ValueError(f"{flag_of(name)} must be at least 1 and at most 10^9; got {value}.")
     if not (0 < args.learning_rate < float("inf")):
         raise ValueError(f"--learning-rate must be a finite number above 0, such as 0.002; got {args.learning_rate}.")
+    if args.smooth is not None and (args.loss == "bce" or not 0 < args.smooth < float("inf")):
+        raise ValueError(f"--smooth is the constant above 0 of a Dice loss; got {args.smooth} with --loss {args.loss}.")
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed must be 0 to 2^32 - 1; got {args.seed}.")
     if args.resume and args.overwrite:

@@ -25,13 +25,20 @@ PREDICT_BATCH = 16  # images at a time where nothing is trained
 KEPT = 2  # checkpoints: should the newest be damaged, the one before it serves
 
 
-def choose_loss(name: str):
-    """The loss of a name: one value per image, except for "pooled-dice", the lab report's, which pools the batch."""
+def choose_loss(name: str, smooth: float | None = None):
+    """The loss of a name: one value per image, except for "pooled-dice", the lab report's, which pools the batch.
+
+    `smooth` is the constant of the Dice losses; None for the usual one, 1 per image and 1e-6 pooled.
+    """
     import keras
 
     import metrics
 
-    dice, bce = metrics.DiceLoss(), keras.losses.BinaryCrossentropy()
+    given = {} if smooth is None else {"smooth": smooth}
+    dice, bce = metrics.DiceLoss(**given), keras.losses.BinaryCrossentropy()
+
+    def pooled_dice(masks, probs):
+        return metrics.dice_loss(masks, probs, **given)
 
     def dice_and_bce(masks, probs):
         axes = tuple(range(1, len(masks.shape)))
@@ -39,7 +46,7 @@ def choose_loss(name: str):
             keras.losses.binary_crossentropy(masks, probs), axis=axes[:-1]
         )
 
-    return {"dice": dice, "bce": bce, "dice+bce": dice_and_bce, "pooled-dice": metrics.dice_loss}[name]
+    return {"dice": dice, "bce": bce, "dice+bce": dice_and_bce, "pooled-dice": pooled_dice}[name]
 
 
 def choose_optimizer(name: str, learning_rate: float, schedule: str, num_steps: int):

@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -23,13 +24,13 @@ import numpy as np
 
 import data_synth
 import unet_segmentation as unet
-from benchmarks import _common, time_to_score
+from benchmarks import _common, ablation, time_to_score
 from benchmarks import scores as runs_of_scores
+from benchmarks.intervals import over_seeds, paired, wilson
 from lab import backend, command_line, results, tracking, training
 from lab.costs import layer_costs
 from lab.memory import training_memory
-from lab.surfaces import surface_distances
-from report.intervals import over_seeds, paired, wilson
+from lab.surfaces import surface_dice, surface_distances
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "Lab_Report"
@@ -42,14 +43,14 @@ SMALL = (
 )
 
 
-def trained(name: str, seed: int, flags: str):
-    """Train one U-Net as `unet_segmentation.py FLAGS --seed SEED` would, tracked.
+def trained(name: str, seed: int, flags: str, skips: bool | str = True):
+    """Train one U-Net as `unet_segmentation.py FLAGS --seed SEED` would, tracked; `skips` as in `build_unet`.
 
     Returns the test masks and probabilities (N, H, W, 1), the history, the test scores and the seconds of training.
     """
     args = unet.parse_args([*SMALL.split(), *flags.split(), "--seed", str(seed)])
     backend.start(args.precision, args.deterministic, args.seed)
-    model = unet.build_unet((args.size, args.size, 1), args.filters, skips=args.skips)
+    model = unet.build_unet((args.size, args.size, 1), args.filters, skips=skips)
     validation = unet.make_circles(args, args.val_images, unet.VALIDATION)
     images, masks = unet.make_circles(args, args.test_images, unet.TEST)
     settings = command_line.training_settings(args)
@@ -94,7 +95,8 @@ def last_of_each(flags: str) -> str:
     return " ".join("--" + " ".join(words) for words in kept.values())
 
 
-RECORDS = {"scores": "e1", "time_to_score": "e1", "conv3d_study": "e7", "noise": "e9"}  # of benchmarks/, by reader
+# Of benchmarks/, by reader.
+RECORDS = {"scores": "e1", "ablation": "e1", "time_to_score": "e1", "conv3d_study": "e7", "noise": "e9"}
 
 
 def benchmark(name: str) -> dict:
@@ -151,39 +153,49 @@ def unpack(text: str, side: int = 128) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(side, side) / 255
 
 
-def against(runs: list[dict], reference: list[dict]) -> dict:
-    """Paired differences from the runs of the same seeds of another row; nothing for less than two such seeds."""
-    of_seed = {run["seed"]: run for run in reference}
-    pairs = [(of_seed[run["seed"]], run) for run in runs if run["seed"] in of_seed]
-    if len(pairs) < 2 or all(one is other for one, other in pairs):
-        return {}
-    scores = {
-        "test_dice": lambda run: run["test"]["image_dice"],
-        "val_soft_dice": lambda run: run["last_epoch"]["val_dice_coeff"],
+def of_runs(runs: list[dict]) -> dict:
+    """Scores over the runs that did not fail, and how many did."""
+    fine = [run for run in runs if not ablation.failed(run)]
+    return {
+        "seeds": len(fine),
+        "failed": wilson(len(runs) - len(fine), len(runs)),
+        "val_soft_dice": over_seeds(run["last_epoch"]["val_dice_coeff"] for run in fine),
+        "val_soft_iou": over_seeds(run["last_epoch"]["val_iou_metric"] for run in fine),
+        "test_dice": over_seeds(run["test"]["image_dice"] for run in fine),
+        "test_iou": over_seeds(run["test"]["image_iou"] for run in fine),
+        "test_p5": over_seeds(run["test"]["image_dice_p5"] for run in fine),
+        # A minimum falls with the number of images: only the means of equally many are compared.
+        "test_worst": over_seeds(run["test"]["image_dice_min"] for run in fine),
+        "precisions": sorted({run["provenance"]["precision"].removeprefix("mixed_") for run in runs}),
     }
-    return {name: paired(*([score(pair[i]) for pair in pairs] for i in (0, 1))) for name, score in scores.items()}
+
+
+def of_recipe(runs: list[dict]) -> dict:
+    """The same of a recipe, with its curves, and what keeping the best epoch instead of the last would have gained."""
+    curves = [run["val_dice_coeff"] for run in runs if not ablation.failed(run)]
+    return {**of_runs(runs), "curves": curves, "lost": max(max(curve) - curve[-1] for curve in curves)}
+
+
+def ingredients(runs: list[dict]) -> dict:
+    """The ablation: of each row its scores at the best rate, and its paired differences to the lab's recipe."""
+    lab, found = ablation.final("lab", runs), {}
+    for row, (_, _, rates) in ablation.ROWS.items():
+        of_row = ablation.final(row, runs)
+        apart = {
+            "test_dice": ablation.against_lab(of_row, lab),
+            "val_soft_dice": ablation.against_lab(of_row, lab, lambda run: run["last_epoch"]["val_dice_coeff"]),
+        }
+        tried = {"rate": ablation.best_rate(row, runs), "rates": list(rates)}
+        found[row] = {**of_runs(of_row), **tried, "against_lab": apart if apart["test_dice"] else {}}
+    return found
 
 
 def e1(runs: dict) -> dict:
-    all_runs = benchmark("scores")["rows"]
-    scores, rows = runs_of_scores.in_float32(all_runs), {}
-    for row in dict.fromkeys(run["row"] for run in scores):
-        of_row = [run for run in scores if run["row"] == row]
-        rows[row] = {
-            "seeds": len(of_row),
-            "val_soft_dice": over_seeds(run["last_epoch"]["val_dice_coeff"] for run in of_row),
-            "val_soft_iou": over_seeds(run["last_epoch"]["val_iou_metric"] for run in of_row),
-            "test_dice": over_seeds(run["test"]["image_dice"] for run in of_row),
-            "test_iou": over_seeds(run["test"]["image_iou"] for run in of_row),
-            "test_p5": over_seeds(run["test"]["image_dice_p5"] for run in of_row),
-            # A minimum falls with the number of images: only the means of equally many are compared.
-            "test_worst": over_seeds(run["test"]["image_dice_min"] for run in of_row),
-            "collapses": sum(run["failure"] is not None for run in of_row),
-            "curves": [run["val_dice_coeff"] for run in of_row],
-        }
-        rows[row]["against_lab"] = against(of_row, [run for run in scores if run["row"] == "lab"])
+    scores = benchmark("scores")["rows"]
+    of_rows = {row: [run for run in scores if run["row"] == row] for row in runs_of_scores.ROWS}
+    trials = benchmark("ablation")["rows"]
     baselines = {
-        key: summarize([run["baselines"][name] for run in scores if run["row"] == "lab"])
+        key: summarize([run["baselines"][name] for run in of_rows["lab"]])
         for key, name in (("background", "all background"), ("threshold", "best global threshold"))
     }
     clocked = benchmark("time_to_score")["rows"]  # all on one machine
@@ -198,13 +210,12 @@ def e1(runs: dict) -> dict:
     original = {"dice": 0.9937, "iou": 0.9875}  # what the report of 22 January 2026 states
     original["dice_of_iou"] = 2 * original["iou"] / (1 + original["iou"])
     return {
-        "rows": rows,
+        "rows": {row: of_recipe(some) for row, some in of_rows.items()},
+        "ablation": ingredients(trials),
+        "card": trials[0]["provenance"]["device"],
         "baselines": baselines,
         "original": original,
         "time": clock,
-        "precision": "float32",
-        "last_epoch": {row: last_epoch(all_runs, row) for row in runs_of_scores.MAIN},
-        "selected": sum("selected_epoch" in run for run in scores),  # whose best epoch was kept, not the last
         "settings": {"report": settings_of("--recipe report"), "lab": settings_of("")},
         "network": runs["network"]["blocks"],
         "parameters": runs["network"]["parameters"],
@@ -213,80 +224,84 @@ def e1(runs: dict) -> dict:
     }
 
 
-def last_epoch(runs: list[dict], row: str) -> dict:
-    """Of a recipe's runs that kept the last epoch: how many collapsed, and the test Dice of the others."""
-    runs = [run for run in runs_of_scores.in_main_table(runs) if run["row"] == row]
-    fine = [run for run in runs if run["failure"] is None]
-    lost = [max(run["val_dice_coeff"]) - run["val_dice_coeff"][-1] for run in fine]  # by not keeping the best
-    return {
-        "collapsed": wilson(len(runs) - len(fine), len(runs)),
-        "test_dice": over_seeds(run["test"]["image_dice"] for run in fine),
-        "lost": max(lost),
-        "precisions": sorted({run["provenance"]["precision"] for run in runs}),
-    }
-
-
 # E2: skip connections
 
-TASKS = {
-    "large": "--radius 4 12",
-    "small": "--radius 2 4 --circles 3 6",
+TASKS = {  # size and number apart
+    f"{size}_{number}": f"--radius {radius} --circles {circles}"
+    for size, radius in (("large", "6 10"), ("small", "2 4"))
+    for number, circles in (("one", "1 1"), ("three", "3 3"))
 }
+SKIPS = {"concatenated": (True, 8), "added": ("add", 9), "none": (False, 9)}  # filters: at least as many parameters
+MEASURES = ("dice", "surface", "hausdorff95", "surface_dice")
+TOLERANCE = 1  # pixels, of the normalised surface Dice
 
 
 def e2_cells():
     return {
-        f"{task}/{kind}/seed {seed}": (skips, (task, kind, seed))
-        for task in TASKS
-        for kind in ("with", "without")
-        for seed in SEEDS
+        f"{task}/{kind}/seed {seed}": (skips, (task, kind, seed)) for task in TASKS for kind in SKIPS for seed in SEEDS
     }
 
 
 def skips(task: str, kind: str, seed: int) -> dict:
-    flags = f"{TASKS[task]} --filters 8 {'--skips' if kind == 'with' else '--no-skips'}"
-    masks, probs, _, scores, seconds, model = trained(f"E2, {task}, {kind} skips", seed, flags)
-    distances = [surface_distances(t[..., 0] == 1, p[..., 0] >= 0.5) for t, p in zip(masks, probs, strict=True)]
-    found = [pair for pair in distances if pair is not None]
+    joined, filters = SKIPS[kind]
+    flags = f"{TASKS[task]} --filters {filters}"
+    masks, probs, _, scores, seconds, model = trained(f"E2, {task}, skips {kind}", seed, flags, joined)
+    pairs = [(t[..., 0] == 1, p[..., 0] >= 0.5) for t, p in zip(masks, probs, strict=True)]
+    found = [pair for pair in pairs if pair[1].any()]  # of an empty mask there is no distance
+    distances = np.array([surface_distances(*pair) for pair in found])
     return {
         "dice": scores["image_dice"],
-        "surface": float(np.mean([both[0] for both in found])),
-        "hausdorff95": float(np.mean([both[1] for both in found])),
-        "undefined": len(distances) - len(found),
+        "surface": float(distances[:, 0].mean()),
+        "hausdorff95": float(distances[:, 1].mean()),
+        "surface_dice": float(np.mean([surface_dice(*pair, TOLERANCE) for pair in found])),
+        "undefined": len(pairs) - len(found),
         "parameters": model.count_params(),
         "seconds": seconds,
     }
 
 
 def e2(runs: dict) -> dict:
-    """Scores with and without skips; what leaving them out does, paired by seed; how much more on small circles."""
-    measures = ("dice", "surface", "hausdorff95")
-    values = {
-        (task, kind, name): [runs[f"{task}/{kind}/seed {seed}"][name] for seed in SEEDS]
-        for task in TASKS
-        for kind in ("with", "without")
-        for name in measures
-    }
+    """Scores by task and kind of skips; what another kind changes, paired by seed; how much more on small circles."""
+
+    def values(task, kind, name):
+        return [runs[f"{task}/{kind}/seed {seed}"][name] for seed in SEEDS]
+
     found = {}
     for task in TASKS:
-        kinds = {kind: [runs[f"{task}/{kind}/seed {seed}"] for seed in SEEDS] for kind in ("with", "without")}
-        found[task] = {kind: summarize(some) for kind, some in kinds.items()}
-        found[task]["without_skips"] = {
-            name: paired(values[task, "with", name], values[task, "without", name]) for name in measures
+        found[task] = {kind: summarize([runs[f"{task}/{kind}/seed {seed}"] for seed in SEEDS]) for kind in SKIPS}
+        for kind in ("added", "none"):
+            found[task][f"{kind}_less"] = {
+                name: paired(values(task, "concatenated", name), values(task, kind, name)) for name in MEASURES
+            }
+    more = {  # what leaving the skips out does to small circles, less what it does to large ones
+        number: {
+            name: paired(*(found[f"{size}_{number}"]["none_less"][name]["values"] for size in ("large", "small")))
+            for name in MEASURES
         }
-    more = {
-        name: paired(*(found[task]["without_skips"][name]["values"] for task in ("large", "small")))
-        for name in measures
+        for number in ("one", "three")
     }
-    flags = {task: f"{SMALL} {flags} --filters 8" for task, flags in TASKS.items()}
+    flags = {task: f"{SMALL} {flags} --filters {SKIPS['none'][1]}" for task, flags in TASKS.items()}
     settings = {task: settings_of(text) for task, text in flags.items()}
-    return {**found, "more_on_small": more, "settings": settings, "flags": flags, "seeds": len(SEEDS)}
+    kept = {"settings": settings, "flags": flags, "seeds": len(SEEDS), "tolerance": TOLERANCE}
+    return {**found, "more_on_small": more, "filters": {kind: filters for kind, (_, filters) in SKIPS.items()}, **kept}
 
 
 # E3: class imbalance
 
 SHARES = {"10": 0.1, "1": 0.01, "0.1": 0.001}  # of the pixels, in percent: keys without a point for the report
-LOSSES = ("bce", "pooled-dice", "dice", "dice+bce")
+LOSSES = {  # name: flags of the script. Dice averaged per image or pooled over the batch, with two constants
+    "bce": "--loss bce",
+    "dice": "--loss dice",
+    "dice_tiny": "--loss dice --smooth 1e-6",
+    "pooled_dice": "--loss pooled-dice",
+    "pooled_dice_one": "--loss pooled-dice --smooth 1",
+    "dice_bce": "--loss dice+bce",
+}
+RARE, MANY_SEEDS = "0.1", tuple(range(10))  # where runs fail, more seeds say how often
+
+
+def seeds_of(share: str) -> tuple:
+    return MANY_SEEDS if share == RARE else SEEDS
 
 
 def e3_cells():
@@ -294,7 +309,7 @@ def e3_cells():
         f"{share}%/{loss}/seed {seed}": (imbalance, (share, loss, seed))
         for share in SHARES
         for loss in LOSSES
-        for seed in SEEDS
+        for seed in seeds_of(share)
     }
 
 
@@ -305,7 +320,7 @@ def radius_of(share: str) -> float:
 
 def imbalance_flags(radius: float, loss: str) -> str:
     return (
-        f"--radius {radius} {radius} --noise 0.1 --filters 8 --epochs 10 --loss {loss} "
+        f"--radius {radius} {radius} --noise 0.1 --filters 8 --epochs 10 {LOSSES[loss]} "
         "--optimizer adam --learning-rate 1e-3 --schedule constant"
     )
 
@@ -320,11 +335,20 @@ def imbalance(share: str, loss: str, seed: int) -> dict:
         "foreground": float(masks.mean()),
         "collapsed": int(results.describe_failure(history, masks, probs) is not None),
         **calibration(masks, probs),
+        "reliability": reliability(masks, probs),
         "seconds": seconds,
     }
 
 
 NUM_BINS, SURE = 15, 0.99
+
+
+def reliability(masks, probs, num_bins: int = NUM_BINS) -> dict:
+    """Of each bin of probabilities: number of pixels, sum of p, number with y = 1; a list each."""
+    p, y = probs.ravel().astype(float), masks.ravel().astype(float)
+    bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
+    sums = {"pixels": None, "p": p, "y": y}
+    return {name: np.bincount(bins, weights, num_bins).tolist() for name, weights in sums.items()}
 
 
 def calibration(masks, probs, num_bins: int = NUM_BINS) -> dict:
@@ -336,8 +360,8 @@ def calibration(masks, probs, num_bins: int = NUM_BINS) -> dict:
     where no pixel is wrong.
     """
     p, y = probs.ravel().astype(float), masks.ravel().astype(float)
-    bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
-    gaps = np.abs(np.bincount(bins, p - y, num_bins))
+    bins = reliability(masks, probs, num_bins)
+    gaps = np.abs(np.subtract(bins["p"], bins["y"]))
     wrong = (p >= 0.5) != (y == 1)
     sure = (p < 1 - SURE) | (p > SURE)
     return {
@@ -354,31 +378,43 @@ def e3(runs: dict) -> dict:
     """Scores by share and loss; failures as k of n; what each loss changes against cross-entropy, paired by seed."""
     summary = {}
     for share in SHARES:
-        of_share = {_name(loss): [runs[f"{share}%/{loss}/seed {seed}"] for seed in SEEDS] for loss in LOSSES}
+        of_share = {loss: [runs[f"{share}%/{loss}/seed {seed}"] for seed in seeds_of(share)] for loss in LOSSES}
         found = {loss: summarize(some) for loss, some in of_share.items()}
         for loss, some in of_share.items():
             found[loss]["failed"] = wilson(sum(run["dice"] < FAILED for run in some), len(some))
             found[loss]["collapses"] = sum(run["collapsed"] for run in some)
+            found[loss]["reliability"] = diagram([run["reliability"] for run in some if run["dice"] >= FAILED])
             if loss != "bce":
                 found[loss]["against_bce"] = {
                     name: paired(*([run[name] for run in some] for some in (of_share["bce"], of_share[loss])))
-                    for name in ("dice", "ece", "confident")
+                    for name in ("dice", "ece", "brier", "confident")
                     if all(run[name] is not None for run in of_share["bce"] + of_share[loss])
                 }
         some = of_share["bce"][0]
         kept = {name: some[name] for name in ("background_accuracy", "foreground")}
-        pixels = some["foreground"] * 64 * 64
-        summary[_name(share)] = {**found, **kept, "radius": radius_of(share), "pixels": pixels, "share": SHARES[share]}
-    flags = {loss: f"{SMALL} {imbalance_flags(round(radius_of('0.1'), 2), loss)}" for loss in ("dice", "pooled-dice")}
+        kept |= {"radius": radius_of(share), "share": SHARES[share], "seeds": len(seeds_of(share))}
+        summary[_name(share)] = {**found, **kept, "pixels": some["foreground"] * 64 * 64}
+    flags = {loss: f"{SMALL} {imbalance_flags(round(radius_of(RARE), 2), loss)}" for loss in LOSSES}
     return {
         **summary,
         "settings": settings_of(flags["dice"]),
-        "flags": {_name(loss): last_of_each(text) for loss, text in flags.items()},
+        "flags": {loss: last_of_each(text) for loss, text in flags.items()},
         "failed_below": FAILED,
         "num_bins": NUM_BINS,
         "sure": SURE,
-        "seeds": len(SEEDS),
     }
+
+
+LEAST = 20  # pixels of a bin that is drawn
+
+
+def diagram(bins: list[dict]) -> dict:
+    """Mean probability and observed share of each bin of all the runs together that holds enough pixels."""
+    sums = {name: np.sum([some[name] for some in bins], axis=0) for name in ("pixels", "p", "y")} if bins else {}
+    if not sums:
+        return {"p": [], "y": []}
+    enough = sums["pixels"] >= LEAST
+    return {name: (sums[name][enough] / sums["pixels"][enough]).tolist() for name in ("p", "y")}
 
 
 def _name(text: str) -> str:
@@ -599,6 +635,7 @@ def e5(runs: dict) -> dict:
 VOLUME, VOLUME_NOISE = 24, {"low": 0.25, "high": 0.75}
 TRAIN_VOLUMES, VOLUME_BATCH, VOLUME_EPOCHS, FILTERS_3D = 64, 4, 10, 8
 TEST_VOLUMES, VOLUME_RADIUS = 64, (3, 8)
+VOLUME_KINDS = ("volumes", "volumes_longer", "slices", "slices_longer")
 
 
 def e6_cells():
@@ -608,12 +645,14 @@ def e6_cells():
 
 
 def slices_and_volumes(level: str, seed: int) -> dict:
-    """The 3D network; the 2D one with about as many parameters; and that one again with three times the epochs."""
-    volumes = volume_training(3, FILTERS_3D, VOLUME_EPOCHS, level, seed)
-    filters = min(range(1, 40), key=lambda f: abs(volume_net(2, f).count_params() - volumes["parameters"]))
-    slices = volume_training(2, filters, VOLUME_EPOCHS, level, seed)
-    longer = volume_training(2, filters, 3 * VOLUME_EPOCHS, level, seed)
-    return {"volumes": volumes, "slices": slices, "longer": longer}
+    """The 3D network, and the 2D one with about as many parameters; both again with three times the epochs."""
+    parameters = volume_net(3, FILTERS_3D).count_params()
+    filters = min(range(1, 40), key=lambda f: abs(volume_net(2, f).count_params() - parameters))
+    return {
+        name: volume_training(ndim, width, epochs, level, seed)
+        for kind, ndim, width in (("volumes", 3, FILTERS_3D), ("slices", 2, filters))
+        for name, epochs in ((kind, VOLUME_EPOCHS), (f"{kind}_longer", 3 * VOLUME_EPOCHS))
+    }
 
 
 def volume_net(ndim: int, filters: int):
@@ -641,7 +680,9 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
 
     backend.start("float32", False, seed)
     model = volume_net(ndim, filters)
-    model.compile(training.choose_optimizer("muon", 3e-3, "cosine", epochs * steps), training.choose_loss("dice+bce"))
+    optimizer = training.choose_optimizer("muon", 3e-3, "cosine", epochs * steps)
+    model.compile(optimizer, training.choose_loss("dice+bce"), metrics=training.make_metrics())
+    arithmetic = sum(row["multiply_adds"] for row in layer_costs(model)) * (1 if ndim == 3 else VOLUME)
     maps = sum(math.prod(layer.output.shape[1:]) for layer in model.layers) * 4 / 2**20  # float32
     ends = []
     with tracking.tracked_run(EXPERIMENT, run_name=f"E6, {ndim}D, noise {level}, seed {seed}") as run:
@@ -651,7 +692,9 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
             run.metrics(logs, epoch, timestamp)
 
         validation = tuple(map(seen, spheres(4, unet.VALIDATION)))
-        training.fit(model, batches, epochs=epochs, steps=steps, validation=validation, on_epoch_end=on_epoch_end)
+        history = training.fit(
+            model, batches, epochs=epochs, steps=steps, validation=validation, on_epoch_end=on_epoch_end
+        )
         images, masks = spheres(TEST_VOLUMES, unet.TEST)
         probs = training.predict(model, seen(images)).reshape(masks.shape)
         scores = np.asarray(metrics.dice_coeff(masks, (probs >= 0.5).astype(np.float32), axis=(1, 2, 3, 4)))
@@ -664,6 +707,8 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
         # What a forward pass keeps for the backward one: of the least that the network can be given, and of a volume.
         "sample_mib": maps,
         "volume_mib": maps if ndim == 3 else maps * VOLUME,
+        "giga_multiply_adds": arithmetic / 1e9,  # of a prediction, per volume
+        "val_dice": history["val_dice_coeff"],  # soft, over all voxels, by epoch
         "parameters": model.count_params(),
         "filters": filters,
         "epochs": epochs,
@@ -672,17 +717,20 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
 
 def e6(runs: dict) -> dict:
     levels = {
-        level: {
-            kind: summarize([runs[f"noise {level}/seed {seed}"][kind] for seed in SEEDS])
-            for kind in ("volumes", "slices", "longer")
-        }
+        level: {kind: summarize([runs[f"noise {level}/seed {seed}"][kind] for seed in SEEDS]) for kind in VOLUME_KINDS}
         | {"noise": noise}
         for level, noise in VOLUME_NOISE.items()
     }
-    for level in levels.values():  # what the 3D network is ahead by, seed by seed
-        level["ahead_of"] = {
-            kind: paired(level[kind]["dice"]["values"], level["volumes"]["dice"]["values"])
-            for kind in ("slices", "longer")
+    for name, level in levels.items():
+        dice = {kind: level[kind]["dice"]["values"] for kind in VOLUME_KINDS}
+        # What the 3D network is ahead by, seed by seed, and what three times the epochs still bring.
+        level["ahead"] = {
+            "usual": paired(dice["slices"], dice["volumes"]),
+            "longer": paired(dice["slices_longer"], dice["volumes_longer"]),
+        }
+        level["gain"] = {kind: paired(dice[kind], dice[f"{kind}_longer"]) for kind in ("volumes", "slices")}
+        level["curves"] = {
+            kind: [runs[f"noise {name}/seed {seed}"][kind]["val_dice"] for seed in SEEDS] for kind in VOLUME_KINDS
         }
     maps = {
         (kind, of): levels["low"][kind][f"{of}_mib"]["mean"]
@@ -692,6 +740,8 @@ def e6(runs: dict) -> dict:
     ratio = {
         "input": maps["volumes", "sample"] / maps["slices", "sample"],
         "volume": maps["slices", "volume"] / maps["volumes", "volume"],
+        "arithmetic": levels["low"]["slices"]["giga_multiply_adds"]["mean"]
+        / levels["low"]["volumes"]["giga_multiply_adds"]["mean"],
     }
     sizes = {"size": VOLUME, "train_volumes": TRAIN_VOLUMES, "batch_size": VOLUME_BATCH, "epochs": VOLUME_EPOCHS}
     sizes |= {"test_volumes": TEST_VOLUMES, "radius_min": VOLUME_RADIUS[0], "radius_max": VOLUME_RADIUS[1]}
@@ -775,7 +825,7 @@ def e7(runs: dict) -> dict:
 
 
 def e8_cells():
-    return {"repeats": (repeats, ()), "architecture": (architecture, ())}
+    return {"repeats": (repeats, ()), "full": (full, ()), "onednn": (onednn, ()), "architecture": (architecture, ())}
 
 
 def repeats() -> dict:
@@ -810,9 +860,44 @@ def fingerprints(deterministic: bool) -> list[dict]:
     found = []
     for seed in SEEDS:
         *_, scores, _, model = trained(f"E8, {'deterministic' if deterministic else 'default'}", seed, flags)
-        weights = b"".join(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights())
-        found.append({"dice": scores["image_dice"], "weights": hashlib.sha256(weights).hexdigest()})
+        found.append({"dice": scores["image_dice"], "weights": digest(model)})
     return found
+
+
+def digest(model) -> str:
+    """SHA-256 of a network's weights."""
+    return hashlib.sha256(
+        b"".join(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights())
+    ).hexdigest()
+
+
+def full() -> dict:
+    """The default training twice, in fresh processes, with deterministic operations."""
+    import keras
+
+    found = []
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            run = runs_of_scores.train(["--deterministic"], Path(folder))
+            model = keras.models.load_model(Path(folder) / "out" / "model.keras", compile=False)
+        found.append({"dice": run["test"]["image_dice"], "weights": digest(model), "seconds": run["training_seconds"]})
+    same = found[0]["weights"] == found[1]["weights"]
+    return {"runs": found, "same": same, "precision": run["provenance"]["precision"]}
+
+
+def onednn() -> dict:
+    """The same short trainings with oneDNN's operations and without."""
+    name, runs = "TF_ENABLE_ONEDNN_OPTS", {}
+    before = os.environ.get(name)
+    try:
+        for kind, value in (("with", "1"), ("without", "0")):
+            os.environ[name] = value  # the process that is started reads it
+            runs[kind] = in_own_process(fingerprints, True)
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
+    pairs = list(zip(runs["with"], runs["without"], strict=True))
+    same = sum(a["weights"] == b["weights"] for a, b in pairs)
+    return {**runs, "same_bits": same, "largest_difference": max(abs(a["dice"] - b["dice"]) for a, b in pairs)}
 
 
 def architecture() -> dict:
@@ -841,7 +926,7 @@ def architecture() -> dict:
 def e8(runs: dict) -> dict:
     repeats = runs["repeats"]
     same = {kind: wilson(count, repeats["seeds"]) for kind, count in repeats["same_bits"].items()}
-    return {**repeats, "same": same, "architecture": runs["architecture"]}
+    return {**repeats, "same": same, **{name: runs[name] for name in ("full", "onednn", "architecture")}}
 
 
 # E9: limits

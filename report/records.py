@@ -6,7 +6,7 @@
 import statistics
 
 from benchmarks import _common
-from report.intervals import over_seeds, paired, wilson
+from benchmarks.intervals import over_seeds, paired, wilson
 
 
 def photographs(found: dict) -> dict:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import unet_segmentation as unet
-from benchmarks import _common, brain, gpu, memory, object_sizes, own_data, scores, time_to_score, train_step
+from benchmarks import _common, ablation, brain, gpu, memory, object_sizes, own_data, scores, time_to_score, train_step
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -62,6 +62,7 @@ def test_a_timing_beside_other_programs_is_not_recorded(results, capsys):
 
 COMMANDS = {
     **{f"scores: {row}": flags for row, (flags, _) in scores.ROWS.items()},
+    **{f"ablation: {row}": flags for row, (_, flags, _) in ablation.ROWS.items()},
     **{f"time_to_score: {side}": flags for side, flags in time_to_score.FLAGS.items()},
     "time_to_score: monai": time_to_score.DATA,
     "memory": memory.SMALL,
@@ -78,23 +79,47 @@ def test_the_ablation_changes_what_its_rows_say():
     lab = vars(unet.parse_args([]))
     changed = {"full": "train_size", "adam": "optimizer", "constant": "schedule", "bce": "loss", "more": "train_images"}
     for row, flag in {**changed, "fixed": "fixed_images", "dice": "loss"}.items():
-        assert vars(unet.parse_args(scores.ROWS[row][0].split()))[flag] != lab[flag]
+        assert vars(unet.parse_args(ablation.ROWS[row][1].split()))[flag] != lab[flag]
+    swept = {row: rates for row, (_, _, rates) in ablation.ROWS.items() if len(rates) > 1}
+    assert len(swept) == 9 and all(len(set(rates)) == 4 for rates in swept.values())
+    assert not set(ablation.SWEEP) & {*ablation.FRESH, *ablation.MANY}  # the choice of a rate has not seen the seeds
+
+
+def test_the_rate_is_chosen_on_validation_and_differences_are_paired_by_fresh_seed():
+    def run(row, rate, seed, val, test, failure=None):
+        last = {"val_image_dice": val, "val_dice_coeff": val}
+        scored = {"image_dice": test, "image_dice_min": test}
+        return {"row": row, "rate": rate, "seed": seed, "last_epoch": last, "test": scored, "failure": failure}
+
+    def sweep(row, *vals):  # the best test score is another rate's
+        rates = ablation.ROWS[row][2]
+        return [run(row, rate, 0, val, 1 - val) for rate, val in zip(rates, vals, strict=True)]
+
+    rate, adams = ablation.MUON[2], ablation.ADAM[1]
+    lab = [run("lab", rate, seed, 0.9, dice) for seed, dice in ((10, 0.6), (11, 0.8), (12, 0.9))]
+    adam = [run("adam", adams, seed, 0.9, dice) for seed, dice in ((10, 0.61), (11, 0.83), (12, 0.2))]
+    runs = [*sweep("lab", 0.1, 0.2, 0.9, 0.3), *sweep("adam", 0.1, 0.9, 0.2, 0.3), *lab, *adam]
+    assert ablation.best_rate("lab", runs) == rate and ablation.best_rate("as_it_is", runs) == 1e-3
+    assert ablation.final("adam", runs) == adam
+    half = 12.706205 * 0.02 / 2**0.5 / 2**0.5  # Student's t of 1 degree of freedom; 0.2 counts as a failure
+    (line,) = [line for line in ablation.scores_table(runs).splitlines() if line.startswith("| Adam")]
+    assert f"| 0.7200 (1556) | +0.0200 ({0.02 - half:+.4f} to {0.02 + half:+.4f}) | 0.7200 | 1 of 3 |" in line
+    with pytest.raises(ValueError, match="row dice is not recorded"):
+        ablation.best_rate("dice", runs)
 
 
 def test_a_collapsed_run_is_told_and_not_in_the_means():
-    def run(row, dice, failure=None, **more):
+    def run(row, dice, failure=None):
         of_test = {"image_dice": dice, "image_dice_p5": dice, "image_dice_min": dice}
         last = {"val_dice_coeff": dice, "val_iou_metric": dice, "val_image_dice": dice}
         baselines = {"all background": of_test, "best global threshold": of_test}
-        made = {"provenance": {"precision": "mixed_bfloat16"}, "failure": failure, "test": of_test, **more}
-        return {"row": row, "last_epoch": last, "baselines": baselines, **made}
+        return {"row": row, "last_epoch": last, "baselines": baselines, "failure": failure, "test": of_test}
 
     runs = [run("lab", 0.9), run("report", 0.0, "collapsed"), run("report", 0.8), run("report", 0.6)]
-    best_epoch = run("report", 0.1, selected_epoch=3)  # of an older script, whose scores are others
-    lines = scores.main_table([*runs, best_epoch]).splitlines()
+    lines = scores.main_table(runs).splitlines()
     assert [cell.strip() for cell in lines[-2].split("|")][3:5] == ["2 of 3", "0.7000 (1414)"]
     assert scores.collapsed_sentence(runs).startswith("Of 3 runs of the report's recipe 1 collapsed")
-    assert scores.collapsed_sentence(runs[:1]) == "" and scores.in_float32(runs) == []
+    assert scores.collapsed_sentence(runs[:1]) == ""
 
 
 def test_of_a_networks_rates_the_one_of_most_seeds_goes_into_the_table():
@@ -204,6 +229,7 @@ NO_CARD = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 CIRCUMSTANCES = {"date", "command", "machine", "versions", "provenance"}
 OLD = ("conv3d_study", "noise", "scores")  # recorded before each row had circumstances of its own
 SHAPES = {  # by record: what each of its rows has
+    "ablation": {"row", "rate", "seed", "command", "date", "test", "last_epoch", "failure"},
     "conv3d_study": {"input_shape", "filters", "kernel_size", "downsampling", "precision", "predicted_total_mib"},
     "faults": {"attack", "outcomes"},
     "generator": {"images", "size", "lab_against_noise", "monai_against_lab"},

@@ -14,8 +14,8 @@ import pytest
 import typst
 from PIL import Image
 
+from benchmarks.intervals import paired, wilson
 from report import build, experiments, figures, records, screenshot
-from report.intervals import paired, wilson
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "report"

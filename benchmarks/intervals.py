@@ -1,4 +1,4 @@
-"""What the report's intervals are: spread over seeds, paired differences, shares of few attempts.
+"""What the intervals of tables and report are: spread over seeds, paired differences, shares of few attempts.
 
 paired([0.96, 0.95], [0.97, 0.97])     # of the second less the first: mean and 95% interval
 wilson(2, 3)                           # 2 of 3: a 95% interval of the share, [0.21, 0.94]
@@ -35,3 +35,9 @@ def wilson(k: int, n: int) -> dict:
     """k of n, and the 95% interval of the share by Wilson (1927), which stays within [0, 1] and suits small n."""
     low, high = stats.binomtest(int(k), int(n)).proportion_ci(0.95, method="wilson")
     return {"k": int(k), "n": int(n), "low": float(low), "high": float(high)}
+
+
+def told(found: dict, digits: int = 4) -> str:
+    """What `paired` found, in Markdown: the mean difference and its interval."""
+    mean, low, high = (f"{found[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"

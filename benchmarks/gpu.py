@@ -7,7 +7,8 @@
 The lab's network in bfloat16, Keras on JAX, in turns with the same network in PyTorch, channels last and compiled, and
 both beside the card's own matrix product. A step always has as many pixels or voxels: what changes with the size is how
 many images they make. Then the script as it is: seconds until a validation Dice of 0.9937, and how many images per
-second it trains with large batches, beside what the generator makes and what the step takes.
+second it trains with large batches, beside what the generator makes and what the step takes. Each row is recorded when
+it is there. PyTorch's batches lie on the card, Keras's come from memory each time.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import unet_segmentation as unet
@@ -74,26 +76,30 @@ def sizes(plan: dict) -> list[dict]:
     return works
 
 
-def steps(plan: dict) -> list[dict]:
+def key(row: dict) -> tuple:
+    """Which rows are the same measurement, and their order."""
+    place = [len(row.get("shape", ())), *row.get("shape", ())]
+    return row["what"], place, row.get("call", ""), row.get("side", ""), row.get("seed", 0)
+
+
+def steps(plan: dict) -> Iterator[dict]:
     """Rows of `train_step.compare` for each size, with the pixels or voxels per second."""
-    rows, works = [], sizes(plan)
+    works = sizes(plan)
     # All are compiled once side by side, so that the timed processes find it in their caches.
     with ThreadPoolExecutor(len(works)) as pool:
         list(pool.map(lambda work: train_step.compare(SIDES, work, 1, 0.01), works))
     for work in works:
         for row in train_step.compare(SIDES, work, plan["rounds"], plan["seconds"]):
-            rows.append({**row, "values_per_second": row["images_per_second"] * math.prod(work["shape"])})
-            print({name: rows[-1][name] for name in ("shape", "call", "side", "images_per_second")}, flush=True)
-    return rows
+            speed = row["images_per_second"] * math.prod(work["shape"])
+            yield {"what": "step", **row, "values_per_second": speed}
 
 
-def soon(plan: dict) -> list[dict]:
+def soon(plan: dict) -> Iterator[dict]:
     """The lab's training on JAX, seed by seed: when the target is reached."""
-    runs = []
     for seed in plan["seeds"]:
         epochs = train(f"{plan['flags']} --seed {seed}")
-        runs.append({"seed": seed, "reached_after": time_to_score.reached_after(epochs), "epochs": epochs})
-    return runs
+        reached = time_to_score.reached_after(epochs)
+        yield {"what": "training", "seed": seed, "reached_after": reached, "epochs": epochs}
 
 
 def train(flags: str) -> list[dict]:
@@ -104,7 +110,7 @@ def train(flags: str) -> list[dict]:
         return time_to_score.watch(command, KERAS_BACKEND="jax", MLFLOW_TRACKING_URI=store)
 
 
-def feeding(plan: dict) -> dict:
+def feeding(plan: dict) -> Iterator[dict]:
     """Images per second that the script trains on with large batches, and that its generator makes alone."""
     args = unet.parse_args(plan["large"].split())
     first, *_, last = [epoch["seconds"] for epoch in train(plan["large"])]  # the first epoch compiles
@@ -113,7 +119,8 @@ def feeding(plan: dict) -> dict:
     num = sum(len(images) for images, _ in itertools.islice(batches, 32))
     made = num / (time.perf_counter() - started)
     trained = (args.epochs - 1) * args.train_images / (last - first)
-    return {"flags": plan["large"], "trained_images_per_second": trained, "generated_images_per_second": made}
+    speeds = {"trained_images_per_second": trained, "generated_images_per_second": made}
+    yield {"what": "feeding", "flags": plan["large"], **speeds}
 
 
 def main(argv=None) -> None:
@@ -122,13 +129,10 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     plan, name = (PROCESSOR, "processor") if args.cpu else (CARD, card())
     others = _common.busy()
-    rows = steps(plan)
-    result = {"card": name, "rows": rows, "feeding": feeding(plan), "time_to_score": soon(plan)}
-    shown = {"shape": "shape", **train_step.SHOWN, "values_per_second": "pixels/s"}
-    print(_common.table(list(shown.values()), [[row[key] for key in shown] for row in rows]))
-    print(result["feeding"], [run["reached_after"] for run in result["time_to_score"]], sep="\n")
-    if not args.cpu:
-        _common.write("gpu", result, others)
+    for row in itertools.chain(steps(plan), feeding(plan), soon(plan)):
+        print({name: value for name, value in row.items() if name not in ("epochs", "seconds_per_step")}, flush=True)
+        if not args.cpu:
+            _common.record("gpu", {"card": name, **row}, key, others)
 
 
 if __name__ == "__main__":

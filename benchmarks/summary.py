@@ -182,13 +182,13 @@ def memory(found: dict):
 def gpu(found: dict) -> str:
     """The training step on a graphics card, by size, in Markdown."""
     lines = []
-    trained = [row for row in found["rows"] if row["call"] == "train"]
+    trained = [row for row in found["rows"] if row["what"] == "step" and row["call"] == "train"]
     for lab, torch in zip(trained[::2], trained[1::2], strict=True):
         size = "x".join(map(str, lab["shape"][:-1]))
         speed = f"{lab['values_per_second'] / 1e6:.0f}"
-        lines.append([size, lab["batch"], speed, f"{lab['share_of_matrix_product']:.0%}", torch["lab_against_it"]])
-    titles = ["size", "batch", "million pixels or voxels/s", "share of a matrix product's rate", "times PyTorch"]
-    return table(titles, lines)
+        beside = lab["images_per_second"] / torch["images_per_second"]
+        lines.append([size, lab["batch"], speed, f"{lab['images_per_second']:,.0f}", f"{beside:.2f}"])
+    return table(["size", "batch", "million pixels or voxels/s", "images/s", "times PyTorch"], lines)
 
 
 def study(found: dict) -> str:

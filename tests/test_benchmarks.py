@@ -80,9 +80,8 @@ def test_the_ablation_changes_what_its_rows_say():
     changed = {"full": "train_size", "adam": "optimizer", "constant": "schedule", "bce": "loss", "more": "train_images"}
     for row, flag in {**changed, "fixed": "fixed_images", "dice": "loss"}.items():
         assert vars(unet.parse_args(ablation.ROWS[row][1].split()))[flag] != lab[flag]
-    swept = {row: rates for row, (_, _, rates) in ablation.ROWS.items() if len(rates) > 1}
-    assert len(swept) == 9 and all(len(set(rates)) == 4 for rates in swept.values())
-    assert not set(ablation.SWEEP) & {*ablation.FRESH, *ablation.MANY}  # the choice of a rate has not seen the seeds
+    assert all(len(set(rates)) == 4 for _, _, rates in ablation.ROWS.values())
+    assert not set(ablation.SWEEP) & set(ablation.FRESH)  # the choice of a rate has not seen the seeds
 
 
 def test_the_rate_is_chosen_on_validation_and_differences_are_paired_by_fresh_seed():
@@ -99,7 +98,7 @@ def test_the_rate_is_chosen_on_validation_and_differences_are_paired_by_fresh_se
     lab = [run("lab", rate, seed, 0.9, dice) for seed, dice in ((10, 0.6), (11, 0.8), (12, 0.9))]
     adam = [run("adam", adams, seed, 0.9, dice) for seed, dice in ((10, 0.61), (11, 0.83), (12, 0.2))]
     runs = [*sweep("lab", 0.1, 0.2, 0.9, 0.3), *sweep("adam", 0.1, 0.9, 0.2, 0.3), *lab, *adam]
-    assert ablation.best_rate("lab", runs) == rate and ablation.best_rate("as_it_is", runs) == 1e-3
+    assert ablation.best_rate("lab", runs) == rate
     assert ablation.final("adam", runs) == adam
     half = 12.706205 * 0.02 / 2**0.5 / 2**0.5  # Student's t of 1 degree of freedom; 0.2 counts as a failure
     (line,) = [line for line in ablation.scores_table(runs).splitlines() if line.startswith("| Adam")]
@@ -233,7 +232,7 @@ SHAPES = {  # by record: what each of its rows has
     "conv3d_study": {"input_shape", "filters", "kernel_size", "downsampling", "precision", "predicted_total_mib"},
     "faults": {"attack", "outcomes"},
     "generator": {"images", "size", "lab_against_noise", "monai_against_lab"},
-    "gpu": {"side", "shape", "images_per_second", "values_per_second", "share_of_matrix_product"},
+    "gpu": {"what", "card"},
     "memory": {"images", "new_every_epoch_mib", "fixed_mib"},
     "metrics_speed": {"score", "side", "milliseconds", "it_against_lab_tensors"},
     "noise": {"noise", "seed", "threshold", "network", "fit"},

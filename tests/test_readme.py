@@ -60,8 +60,8 @@ def test_comparisons_of_every_call_and_size_are_told():
     told = dict(summary.steps(found, "volumes"))
     assert list(told) == [f"{call}, volumes, float32, batch 2" for call in ("training step", "prediction")]
     assert all("1.25 times PyTorch, channels last, 1.25 times channels first" in text for text in told.values())
-    found = {"rows": rows([64, 64, 1], ("Keras, JAX", "PyTorch"), values_per_second=3e6)}
-    assert summary.gpu(found).splitlines()[2:] == ["| 64x64 | 2 | 3 | 50% | 1.25 |"]
+    found = {"rows": rows([64, 64, 1], ("Keras, JAX", "PyTorch"), what="step", values_per_second=3e6)}
+    assert summary.gpu(found).splitlines()[2:] == ["| 64x64 | 2 | 3 | 10 | 1.00 |"]
 
 
 def test_both_pages_stay_readable_in_one_go():

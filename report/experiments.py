@@ -212,7 +212,8 @@ def e1(runs: dict) -> dict:
     return {
         "rows": {row: of_recipe(some) for row, some in of_rows.items()},
         "ablation": ingredients(trials),
-        "card": trials[0]["provenance"]["device"],
+        "card": trials[0]["provenance"]["device"].removeprefix("1 x "),
+        "precision": ", ".join(sorted({r["provenance"]["precision"].removeprefix("mixed_") for r in scores + trials})),
         "baselines": baselines,
         "original": original,
         "time": clock,

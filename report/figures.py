@@ -204,29 +204,36 @@ def predictions(results, say):
 
 
 def skips(results, say):
-    """Dice and surface distances with and without skip connections: a point per seed, a bar at the mean."""
+    """Dice and surface scores by kind of skip connections: a point per seed, a bar at the mean."""
+    tolerance = results["e2"]["tolerance"]
     measures = {
-        "dice": say("Dice (higher is better)", "Dice (grand = mieux)"),
+        "dice": say("Dice", "Dice"),
+        "surface_dice": say(f"surface Dice at {tolerance} px", f"Dice de surface à {tolerance} px"),
         "surface": say("mean surface distance, px", "distance moyenne, px"),
-        "hausdorff95": say("95% Hausdorff distance, px", "Hausdorff 95\u202f%, px"),
     }
-    drawn, grid = figure(2.3, 3)
+    drawn, grid = figure(2.5, 3)
     tasks = {
-        "large": say("one circle,\nradius 4–12", "un cercle,\nrayon 4–12"),
-        "small": say("3–6 circles,\nradius 2–4", "3–6 cercles,\nrayon 2–4"),
+        "large_one": say("1 large", "1 grand"),
+        "large_three": say("3 large", "3 grands"),
+        "small_one": say("1 small", "1 petit"),
+        "small_three": say("3 small", "3 petits"),
     }
-    kinds = {"with": (BLUE, say("with skips", "avec sauts")), "without": (ORANGE, say("without", "sans"))}
+    kinds = {
+        "concatenated": (BLUE, say("concatenated", "concaténés")),
+        "added": (GREEN, say("added", "additionnés")),
+        "none": (ORANGE, say("no skips", "sans sauts")),
+    }
     for axes, (measure, title) in zip(grid, measures.items(), strict=True):
         for i, task in enumerate(tasks):
             for j, (kind, (color, label)) in enumerate(kinds.items()):
                 found = results["e2"][task][kind][measure]
-                dots(axes, i + 0.32 * (j - 0.5), found, color, label if i == 0 else None)
+                dots(axes, i + 0.26 * (j - 1), found, color, label if i == 0 else None)
         axes.set_title(title)
         axes.set_xticks(range(len(tasks)), list(tasks.values()))
-        axes.set_xlim(-0.5, 1.5)
+        axes.set_xlim(-0.5, len(tasks) - 0.5)
         axes.yaxis.set_major_formatter(plain(say))
         axes.grid(axis="y")
-    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 
 
@@ -238,46 +245,47 @@ def dots(axes, x, found, color, label=None) -> None:
 
 def loss_names(say) -> dict:
     """The names of the losses, those of the text."""
+    pooled, per_image = say("pooled Dice", "Dice globale"), say("per-image Dice", "Dice par image")
+    tiny = say("10⁻⁶", "10⁻⁶")
     return {
         "bce": say("cross-entropy", "entropie croisée"),
-        "pooled_dice": say("pooled Dice loss", "perte de Dice globale"),
-        "dice": say("per-image Dice loss", "perte de Dice par image"),
+        "pooled_dice": f"{pooled}, s = {tiny}",
+        "pooled_dice_one": f"{pooled}, s = 1",
+        "dice_tiny": f"{per_image}, s = {tiny}",
+        "dice": f"{per_image}, s = 1",
         "dice_bce": say("Dice + cross-entropy", "Dice + entropie croisée"),
     }
 
 
 def imbalance(results, say):
-    """Four losses at three shares of foreground: Dice, share of wrong pixels, wrong but sure, against the share."""
-    drawn, grid = figure(2.6, 3)
-    styles = dict(zip(loss_names(say), ((ORANGE, "s"), (BLUE, "o"), (SKY, "D"), (GREEN, "^")), strict=True))
-    measures = {
-        "dice": say("Dice, per image", "Dice, par image"),
-        "accuracy": say("share of wrong pixels (log)", "part de pixels faux (log)"),
-        "confident": say("wrong pixels that are sure", "pixels faux mais sûrs"),
-    }
-    shares = ("10", "1", "0_1")
-    for axes, (measure, title) in zip(grid, measures.items(), strict=True):
-        for j, (loss, (color, marker)) in enumerate(styles.items()):
-            found = [results["e3"][share][loss].get(measure) for share in shares]
-            x = np.arange(len(shares)) + 0.13 * (j - 1.5)
-            kept = [(a, f) for a, f in zip(x, found, strict=True) if f]
-            for a, f in kept:
-                values = [1 - value for value in f["values"]] if measure == "accuracy" else f["values"]
-                axes.plot([a] * len(values), values, marker, color=color, alpha=0.75, markeredgewidth=0,
-                          label=loss_names(say)[loss] if a == kept[0][0] else None)  # fmt: skip
-        if measure == "accuracy":
-            values = [1 - results["e3"][share]["background_accuracy"] for share in shares]
-            axes.plot(range(3), values, "_", color="black", markersize=22, label=say("all background", "tout en fond"))
-            axes.set_yscale("log")
-            ticks(axes.yaxis, [0.0001, 0.001, 0.01, 0.1], say)
-        else:
-            axes.yaxis.set_major_formatter(plain(say))
-        axes.set_title(title)
-        axes.set_xticks(range(3), [say(f"{s}%", f"{s}\u202f%") for s in ("10", "1", say("0.1", "0,1"))])
-        axes.set_xlabel(say("foreground", "avant-plan"))
+    """Left: Dice of each loss at three shares of foreground. Then: observed share against predicted probability."""
+    drawn, grid = figure(2.9, 3)
+    looks = ((ORANGE, "s"), (BLUE, "o"), (BLUE, "x"), (SKY, "D"), (SKY, "+"), (GREEN, "^"))
+    styles = dict(zip(loss_names(say), looks, strict=True))
+    shares = {"10": say("10%", "10\u202f%"), "1": say("1%", "1\u202f%"), "0_1": say("0.1%", "0,1\u202f%")}
+    left, *others = grid
+    for j, (loss, (color, marker)) in enumerate(styles.items()):
+        for i, share in enumerate(shares):
+            values = results["e3"][share][loss]["dice"]["values"]
+            left.plot([i + 0.14 * (j - 2.5)] * len(values), values, marker, color=color, alpha=0.75, markersize=4,
+                      markeredgewidth=0 if marker not in "x+" else 1,
+                      label=loss_names(say)[loss] if i == 0 else None)  # fmt: skip
+    left.set_title(say("Dice, per image", "Dice, par image"))
+    left.set_xticks(range(len(shares)), list(shares.values()))
+    left.set_xlabel(say("foreground", "avant-plan"))
+    for axes, share in zip(others, ("10", "1"), strict=True):
+        axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=0.8)
+        for loss, (color, marker) in styles.items():
+            bins = results["e3"][share][loss]["reliability"]
+            axes.plot(bins["p"], bins["y"], marker=marker, color=color, markersize=3, linewidth=0.8)
+        axes.set_title(say(f"foreground {shares[share]}", f"avant-plan {shares[share]}"))
+        axes.set(xlabel=say("predicted probability", "probabilité prédite"), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set_ylabel(say("share that is foreground", "part d’avant-plan"))
+        axes.xaxis.set_major_formatter(plain(say))
+    for axes in grid:
+        axes.yaxis.set_major_formatter(plain(say))
         axes.grid(axis="y")
-    handles, labels = grid[1].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=3)
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 
 
@@ -385,22 +393,30 @@ def conventions(results, say):
 
 
 def slices(results, say):
-    """Dice per volume of a 3D network and of 2D ones on its slices, at two levels of noise."""
-    drawn, (axes,) = figure(2.3)
+    """Dice per volume of 3D and 2D networks, at two levels of noise; and validation Dice by epoch at the higher one."""
+    drawn, (left, right) = figure(2.5, 2)
+    longer = say(", longer", ", plus long")
     kinds = {
-        "volumes": (BLUE, say("3D, whole volumes", "3D, volumes entiers")),
-        "slices": (ORANGE, say("2D, as many parameters", "2D, autant de paramètres")),
-        "longer": (GREEN, say("2D, three times the epochs", "2D, trois fois plus d’époques")),
+        "volumes": (BLUE, "3D"),
+        "volumes_longer": (SKY, f"3D{longer}"),
+        "slices": (ORANGE, "2D"),
+        "slices_longer": (VERMILION, f"2D{longer}"),
     }
     for i, level in enumerate(("low", "high")):
         for j, (kind, (color, label)) in enumerate(kinds.items()):
-            dots(axes, i + 0.24 * (j - 1), results["e6"][level][kind]["dice"], color, label if i == 0 else None)
+            dots(left, i + 0.22 * (j - 1.5), results["e6"][level][kind]["dice"], color, label if i == 0 else None)
     names = [f"{say('noise', 'bruit')} {results['e6'][level]['noise']:g}" for level in ("low", "high")]
-    axes.set_xticks([0, 1], [say(name, name.replace(".", ",")) for name in names])
-    axes.set(xlim=(-0.5, 1.5), ylabel=say("Dice per volume", "Dice par volume"))
-    axes.yaxis.set_major_formatter(plain(say))
-    axes.grid(axis="y")
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    left.set_xticks([0, 1], [say(name, name.replace(".", ",")) for name in names])
+    left.set(xlim=(-0.5, 1.5), ylabel=say("Dice per volume, hard", "Dice par volume, dur"))
+    for kind, (color, _) in kinds.items():
+        for curve in results["e6"]["high"]["curves"][kind]:
+            right.plot(range(1, len(curve) + 1), curve, color=color, linewidth=0.9)
+    right.set(xlabel=say("epoch", "époque"), ylabel=say("validation Dice, soft", "Dice de validation, doux"))
+    right.set_title(say(names[1], names[1].replace(".", ",")))
+    for axes in (left, right):
+        axes.yaxis.set_major_formatter(plain(say))
+        axes.grid(axis="y")
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return drawn
 
 

@@ -268,7 +268,10 @@ def best_threshold(images, masks) -> tuple[tuple[float, bool], float]:
 
 def describe_failure(history: dict, masks, probs) -> str | None:
     """One sentence if the training ended in nothing useful, else None."""
-    advice = "Try --loss dice+bce, a lower --learning-rate, another --seed, or larger objects."
+    advice = (
+        "Try --loss dice+bce, a lower --learning-rate, another --seed, or larger objects; where objects have a few "
+        "pixels, --loss dice --smooth 1e-6."
+    )
     if not (np.isfinite(history["loss"]).all() and np.isfinite(probs).all()):
         return f"The loss became NaN or infinite: the network is broken and its scores mean nothing. {advice}"
     share, true = float((probs >= 0.5).mean()), float(masks.mean())

@@ -226,7 +226,6 @@ def test_importing_the_benchmarks_and_the_report_only_defines():
 
 NO_CARD = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 CIRCUMSTANCES = {"date", "command", "machine", "versions", "provenance"}
-OLD = ("conv3d_study", "noise", "scores")  # recorded before each row had circumstances of its own
 SHAPES = {  # by record: what each of its rows has
     "ablation": {"row", "rate", "seed", "command", "date", "test", "last_epoch", "failure"},
     "conv3d_study": {"input_shape", "filters", "kernel_size", "downsampling", "precision", "predicted_total_mib"},
@@ -256,9 +255,8 @@ def test_every_record_has_the_shape_that_its_readers_expect(name):
     if name in SHAPES:
         assert all(SHAPES[name] <= row.keys() for row in found.get("rows", []))
         assert bool(SHAPES[name]) == ("rows" in found)
-    if name not in OLD:
-        parts = [found] if "machine" in found else found["rows"]
-        assert parts and all(part.keys() >= CIRCUMSTANCES and part["machine"]["cores"] for part in parts)
+    parts = [found] if "machine" in found else found["rows"]
+    assert parts and all(part.keys() >= CIRCUMSTANCES and part["machine"]["cores"] for part in parts)
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -273,7 +271,7 @@ def test_every_record_was_made_by_a_commit_that_holds_the_file_that_made_it(name
         assert any(git("cat-file", "-e", f"{commit}:{file}").returncode == 0 for file in files), commit
 
 
-FROM_CHANGED_TREES = ("memory", "metrics_speed", "prediction", "tiles", "train_step")  # to be made anew
+FROM_CHANGED_TREES = ("tiles",)  # to be made anew
 
 
 @pytest.mark.parametrize(

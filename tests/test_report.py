@@ -218,17 +218,26 @@ def test_a_semicolon_behind_a_number_is_printed():
 def test_the_text_claims_the_differences_that_the_records_carry():
     """What the text calls a difference has an interval without 0; what it says is not shown has one with 0."""
     results = build.load()
-    shown = [f"e1.rows.{row}.against_lab.test_dice" for row in ("report", "full", "fixed", "adam", "constant", "dice")]
-    shown += ["e1.rows.bce.against_lab.val_soft_dice", "e6.high.ahead_of.longer", "e2.more_on_small.surface"]
-    shown += [f"e2.{task}.without_skips.{name}" for task in ("large", "small") for name in ("dice", "surface")]
-    shown += [f"e3.{share}.{loss}.against_bce.confident" for share in ("10", "1") for loss in ("pooled_dice", "dice")]
+    worse = ("adam", "fixed", "full", "constant")  # in this order
+    shown = [f"e1.ablation.{row}.against_lab.test_dice" for row in (*worse, "dice", "more", "report")]
+    shown += ["e1.ablation.bce.against_lab.val_soft_dice"]
+    tasks, some = experiments.TASKS, ("large_one", "large_three", "small_three")
+    shown += [f"e2.{task}.none_less.dice" for task in tasks] + [f"e2.{task}.none_less.surface" for task in some]
+    shown += [f"e2.{size}_three.none_less.surface_dice" for size in ("large", "small")]
+    shown += [f"e2.large_{number}.none_less.hausdorff95" for number in ("one", "three")]
+    shown += [f"e2.more_on_small.{number}.dice" for number in ("one", "three")]
+    losses = [loss for loss in experiments.LOSSES if loss != "bce"]
+    shown += [f"e3.1.{loss}.against_bce.confident" for loss in losses]
     shown += [f"e9.levels.{level}.fit_ahead" for level in results["e9"]["levels"]]
-    losses = ("pooled_dice", "dice", "dice_bce")
-    hidden = [f"e3.{share}.{loss}.against_bce.{n}" for share in ("10", "1") for loss in losses for n in ("dice", "ece")]
-    hidden += [f"e3.{share}.dice_bce.against_bce.confident" for share in ("10", "1")]
-    hidden += ["e6.low.ahead_of.slices", "e6.low.ahead_of.longer", "e6.high.ahead_of.slices"]
-    hidden += [f"e2.{task}.without_skips.hausdorff95" for task in ("large", "small")]
-    hidden += ["e1.rows.bce.against_lab.test_dice", "e1.rows.dice.against_lab.val_soft_dice"]
+    scores = ("ece", "brier")
+    hidden = [f"e3.{share}.{loss}.against_bce.{name}" for share in ("10", "1") for loss in losses for name in scores]
+    hidden += [f"e3.1.{loss}.against_bce.dice" for loss in losses]
+    shown += ["e6.low.ahead.longer", "e6.high.ahead.longer", "e6.high.ahead.usual"]
+    hidden += ["e6.low.ahead.usual"]
+    hidden += [f"e2.{task}.added_less.{measure}" for task in tasks for measure in experiments.MEASURES]
+    hidden += [f"e2.more_on_small.{number}.surface" for number in ("one", "three")]
+    hidden += ["e2.small_one.none_less.surface", "e1.ablation.bce.against_lab.test_dice"]
+    hidden += [f"e2.small_{number}.none_less.hausdorff95" for number in ("one", "three")]
 
     def at(key):
         value = results
@@ -238,15 +247,27 @@ def test_the_text_claims_the_differences_that_the_records_carry():
 
     assert [key for key in shown if at(key)["zero"]] == []
     assert [key for key in hidden if not at(key)["zero"]] == []
-    rows = {row: results["e1"]["rows"][row]["against_lab"]["test_dice"]["mean"] for row in ("full", "fixed", "adam")}
-    assert min(rows, key=rows.get) == "adam" and results["e1"]["time"]["report_reaches"] == 0
-    assert results["e1"]["rows"]["more"]["seeds"] == 1  # and so carries no comparison
-    rare = results["e3"]["0_1"]
-    assert all(rare[loss]["failed"]["k"] > 0 for loss in ("bce", *losses))
-    assert max(rare[loss]["failed"]["low"] for loss in losses) < min(rare[loss]["failed"]["high"] for loss in losses)
-    assert [loss for loss in losses if rare[loss]["collapses"]] == ["dice", "dice_bce"]
+    trials = results["e1"]["ablation"]
+    means = {row: found["against_lab"]["test_dice"]["mean"] for row, found in trials.items() if found["against_lab"]}
+    assert sorted(worse, key=means.get) == list(worse) and means["dice"] > means["adam"]
+    assert abs(means["more"] + means["full"]) < 1e-4 and results["e1"]["time"]["report_reaches"] == 0
+    largest = [row for row, found in trials.items() if found["rate"] == max(found["rates"])]
+    assert largest == ["adam", "constant", "report"]
+    fewest = [results["e2"][task]["concatenated"]["parameters"]["max"] for task in tasks]
+    assert all(results["e2"][t][k]["parameters"]["min"] > max(fewest) for t in tasks for k in ("added", "none"))
+    behind = [results["e3"]["10"][loss]["against_bce"]["dice"] for loss in losses]
+    assert all(found["low"] <= 0 for found in behind)  # none is ahead
+    assert [found["mean"] > -0.01 for found in behind if not found["zero"]] == [True, True]
+    ends = [curve[-6:] for level in ("low", "high") for kind in ("volumes_longer", "slices_longer")
+            for curve in results["e6"][level]["curves"][kind]]  # fmt: skip
+    assert max(max(end) - min(end) for end in ends) < 0.01  # no longer rise
+    rare = {loss: results["e3"]["0_1"][loss]["failed"] for loss in experiments.LOSSES}
+    assert rare["dice_tiny"]["k"] == 0 and rare["dice_tiny"]["high"] < rare["dice"]["low"] - 0.2
+    assert round(results["e3"]["0_1"]["pixels"]) == 4  # and so 1/5 for an empty mask
+    assert rare["dice"]["k"] - rare["dice_tiny"]["k"] > rare["pooled_dice_one"]["k"] - rare["pooled_dice"]["k"]
     for share in ("10", "1"):
         assert all(results["e3"][share][loss]["failed"]["k"] == 0 for loss in ("bce", *losses))
+    assert results["e8"]["full"]["same"] and results["e8"]["onednn"]["same_bits"] == 0
     assert (
         results["e8"]["same"]["default"]["k"] == results["e8"]["same"]["deterministic"]["k"] == results["e8"]["seeds"]
     )

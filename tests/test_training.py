@@ -154,6 +154,20 @@ def test_the_loss_is_the_sum_of_dice_and_cross_entropy_per_image(ndim):
     np.testing.assert_allclose(training.choose_loss("dice+bce")(masks, probs), expected, rtol=1e-5)
 
 
+def test_the_constant_of_a_dice_loss_is_the_one_that_is_given():
+    masks, probs = np.zeros((2, 4, 4, 1), "float32"), np.zeros((2, 4, 4, 1), "float32")
+    masks[:, 0] = 1  # 4 pixels, nothing found: Dice is s / (4 + s), pooled s / (8 + s)
+    for smooth, given in ((1, None), (1, 1.0), (1e-6, 1e-6)):
+        loss = training.choose_loss("dice", given)
+        np.testing.assert_allclose(loss(masks, probs), 1 - smooth / (4 + smooth), rtol=1e-6)
+    for smooth, given in ((1e-6, None), (1e-6, 1e-6), (1, 1.0)):
+        loss = training.choose_loss("pooled-dice", given)
+        np.testing.assert_allclose(loss(masks, probs), 1 - smooth / (8 + smooth), rtol=1e-6)
+    entropy = -np.log(1e-7) / 4  # of the four pixels in sixteen, as Keras clips
+    loss = training.choose_loss("dice+bce", 1e-6)
+    np.testing.assert_allclose(loss(masks, probs), [1 + entropy] * 2, rtol=1e-5)
+
+
 def test_the_cosine_schedule_rises_over_a_tenth_and_ends_at_zero():
     rate = training.choose_optimizer("adam", 4e-3, "cosine", 100)._learning_rate
     values = [float(rate(step)) for step in (0, 10, 55, 100)]

@@ -33,6 +33,9 @@ BAD = [
     ("--contrast 0", "above 0"),
     ("--learning-rate 0", "above 0"),
     ("--learning-rate nan", "above 0"),
+    ("--smooth 0", "above 0 of a Dice loss; got 0.0"),
+    ("--smooth nan", "above 0 of a Dice loss"),
+    ("--smooth 1e-6 --loss bce", "of a Dice loss; got 1e-06 with --loss bce"),
     ("--seed -1", "seed"),
     ("--loss x", "invalid choice"),
     ("--train-size 256", "larger than --size"),
@@ -76,6 +79,15 @@ def test_the_network_has_the_parameters_of_its_formula():
     encoder = sum(9 * a * b + b + 9 * b * b + b for a, b in widths)
     decoder = sum(4 * 2 * b * b + b + 9 * 2 * b * b + b + 9 * b * b + b for b in (128, 64, 32))
     assert unet.build_unet().count_params() == encoder + decoder + 32 + 1 == 1_925_025
+
+
+def test_skips_may_be_added_instead_of_concatenated():
+    added, concatenated = (unet.build_unet((16, 24, 1), filters=2, skips=skips) for skips in ("add", True))
+    assert added.output_shape == concatenated.output_shape
+    level = added.get_layer("skip1")
+    assert level.output.shape[-1] == 2 and concatenated.get_layer("skip1").output.shape[-1] == 4
+    up, encoder = np.ones((2, 1, 16, 24, 2), "float32") * [[[[[1.0]]]], [[[[2.0]]]]]
+    np.testing.assert_array_equal(level([up, encoder]), up + encoder)
 
 
 def test_a_network_without_skips_has_no_concatenation_and_the_same_output_shape():

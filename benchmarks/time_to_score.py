@@ -71,7 +71,7 @@ def monai_side(seed: int, rate: float) -> None:
 
 FLAGS = {  # of unet_segmentation.py
     "lab": "",
-    "lab, short": "--epochs 1 --train-images 1600",
+    "lab, short": "--epochs 1 --train-images 2400",
     "report, float32": "--recipe report --precision float32",
     "report": "--recipe report --precision mixed_bfloat16",
 }

@@ -246,7 +246,7 @@ def dots(axes, x, found, color, label=None) -> None:
 def loss_names(say) -> dict:
     """The names of the losses, those of the text."""
     pooled, per_image = say("pooled Dice", "Dice globale"), say("per-image Dice", "Dice par image")
-    tiny = say("10⁻⁶", "10⁻⁶")
+    tiny = "$10^{-6}$"
     return {
         "bce": say("cross-entropy", "entropie croisée"),
         "pooled_dice": f"{pooled}, s = {tiny}",

@@ -271,16 +271,7 @@ def test_every_record_was_made_by_a_commit_that_holds_the_file_that_made_it(name
         assert any(git("cat-file", "-e", f"{commit}:{file}").returncode == 0 for file in files), commit
 
 
-FROM_CHANGED_TREES = ("tiles",)  # to be made anew
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True) if name in FROM_CHANGED_TREES else ())
-        for name in RECORDS
-    ],
-)
+@pytest.mark.parametrize("name", RECORDS)
 def test_every_record_comes_from_a_tree_without_changes(name):
     found = _common.read(name)
     parts = [part["provenance"] for part in [found, *found.get("rows", [])] if "provenance" in part]

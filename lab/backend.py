@@ -186,7 +186,7 @@ def local_batch(most: int) -> int:
 
 def from_first_process(data: bytes) -> bytes:
     """What process 0 gave, in every process."""
-    if not _is_distributed() or sys.modules["jax"].process_count() == 1:
+    if not several_processes():
         return data
     import numpy as np
     from jax.experimental.multihost_utils import broadcast_one_to_all
@@ -204,8 +204,7 @@ class LostProcess(RuntimeError):
 
 def lost_process(error: BaseException) -> LostProcess | None:
     """What a failed step means where several processes compute it; None for any other failure."""
-    alone = not _is_distributed() or sys.modules["jax"].process_count() == 1
-    if alone or type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
+    if not several_processes() or type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
         return None
     reason = str(error).splitlines()[0][:120]
     return LostProcess(f"another process of this training has ended ({reason}); start all of them again with --resume.")
@@ -219,6 +218,11 @@ def leave() -> None:
     sys.modules["keras"].distribution.set_distribution(None)
     if jax.process_count() > 1:
         jax.distributed.shutdown()
+
+
+def several_processes() -> bool:
+    """Whether this training is shared by several processes: JAX makes each wait for the others at its end."""
+    return _is_distributed() and sys.modules["jax"].process_count() > 1
 
 
 def _is_distributed() -> bool:

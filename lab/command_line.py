@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lab import backend
 from lab.backend import LostProcess
 from lab.results import COMPLETE, PARTIAL, move_into_place
 from lab.signals import Stopped, ignore_signals, signals_raise
@@ -61,7 +62,8 @@ def script(main: Callable) -> Callable:
         sentence, code = describe(failure)
         if sentence:
             print(f"{name}: {sentence}", file=sys.stderr, flush=True)
-        if isinstance(failure, LostProcess):
+        if backend.several_processes():  # who is stopped, or alone, must not wait for those that may hang
+            sys.stdout.flush()
             os._exit(code)
         raise SystemExit(code) from None
 

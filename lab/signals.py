@@ -99,9 +99,13 @@ def ignore_signals() -> None:
 
 
 def raise_swallowed() -> None:
-    """Raise the exception of a signal that came, unless one is on its way already."""
-    if _came and not is_stop(sys.exception()) and threading.current_thread() is threading.main_thread():
-        raise _exception(_came[0][0])
+    """Raise the exception of a signal that came, unless one is on its way already; it takes another's notes along."""
+    other = sys.exception()
+    if _came and not is_stop(other) and threading.current_thread() is threading.main_thread():
+        exception = _exception(_came[0][0])
+        for note in getattr(other, "__notes__", ()):
+            exception.add_note(note)
+        raise exception
 
 
 def _on_signal(signum: int, frame) -> None:

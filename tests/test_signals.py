@@ -68,6 +68,16 @@ def test_signal_inside_a_destructor_is_raised_after_it(place, signum, capfd):
     assert capfd.readouterr().err == ""  # no "Exception ignored in ..."
 
 
+def test_a_signals_exception_takes_the_notes_of_the_one_whose_place_it_takes():
+    with pytest.raises(Stopped) as stop, signals_raise():
+        with contextlib.suppress(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        error = RuntimeError("the connection is gone")  # as where the other processes were stopped too
+        error.add_note("2 epochs are kept")
+        raise error
+    assert stop.value.__notes__ == ["2 epochs are kept"]
+
+
 def test_signal_that_foreign_code_swallows_is_raised_at_the_next_look_or_at_the_end():
     with pytest.raises(Stopped), signals_raise():
         with contextlib.suppress(BaseException):

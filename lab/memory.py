@@ -37,7 +37,7 @@ RUNTIME_MIB = {"adam": (11, 4.4), "muon": (24, 5.8), "sgd": (11, 4.4)}
 AMX_MIB = 8  # more of that in bfloat16, where the processor has AMX
 SLOT = "slot "  # how the names of the optimizer's tensors begin, which outlive the step
 # What a training may take more than predicted: threads meet in another order each time, and the pool keeps its gaps.
-# Covers every row of benchmarks/results/conv3d_study.json, of which the worst took 1.25 of its prediction.
+# Covers every row of benchmarks/results/conv3d_study.json, of which the worst took 1.24 of its prediction.
 MARGIN = 1.3
 
 

@@ -1,6 +1,6 @@
 """Measure a graphics card: the training step beside PyTorch's, how it grows, and how soon the report's score is there.
 
-    export JAX_COMPILATION_CACHE_DIR=/tmp/jax
+    export JAX_COMPILATION_CACHE_DIR=$PWD/outputs/jax
     python -m benchmarks.gpu          # one NVIDIA card, JAX and PyTorch with CUDA, nothing else running
     python -m benchmarks.gpu --cpu    # tiny and on the processor, not recorded: to see that it runs
 

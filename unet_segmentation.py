@@ -127,7 +127,8 @@ def build_unet(input_shape: tuple = (128, 128, 1), filters: int = 32, depth: int
     for level in reversed(range(depth)):
         x = transposed(filters * 2**level, 2, strides=2, padding="same", name=f"up{level + 1}")(x)
         if skips:
-            x = (layers.Add if skips == "add" else layers.Concatenate)(name=f"skip{level + 1}")([x, encoder[level]])
+            join = layers.Add if skips == "add" else layers.Concatenate
+            x = join(name=f"skip{level + 1}")([x, encoder[level]])
         x = conv_block(x, filters * 2**level, name=f"decoder{level + 1}")
     # float32 whatever the precision of the rest: bfloat16 has no number between 0.996 and 1.
     mask = convolution(1, 1, activation="sigmoid", dtype="float32", name="mask")(x)

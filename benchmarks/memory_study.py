@@ -1,6 +1,6 @@
 """Predicted against measured memory of training steps: 69 networks of conv3d_analysis.py, each in a process of its own.
 
-    python -m benchmarks.memory_study        # 15 minutes on 2 cores
+    python -m benchmarks.memory_study        # 10 minutes on 2 cores
 
 Then five of the U-Net as volume_segmentation.py trains it, and three without oneDNN, where the account does not hold.
 Records benchmarks/results/conv3d_study.json, draws pictures/conv3d_study.png and pictures/tradeoffs.png, and logs each

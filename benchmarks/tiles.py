@@ -1,6 +1,6 @@
 """Measure predict.py: start-up to the first mask, pixels per second beside model.predict, memory for a huge picture.
 
-    python -m benchmarks.tiles outputs/unet/model.keras     # 5 minutes, Linux or macOS
+    python -m benchmarks.tiles outputs/unet/model.keras     # 2 minutes, Linux or macOS
 
 The huge picture has 16,000 x 16,000 pixels and is predicted by a network of one 1x1 convolution, because the U-Net
 would take half an hour; what the U-Net itself needs for a tile is measured apart and comes on top.

@@ -1,6 +1,6 @@
 """Wall time until the validation Dice of the report (soft, pooled) is reached: lab, literal recipe, and MONAI.
 
-    python -m benchmarks.time_to_score                  # an hour and a half, nothing else running
+    python -m benchmarks.time_to_score                  # more than an hour, nothing else running
     python -m benchmarks.time_to_score --sides monai    # one side alone, added to what is recorded
 
 Each side is a process of its own: its clock starts with the process, so that imports and set-up count. The sides take

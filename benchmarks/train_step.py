@@ -1,6 +1,6 @@
 """Compare the lab's network with PyTorch's, in training and prediction, and both with the machine's matrix product.
 
-    python -m benchmarks.train_step             # about 8 minutes, nothing else running
+    python -m benchmarks.train_step             # about 5 minutes, nothing else running
     python -m benchmarks.train_step --ndim 3    # the same network on volumes of 48^3
 
 The same network (as many parameters, as many multiplications), the same Dice loss, Adam, in float32 and in bfloat16.

@@ -10,6 +10,10 @@ on it). A model of volumes takes NIfTI files and TIFF stacks: NAME_mask.nii.gz l
 has its affine and header; the overlay is three orthogonal slices. predictions.csv gets a row per picture as soon as its
 files are there; rows of pictures that were predicted into the folder before stay. Exit code 0: all is done; 1:
 something could not be read; 2: nothing could be done.
+
+Shares of many pictures, by `--shard I/N`, have a folder and a table each; all in one:
+
+    awk 'FNR > 1 || NR == 1' outputs/predict/shard-*/predictions.csv > all.csv
 """
 
 import argparse

@@ -46,7 +46,7 @@ def dice_coeff(y_true, y_pred, smooth: float = 1e-6, axis=None):
 
     Example: A = [1, 1, 0, 0], B = [1, 0, 0, 0] gives 2 * 1 / (2 + 1) = 2/3.
     """
-    return _dice(*_sums(y_true, y_pred, axis), _check_smooth(smooth))
+    return dice_of_sums(*_sums(y_true, y_pred, axis), _check_smooth(smooth))
 
 
 def iou_metric(y_true, y_pred, smooth: float = 1e-6, axis=None):
@@ -127,7 +127,7 @@ class DiceCoefficient(_OverlapMetric):
     Example: A = [[1, 1, 0, 0]], B = [[1, 0, 0, 0]] gives 2/3.
     """
 
-    _score = staticmethod(lambda *sums: _dice(*sums))
+    _score = staticmethod(lambda *sums: dice_of_sums(*sums))
 
     def __init__(self, threshold=None, average="global", smooth=1e-6, name="dice_coeff", dtype=None):
         super().__init__(threshold, average, smooth, name, dtype)
@@ -223,7 +223,8 @@ def _joined(wholes, rest):
     return tuple(ops.unstack(WHOLE * wholes + rest))
 
 
-def _dice(intersection, true, pred, smooth):
+def dice_of_sums(intersection, true, pred, smooth: float = 1e-6):
+    """The Dice coefficient of |A.B|, |A| and |B|, float32, for those who have counted them already."""
     return _ratio(2.0 * intersection + smooth, true + pred + smooth)
 
 

@@ -141,6 +141,18 @@ def test_the_threshold_finds_bright_and_dark_objects_alike(brighter):
     assert 0.2 <= found["threshold"] <= 0.7
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_threshold_is_the_best_of_all_that_are_tried_one_by_one(channels):
+    """Grey values on the thresholds themselves too."""
+    rng = np.random.default_rng(0)
+    images = (rng.integers(0, 101, (4, 12, 9, channels)) / 100).astype("float32")
+    masks = (images.mean(axis=-1, keepdims=True) + rng.normal(0, 0.2, (4, 12, 9, 1)) > 0.6).astype("float32")
+    sides = [(i / 100, brighter) for brighter in (True, False) for i in range(101)]
+    dice = {side: results.score(masks, results.above(images, *side))[0]["image_dice"] for side in sides}
+    side, value = results.best_threshold(images, masks)
+    assert side == max(dice, key=dice.get) and value == pytest.approx(max(dice.values()), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("loss", "probs", "words"),
     [(0.1, 0.0, "all background"), (0.1, 1.0, "all foreground"), (math.nan, 0.5, "NaN"), (0.1, math.nan, "NaN")],

@@ -62,6 +62,7 @@ RECIPES = {
     },
     "photographs": {
         **LAB,
+        "epochs": 30,  # so many kinds of pictures take longer
         "train_images": 128,
         "train_size": 128,  # several circles: a small image would hold them too close
         "circles": data_synth.VARIED["num_circles"],
@@ -219,10 +220,9 @@ def fit_train_size(args: argparse.Namespace, wanted: bool) -> str:
     suits = args.images is None and tuple(args.circles) == (1, 1) and room and args.train_size <= args.size
     if not wanted and not suits:
         args.train_size = args.size
-    what = "own pictures" if args.images else "circles"
     crowded = " (which leave little background around them: expect a lower score)" if wanted and not suits else ""
     sizes = f"{args.train_size}x{args.train_size} pixels{crowded}, scored on {args.size}x{args.size}"
-    return f"{what}: trained on images of {sizes}"
+    return f"{'own pictures' if args.images else 'circles'}: trained on images of {sizes}"
 
 
 # Train, score, write
@@ -414,8 +414,7 @@ def run(args: argparse.Namespace, own: dict | None, out: Path, which: str) -> di
         started = time.perf_counter()
         history = train(model, args, own, sets["validation"][0], checkpoint=checkpoint, on_epoch_end=tracked.metrics)
         found = {"history": history, "training_seconds": time.perf_counter() - started, "settings": settings}
-        found["parameters"] = model.count_params()
-        found["provenance"] = {**backend.provenance(), "precision": precision}
+        found |= {"parameters": model.count_params(), "provenance": {**backend.provenance(), "precision": precision}}
         network = training.detach(model, lambda: build_network(args, own))
         failures = finish(args, network, own, sets, found, out)
         results.log_run(tracked, FILES, found, args.register)

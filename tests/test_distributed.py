@@ -18,12 +18,14 @@ import unet_segmentation as unet
 if importlib.util.find_spec("jax") is None:  # not imported: JAX sets variables that the children of other tests inherit
     pytest.skip("JAX is for several devices alone: pip install -r tests/requirements.txt", allow_module_level=True)
 
+# A rate that is constant, so that the number of epochs is not compiled in: what is compiled for one test serves in all.
 FLAGS = "--size 16 --radius 2 5 --filters 2 --batch-size 4 --val-images 8 --test-images 4 --precision float32"
+FLAGS += " --schedule constant"
 STEPS = "--epochs 4 --train-images 14"  # 4 + 4 + 4 + 2: the last batch is shorter
 
 
 def start(folder, process, num, port, *flags):
-    """One process of a training on loopback; what JAX compiles in one test serves in all."""
+    """One process of a training on loopback."""
     environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(Path(unet.__file__).parent)}
     environment |= {"KERAS_DISTRIBUTION_NUM_PROCESSES": str(num), "KERAS_DISTRIBUTION_PROCESS_ID": str(process)}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}

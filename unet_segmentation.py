@@ -62,7 +62,6 @@ RECIPES = {
     },
     "photographs": {
         **LAB,
-        "epochs": 30,  # so many kinds of pictures take longer
         "train_images": 128,
         "train_size": 128,  # several circles: a small image would hold them too close
         "circles": data_synth.VARIED["num_circles"],

@@ -16,7 +16,7 @@ be: one process finds out how long ours take, and as many crops as ours meets in
     no augmentation     without that (--no-augment)
     richer              turned by any angle, enlarged, deformed, with another gamma too: RICHER
     start from circles  from what `--recipe photographs` trained (--start-from), a recipe chosen on the coins among
-                        others; trained once, 4 minutes, and kept in outputs/photographs
+                        others; trained once, 3 minutes, and kept in outputs/photographs
     mean of weights     of ours, after the last AVERAGED of its EPOCHS
     flips               ours, the mean over mirror images (predict.py --flips)
     UNet, DynUNet       MONAI's, with as many channels, Adam, a constant rate and Dice + cross-entropy; of RATES the one

@@ -1,6 +1,6 @@
 """Find round things on real photographs with a network that has seen synthetic ones only.
 
-    flags="--epochs 30 --train-images 128 --train-size 128 --batch-size 4 --learning-rate 3e-3"
+    flags="--train-images 128 --train-size 128 --batch-size 4 --learning-rate 3e-3"
     python unet_segmentation.py $flags --out-dir outputs/plain
     python unet_segmentation.py --recipe photographs --out-dir outputs/varied
     python unet_segmentation.py --recipe photographs --seed 1 --out-dir outputs/varied1     # and so on

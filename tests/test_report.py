@@ -332,14 +332,18 @@ def test_a_cell_is_of_other_code_where_a_file_that_may_have_made_it_has_changed(
     monkeypatch.setattr(build, "ROOT", tmp_path)
     (tmp_path / "lab").mkdir()
     for file in ("metrics.py", "lab/training.py", "README.md"):
-        (tmp_path / file).write_text("before")
+        (tmp_path / file).write_text('"""What it is."""\n\n\ndef f(x):\n    """What it gives."""\n    return x + 1\n')
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "first")
     results = {"cells": {"e2/a": {"provenance": {"mlflow.source.git.commit": git("rev-parse", "HEAD")}}}}
     (tmp_path / "README.md").write_text("after")
+    training = tmp_path / "lab" / "training.py"
+    training.write_text('"""In other words."""\n\ndef f(x):  # of one line less\n    return (x + 1)\n')
     assert build.of_other_code(results) == []
-    (tmp_path / "lab" / "training.py").write_text("after")
+    training.write_text(training.read_text().replace("x + 1", "x + 2"))
+    assert build.of_other_code(results) == ["e2/a"]
+    training.unlink()
     assert build.of_other_code(results) == ["e2/a"]
 
 

@@ -4,8 +4,10 @@ A measurement that is made in one go is a file of its own, `write("memory", {...
 work of minutes, goes through `record("scores", row, key)`: what is recorded is there whatever happens next.
 """
 
+import ast
 import importlib.metadata
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -74,6 +76,37 @@ def provenance() -> dict[str, str]:
         command = ["git", "--no-optional-locks", "-C", str(ROOT), "status", "--porcelain", "--", *paths]
         found["git.dirty"] = "true" if subprocess.run(command, capture_output=True, check=True).stdout else "false"
     return found
+
+
+def changed_code(commit: str, paths: tuple[str, ...]) -> list[str]:
+    """Files of `paths` (files, folders) that do another thing here than at a commit; all paths if it is not known.
+
+    Comments, docstrings and the layout of lines make no number. Without git nothing is known, and nothing is named.
+    """
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, encoding="utf-8")
+
+    if not shutil.which("git"):
+        return []
+    found = git("diff", "--name-only", "--no-renames", commit, "--", *paths)
+    if found.returncode:
+        return list(paths)
+    names = [name for name in found.stdout.splitlines() if name.endswith(".py")]
+    return [name for name in names if _syntax(git("show", f"{commit}:{name}").stdout) != _syntax(_text(ROOT / name))]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _syntax(text: str) -> str:
+    """What a file of Python does: its syntax tree without docstrings."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def write(name: str, result: dict, others: float | None = None) -> None:

@@ -9,7 +9,8 @@
 The photographs are scikit-image's, brought to the size of the circles: ancient coins; a cell under the microscope; a
 cup of coffee, whose opening is looked for; galaxies of the Hubble deep field; nuclei in the connective tissue of a
 stained section, in grey; the optic disc of a retina; a clock that was moved while the picture was taken. The recipe was
-chosen on the first three (TUNED_ON); the others (HELD_OUT) were looked at by nothing but this comparison. Beside the
+chosen on the first three (TUNED_ON); the others (HELD_OUT) were looked at by nothing but this comparison. The networks
+of several seeds stand there alone and as the mean of their probabilities, which `predict.py --models` gives. Beside the
 networks stand Otsu's threshold (1979), which is told whether objects are dark or bright, and the watershed of
 scikit-image's own tutorial.
 
@@ -142,14 +143,14 @@ def classical(name: str, picture: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def segment(folder: Path, picture: np.ndarray, wanted: float | None = None) -> np.ndarray:
-    """The mask (H, W) of the model of a run, at the scale that is wanted or found."""
-    return at_scale(folder, picture, wanted)[0]
+def segment(folders: list[Path], picture: np.ndarray, wanted: float | None = None) -> np.ndarray:
+    """The mask (H, W) of the models of some runs together, at the scale that is wanted or found."""
+    return at_scale(folders, picture, wanted)[0]
 
 
-def at_scale(folder: Path, picture: np.ndarray, wanted: float | None) -> tuple[np.ndarray, float]:
-    """The mask (H, W), and the scale at which the picture was looked at: as `predict.py` does it."""
-    models = prediction.load_models([folder / "model.keras"])
+def at_scale(folders: list[Path], picture: np.ndarray, wanted: float | None) -> tuple[np.ndarray, float]:
+    """The mask (H, W), and the scale at which the picture was looked at: as `predict.py --models` does it."""
+    models = prediction.load_models([folder / "model.keras" for folder in folders])
     image = picture[..., None]
     prepare = prediction.prepare_pictures(models, image)
     found = predict.choose_scale(models, image, prepare, wanted)
@@ -210,11 +211,13 @@ def main(argv=None) -> None:
         for name, picture in found.items():
             Image.fromarray(reference(name, picture)).save(files[name])
     true = {name: pictures.read_mask(file) for name, file in files.items()}
-    networks = {"U-Net, plain circles": args.plain, "U-Net, varied circles": args.varied[0]}
-    found_scales = {name: at_scale(args.varied[0], picture, None)[1] for name, picture in found.items()}
+    networks = {"U-Net, plain circles": [args.plain], "U-Net, varied circles": args.varied[:1]}
+    if len(args.varied) > 1:
+        networks[f"mean of {len(args.varied)} such"] = args.varied
+    found_scales = {name: at_scale(args.varied[:1], picture, None)[1] for name, picture in found.items()}
     panels = {}
     for name, picture in found.items():
-        masks = {method: segment(folder, picture) for method, folder in networks.items()}
+        masks = {method: segment(folders, picture) for method, folders in networks.items()}
         panels[name] = {"photograph": picture, "true mask": true[name], **classical(name, picture), **masks}
 
     for name, (axis, rest) in HALVES.items():
@@ -223,15 +226,16 @@ def main(argv=None) -> None:
         )
         with tempfile.TemporaryDirectory() as folder:
             own = train_own(first["photograph"], first["true mask"], Path(folder))
-            panels[rest] = {**second, "U-Net, 6 own crops": segment(own, second["photograph"])}
+            panels[rest] = {**second, "U-Net, 6 own crops": segment([own], second["photograph"])}
     scores = {
         name: {method: dice(masks["true mask"], mask) for method, mask in list(masks.items())[2:]}
         for name, masks in panels.items()
     }
     seeds = {
-        name: [dice(true[name], segment(folder, picture)) for folder in args.varied] for name, picture in found.items()
+        name: [dice(true[name], segment([folder], picture)) for folder in args.varied]
+        for name, picture in found.items()
     }
-    unscaled = {name: dice(true[name], segment(args.varied[0], picture, 1)) for name, picture in found.items()}
+    unscaled = {name: dice(true[name], segment(args.varied[:1], picture, 1)) for name, picture in found.items()}
     print(scores_table({"dice": scores}), f"scales: {found_scales}, Dice without: {unscaled}", sep="\n")
     print(f"varied circles, by seed: {seeds}")
     whole = {name: panels[name] for name in found}

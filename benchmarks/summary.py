@@ -2,6 +2,7 @@
 
     python -m benchmarks.summary            # says which page does not say what is recorded
     python -m benchmarks.summary --write    # mends it
+    python -m benchmarks.summary --code     # says which records are older than a change of the code that made them
 
 A line `<!-- NAME -->` in a page says what follows it, up to the next empty line: what PIECES[NAME] makes of its record.
 """
@@ -11,7 +12,7 @@ import re
 import statistics
 
 from benchmarks import ablation, brain, faults, noise, object_sizes, own_data, photographs, scores, time_to_score
-from benchmarks._common import ROOT, read, table
+from benchmarks._common import ROOT, changed_code, read, table
 
 QUESTIONS = {  # what each benchmark asks, by its record
     "scores": "how good are the recipes?",
@@ -34,6 +35,8 @@ QUESTIONS = {  # what each benchmark asks, by its record
     "faults": "what of kills, signals, dead servers, full disks and bad input is survived?",
     "shared_server": "is everything there when four scripts at once write to one server?",
 }
+SCRIPTS = ("unet_segmentation.py", "volume_segmentation.py", "conv3d_analysis.py", "predict.py")
+CODE = (*SCRIPTS, "data_synth.py", "metrics.py", "lab")  # what may make the numbers, beside a benchmark's own file
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 STUDY = [  # what is shown of the memory study: side, filters, kernel, downsampling, precision
     (64, 16, 3, "late", "float32"),
@@ -58,9 +61,6 @@ def origin(name: str, rows: list | None = None) -> list[str]:
     found = read(name) if rows is None else {"rows": rows}
     parts = [found, *found.get("rows", [])]
     provenances = [part["provenance"] for part in parts if "provenance" in part]
-    commits = {p["mlflow.source.git.commit"][:7] for p in provenances} | {
-        p["commit"][:7] for p in parts if "commit" in p
-    }
     flags = {" ".join(part["machine"]["flags"]) for part in parts if "machine" in part}
     machine = ", ".join(sorted({provenance["device"] for provenance in provenances}))
     days = sorted({part["date"] for part in parts if "date" in part})
@@ -68,8 +68,26 @@ def origin(name: str, rows: list | None = None) -> list[str]:
     return [
         ", ".join(days),
         f"{machine} ({', '.join(sorted(flags))})" if flags else machine,
-        ", ".join(sorted(commits)),
+        ", ".join(sorted(commit[:7] for commit in commits_of(parts))),
     ]
+
+
+def commits_of(parts: list[dict]) -> set[str]:
+    """The commits that made the parts of a record."""
+    provenances = [part["provenance"] for part in parts if "provenance" in part]
+    return {p["mlflow.source.git.commit"] for p in provenances} | {p["commit"] for p in parts if "commit" in p}
+
+
+def changes_since() -> dict[str, set[str]]:
+    """The files that do another thing here than where a record was made, by record; none without git."""
+    own = {"conv3d_study": "memory_study"}
+    changed = {}
+    for name in QUESTIONS:
+        found = read(name)
+        code = (*CODE, f"benchmarks/{own.get(name, name.removesuffix('_3d'))}.py")
+        commits = commits_of([found, *found.get("rows", [])])
+        changed[name] = {file for commit in commits for file in changed_code(commit, code)}
+    return {name: files for name, files in changed.items() if files}
 
 
 def made(found: dict) -> str:
@@ -248,7 +266,7 @@ def seeds_of_photographs(found: dict) -> str:
     """How far the scores on photographs differ by seed, in one sentence."""
     of = found["dice_of_varied_by_seed"]
     told = ", ".join(f"{min(values):.3f} to {max(values):.3f} on the {name}" for name, values in of.items())
-    return f"Over {len(of['coins'])} seeds the varied circles give {told}; the other rows are one seed."
+    return f"Over {len(of['coins'])} seeds the varied circles give {told}; other rows of one network are one seed."
 
 
 def shared_server(found: dict) -> str:
@@ -302,7 +320,11 @@ def fill(page: str) -> str:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--write", action="store_true", help="mend the pages")
+    parser.add_argument("--code", action="store_true", help="say where the code has changed since a record was made")
     args = parser.parse_args(argv)
+    if args.code:
+        for name, files in changes_since().items():
+            print(f"{name}: {', '.join(sorted(files))}")
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
         if fill(page) != page:

@@ -11,7 +11,6 @@ stops the build. What report/records.py reads of benchmarks/results may be missi
 """
 
 import argparse
-import ast
 import json
 import os
 import shutil
@@ -52,39 +51,10 @@ def missing_cells(results: dict, names) -> list[tuple[str, str]]:
 
 
 def of_other_code(results: dict) -> list[str]:
-    """Recorded cells whose commit differs from what lies here in code that may have made them; none without git.
-
-    Comments, docstrings and the layout of lines make no number.
-    """
-    if not shutil.which("git"):
-        return []
+    """Recorded cells whose commit differs from what lies here in code that may have made them; none without git."""
     commits = {key: cell["provenance"].get("mlflow.source.git.commit", "") for key, cell in results["cells"].items()}
-    files = [file for path in CODE for file in sorted((ROOT / path).glob("*.py")) or [ROOT / path] if file.is_file()]
-    here = {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
-    same = {commit for commit in set(commits.values()) if _code(_sources(commit)) == _code(here)}
-    return [key for key, commit in commits.items() if commit not in same]
-
-
-def _sources(commit: str) -> dict[str, str]:
-    """The files of CODE as they were at a commit: path and text; none if there is no such commit."""
-
-    def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, encoding="utf-8").stdout
-
-    names = git("ls-tree", "-r", "--name-only", commit, "--", *CODE).splitlines()
-    return {name: git("show", f"{commit}:{name}") for name in names if name.endswith(".py")}
-
-
-def _code(sources: dict[str, str]) -> dict[str, str]:
-    """What each text does, as a syntax tree without docstrings."""
-    found = {}
-    for name, text in sources.items():
-        tree = ast.parse(text)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-                node.body = node.body[1:]
-        found[name] = ast.dump(tree)
-    return found
+    others = {commit for commit in set(commits.values()) if _common.changed_code(commit, CODE)}
+    return [key for key, commit in commits.items() if commit in others]
 
 
 def run_missing(names) -> None:

@@ -249,6 +249,14 @@ SHAPES["train_step_3d"] = SHAPES["train_step"]
 RECORDS = sorted(path.stem for path in (FOLDER / "results").glob("*.json"))
 
 
+def test_a_score_is_read_as_it_is_printed_that_of_an_empty_mask_too():
+    lines = ["val_dice_coeff: 1.7802e-09 - val_loss: 1.0", "Trained in 2 s.", "epoch 2 - val_dice_coeff: 0.9938"]
+    epochs = time_to_score.watch([sys.executable, "-c", f"print(*{lines}, sep='\\n')"])
+    assert [epoch["val_dice_coeff"] for epoch in epochs] == [1.7802e-09, 0.9938]
+    assert time_to_score.reached_after(epochs[:1]) is None
+    assert time_to_score.reached_after(epochs) == epochs[1]["seconds"]
+
+
 @pytest.mark.parametrize("name", RECORDS)
 def test_every_record_has_the_shape_that_its_readers_expect(name):
     found = _common.read(name)

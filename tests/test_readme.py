@@ -46,6 +46,15 @@ def test_what_is_not_recorded_is_said_to_be(monkeypatch, tmp_path):
     assert "| `noise` | how far" in summary.index() and "| not yet |  |  |" in summary.index()
 
 
+def test_what_changed_since_a_record_is_looked_for_in_the_lab_and_in_the_file_that_made_it(monkeypatch):
+    monkeypatch.setattr(summary, "changed_code", lambda commit, code: code if len(commit) == 40 else [])
+    found = summary.changes_since()
+    assert found.keys() == summary.QUESTIONS.keys()
+    assert all(set(summary.CODE) < files and all((ROOT / file).exists() for file in files) for files in found.values())
+    monkeypatch.setattr(summary, "changed_code", lambda commit, code: [])
+    assert summary.changes_since() == {}
+
+
 def test_comparisons_of_every_call_and_size_are_told():
     def rows(shape, sides, **more):
         row = {"precision": "float32", "shape": shape, "batch": 2, "share_of_matrix_product": 0.5, **more}

@@ -14,6 +14,7 @@ import pytest
 import typst
 from PIL import Image
 
+from benchmarks import _common
 from benchmarks.intervals import paired, wilson
 from report import build, experiments, figures, records, screenshot
 
@@ -329,7 +330,7 @@ def test_a_cell_is_of_other_code_where_a_file_that_may_have_made_it_has_changed(
         done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
         return done.stdout.strip()
 
-    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(_common, "ROOT", tmp_path)
     (tmp_path / "lab").mkdir()
     for file in ("metrics.py", "lab/training.py", "README.md"):
         (tmp_path / file).write_text('"""What it is."""\n\n\ndef f(x):\n    """What it gives."""\n    return x + 1\n')

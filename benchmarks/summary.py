@@ -31,7 +31,7 @@ QUESTIONS = {  # what each benchmark asks, by its record
     "photographs": "does a network that has seen circles find coins?",
     "object_sizes": "and objects of other sizes than those that it has seen?",
     "own_data": "eight labelled crops of a real picture: what helps, and what do MONAI's networks reach?",
-    "brain": "does a 3D U-Net find grey matter on a real scan, beside MONAI's networks?",
+    "brain": "does a 3D U-Net find grey matter in a brain template, beside MONAI's networks?",
     "faults": "what of kills, signals, dead servers, full disks and bad input is survived?",
     "shared_server": "is everything there when four scripts at once write to one server?",
 }

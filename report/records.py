@@ -46,7 +46,16 @@ def brain(found: dict) -> dict:
             "seeds": len(some),
         }
     budgets = sorted({budget for side, row in sides.items() if side != "interval" for budget in row}, key=float)
-    return {"sides": sides, "budgets": budgets, "num_rates": len(rates)}
+    first = {side: {r["seed"]: r["dice"] for r in groups[side, budgets[0]][None]} for side in ("slices", "lab")}
+    both = sorted(first["slices"].keys() & first["lab"].keys())
+    overruns = [r["seconds"] / r["budget"] - 1 for of in groups.values() for r in of.get(None, ()) if r["budget"]]
+    return {
+        "sides": sides,
+        "budgets": budgets,
+        "num_rates": len(rates),
+        "slices_ahead": paired(*([of[seed] for seed in both] for of in first.values())),
+        "overrun": max(overruns),
+    }
 
 
 def faults(found: dict) -> dict:
@@ -87,7 +96,8 @@ def own_data(found: dict) -> dict:
             "dice": over_seeds(splits.values()),
             "less_ours": paired(*([of[split] for split in both] for of in (ours, splits))) if compared else None,
         }
-    return {"data": data, "splits": max(map(len, best.values()))}
+    rates = {row["rate"] for row in found["rows"] if row.get("rate")}
+    return {"data": data, "splits": max(map(len, best.values())), "num_rates": len(rates)}
 
 
 READERS = {
@@ -114,7 +124,7 @@ def compute() -> list[dict]:
         return row.get("wall_seconds") or row.get("training_seconds") or row.get("seconds") or 0
 
     sums = {}
-    for name in ("scores", "noise", "time_to_score", "own_data", "brain", "faults"):
+    for name in ("scores", "ablation", "noise", "time_to_score", "own_data", "brain", "faults"):
         rows = _common.rows(name)
         if rows:
             sums[name] = (len(rows), sum(map(seconds, rows)))

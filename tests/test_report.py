@@ -41,7 +41,7 @@ RECORDS = {  # of the shape that benchmarks/ records, for those that may be miss
     "brain": {
         "rows": [
             {"halves": "back-front", "side": side, "budget": budget, "seed": seed, "dice": dice, "surface": 1.5 - dice}
-            | ({"rate": rate} if rate else {})
+            | ({"rate": rate} if rate else {"seconds": budget + seed})
             for side, budget, seed, rate, dice in [
                 ("interval", 0, 0, None, 0.6),
                 *((side, b, s, None, 0.7 + s / 100) for side in ("lab", "slices") for b in (40, 90) for s in (0, 1)),
@@ -294,12 +294,14 @@ def test_of_the_rates_of_a_network_the_one_with_the_best_mean_is_taken():
     found = records.brain(RECORDS["brain"])
     assert found["sides"]["UNet"]["40"]["dice"]["mean"] == pytest.approx(0.6) and found["num_rates"] == 2
     assert found["sides"]["lab"]["40"]["seeds"] == 2 and found["budgets"] == ["40", "90"]  # not the easy split's
+    assert found["slices_ahead"]["mean"] == 0 and found["overrun"] == pytest.approx(1 / 40)
 
 
 def test_own_data_are_compared_by_split_at_the_rate_that_went_on():
     found = records.own_data(RECORDS["own_data"])["data"]["coins"]
     assert found["UNet"]["dice"]["mean"] == pytest.approx(0.61) and found["ours"]["less_ours"] is None
     assert found["no_augmentation"]["less_ours"]["mean"] == pytest.approx(-0.1)
+    assert records.own_data(RECORDS["own_data"])["num_rates"] == 2
 
 
 def test_a_record_that_is_missing_has_no_paragraph(monkeypatch, tmp_path):

@@ -183,12 +183,11 @@ def output_names(path: Path, ndim: int) -> list[str]:
     return [f"{stem(path)}_mask{suffix}", f"{stem(path)}_overlay.png", f"{stem(path)}_probability{suffix}"]
 
 
-def is_finished(row: dict, files: dict[str, Path], names: dict, folder: Path, made_with: str) -> bool:
-    """Whether a row of the table was made with the same models and flags, and later than its picture was changed."""
-    path = files[row["picture"]]
-    mask = folder / names[path.name][0]
-    same = (row["file"], row["made_with"]) == (str(path), made_with)
-    return same and mask.exists() and path.exists() and mask.stat().st_mtime >= path.stat().st_mtime
+def is_finished(row: dict, mask: Path, sources: list[Path], made_with: str) -> bool:
+    """Whether a row was made of these files, the picture first, as they are now, by the same models and flags."""
+    same = (row["file"], row["made_with"]) == (str(sources[0]), made_with)
+    there = all(path.exists() for path in (mask, *sources))
+    return same and there and mask.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
 
 
 # The command
@@ -252,12 +251,20 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
         made_with = describe_making(args, paths)
         known = {path.name: path for path in files}
         names = {path.name: output_names(path, args.ndim) for path in files}
-        finished = table.begin(
-            folder / TABLE,
-            COLUMNS,
-            names,
-            lambda row: args.go_on and is_finished(row, known, names, folder, made_with),
-        )
+        taken = {name for of_picture in names.values() for name in of_picture}
+        for row in table.read(folder / TABLE, COLUMNS):  # a.bmp gets the files that a.png had: no row stays without
+            if row["picture"] not in known and taken & {*output_names(Path(row["picture"]), args.ndim)}:
+                names[row["picture"]] = []
+
+        def stays(row):
+            path = known.get(row["picture"])
+            if path is None or not args.go_on:
+                return False
+            truth = truths.get(stem(path))
+            sources = [path] if truth is None else [path, truth]
+            return is_finished(row, folder / names[path.name][0], sources, made_with)
+
+        finished = table.begin(folder / TABLE, COLUMNS, names, stays)
         failures = 0
         for number, path in enumerate(files, 1):
             if path.name in finished:

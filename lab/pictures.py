@@ -21,6 +21,7 @@ import numpy as np
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PIXELS = 500_000_000
 STRIP = 2**22  # pixels that are converted at a time
 
@@ -88,7 +89,8 @@ def open_picture(path: Path):
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for
             raise ValueError("it is no file, but a folder, a pipe or a device")
-        with Image.open(path, formats=FORMATS) as image:
+        # Pillow maps a file that it opens itself, and takes a TIFF's rows that a tag turns for columns.
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             problem = _frame_problem(image)
             if problem is None:
                 image.load()
@@ -97,8 +99,11 @@ def open_picture(path: Path):
     except FileNotFoundError:
         problem = "does not exist"
     except Exception as error:  # whatever a decoder makes of foreign bytes
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is no PNG, JPEG, TIFF or BMP" if unknown else (str(error) or repr(error)).splitlines()[0]
+        reason = (str(error) or repr(error)).splitlines()[0]
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is no PNG, JPEG, TIFF or BMP"
+            if Path(path).read_bytes()[:4] in TIFF_STARTS:
+                reason = "it is a TIFF of numbers that are not supported; save 8 or 16 bits per channel, unsigned"
         problem = f"cannot be read as a picture: {reason.removesuffix('.')}"
     finally:
         Image.MAX_IMAGE_PIXELS = limit
@@ -217,7 +222,8 @@ def thin_out(image: np.ndarray, most: int = 2**20) -> np.ndarray:
 def grey_range(image: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarray]:
     """The values of each channel that become 0 and 1, (C,) each, of a picture (H, W, C) or a volume (D, H, W, C).
 
-    `settings` name two percentiles, `stretch`, or the same two values for every image, `window`.
+    `settings` name two percentiles, `stretch`, or the same two values for every image, `window`. Where both percentiles
+    are one value, objects are the few pixels that differ from it: there the least and the largest value are taken.
     """
     channels = image.shape[-1]
     if settings.get("window"):
@@ -226,9 +232,14 @@ def grey_range(image: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarra
     if settings["stretch"] is None:
         maximum = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
         return np.zeros(channels, np.float32), np.full(channels, maximum, np.float32)
-    low, high = np.percentile(thin_out(image), settings["stretch"], axis=tuple(range(image.ndim - 1)))
+    axes = tuple(range(image.ndim - 1))
+    low, high = np.percentile(thin_out(image), settings["stretch"], axis=axes)
+    if np.any(low == high):
+        low, high = np.where(low == high, (image.min(axis=axes), image.max(axis=axes)), (low, high))
+    low = low.astype(np.float32)
     least = [least_range(image[..., channel]) for channel in range(channels)]
-    return low.astype(np.float32), np.maximum(high, low + least).astype(np.float32)
+    high = np.maximum(high, low + least).astype(np.float32)
+    return low, np.maximum(high, np.nextafter(low, np.float32(np.inf)))  # a least range may vanish beside `low`
 
 
 def least_range(channel: np.ndarray) -> float:

@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -63,11 +64,11 @@ def find_scans(folder: Path) -> list[Path]:
     """The scan files directly in `folder`, sorted by name; ValueError if it is no folder or holds none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
     found = [path for path in files if path.name.lower().endswith(SUFFIXES)]
     if found:
         return found
-    if any(_is_dicom(path) for path in files):
+    if any(_is_dicom(path) for path in files if path.is_file()):
         raise ValueError(
             f"{folder} holds DICOM slices; make NIfTI files of them, with `dcm2niix -z y -o NEW_FOLDER {folder}`."
         )
@@ -88,6 +89,8 @@ def open_scan(path: Path) -> Scan:
     """
     path = Path(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise _Problem("is no file, but a folder, a pipe or a device")
         opened = _open_nifti(path) if path.name.lower().endswith(NIFTI) else _open_tiff(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist.") from None

@@ -42,13 +42,14 @@ def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, lis
     Returns:
         The scores of the set: means over the volumes `image_dice` and `image_iou`, hard at 0.5, with their 5th
         percentiles (`_p5`) and minima (`_min`); means of the surface distances `surface` and `hausdorff95` over the
-        volumes where both masks hold something, in millimetres, or in voxels where a scan does not say its spacing
-        (see `lab/surfaces.py`). A row per volume with its name and its own.
+        volumes where both masks hold something, in millimetres, or in voxels if one of the scans does not say its
+        spacing (see `lab/surfaces.py`). A row per volume with its name and its own.
     """
-    rows = []
+    rows, known = [], all(sample.spacing for sample in samples)
     for sample, probs in zip(samples, found, strict=True):
         _, (row,) = results.score(*(a[None, ..., None].astype(np.float32) for a in (sample.mask, probs)))
-        distances = surfaces.surface_distances(sample.mask, probs >= 0.5, sample.spacing or 1.0) or (None, None)
+        spacing = sample.spacing if known else 1.0
+        distances = surfaces.surface_distances(sample.mask, probs >= 0.5, spacing) or (None, None)
         own = {"volume": sample.name} | {name: value for name, value in row.items() if name != "image"}
         rows.append(own | dict(zip(("surface", "hausdorff95"), distances, strict=True)))
     scores = {}

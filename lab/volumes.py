@@ -69,9 +69,9 @@ def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list
         scan, mask = attempt(open_scan, of_scan[name]), attempt(read_mask, of_mask[name])
         if scan is None:
             continue
-        twin = known.setdefault(attempt(look_through, scan) or scan.path, scan)
-        if twin is not scan:
-            problems.append(f"{scan.path} shows the same as {twin.path.name}.")
+        twin = known.setdefault(attempt(look_through, scan) or scan.path, scan.path)
+        if twin is not scan.path:
+            problems.append(f"{scan.path} shows the same as {twin.name}.")
         if mask is not None:
             attempt(check_same_grid, scan, mask)
         grid = attempt(grid_shape, scan, spacing)

@@ -76,6 +76,22 @@ def test_a_photo_stands_upright(tmp_path):
     assert pictures.read_picture(save(tmp_path / "a.jpg", GREY, exif=turned)).shape == (4, 3, 1)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_that_is_turned_by_a_tag_is_read_as_a_viewer_shows_it(dtype, tmp_path):
+    array = np.arange(72, dtype=dtype).reshape(8, 9)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for path in (save(tmp_path / f"{c}.tif", array, exif=turned, compression=c) for c in ("raw", "tiff_lzw")):
+        np.testing.assert_array_equal(pictures.read_picture(path)[..., 0], np.rot90(array, -1))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64, np.float16])
+def test_a_tiff_of_numbers_that_are_not_supported_is_called_one(dtype, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GREY.astype(dtype))
+    with pytest.raises(ValueError, match="a.tif cannot be read.*it is a TIFF of numbers that are not supported; save"):
+        pictures.read_picture(tmp_path / "a.tif")
+
+
 def bad_pictures(folder):
     """Files that cannot be read, and words of the sentence that says so."""
     (folder / "text.png").write_text("no picture")
@@ -190,6 +206,16 @@ def test_a_flat_picture_stays_flat(container):
     rng = np.random.default_rng(0)
     for noise in (rng.integers(-1, 2, flat.shape), rng.normal(0, 3, flat.shape), rng.random(flat.shape) < 0.02):
         assert stretched((flat + noise).round().astype(container)).std() < 0.08, "noise alone was blown up"
+
+
+@pytest.mark.parametrize("dtype, ground, objects", [
+    (np.uint8, 255, 40), (np.uint16, 65535, 0), (np.uint16, 1000, 4000), (np.int16, -1024, 300), (np.float32, -1000, 9),
+])  # fmt: skip
+def test_few_objects_on_a_ground_of_one_value_stand_out(dtype, ground, objects):
+    picture = np.full((200, 200, 1), ground, dtype)
+    picture[::20, ::20] = objects  # a quarter of a percent
+    shown = stretched(picture)
+    assert np.isfinite(shown).all() and abs(shown[0, 0, 0] - shown[1, 1, 0]) > 0.1
 
 
 def test_noise_does_not_hide_objects_that_stand_out_of_it():

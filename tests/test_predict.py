@@ -348,6 +348,33 @@ def test_continue_leaves_finished_pictures_alone(model_path, picture_folder, tmp
     assert predict.main([*command, "--threshold", "0.4"]) == 0 and "finished before" not in capsys.readouterr().out
 
 
+def test_a_row_goes_when_another_picture_takes_its_files(model_path, picture_folder, tmp_path, capsys):
+    folder, _ = picture_folder
+    out, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    Image.open(folder / "p1.png").save(other / "p0.bmp")
+    command = ["--out-dir", str(out)]
+    assert predict.main([str(model_path), str(folder / "p0.png"), str(folder / "p2.png"), *command]) == 0
+    assert predict.main([str(model_path), str(other), *command]) == 0
+    assert [row["picture"] for row in table(out)] == ["p2.png", "p0.bmp"]
+    assert predict.main([str(model_path), str(folder / "p0.png"), *command, "--continue"]) == 0
+    assert [row["picture"] for row in table(out)] == ["p2.png", "p0.png"]
+    assert "finished before" not in capsys.readouterr().out
+
+
+def test_continue_scores_anew_what_has_another_true_mask(model_path, picture_folder, tmp_path, capsys):
+    folder, truths = picture_folder
+    true, out = tmp_path / "true", tmp_path / "out"
+    true.mkdir()
+    Image.fromarray(np.zeros(Image.open(folder / "p0.png").size[::-1], np.uint8)).save(true / "p0.png")
+    command = [str(model_path), str(folder / "p0.png"), "--masks", str(true), "--out-dir", str(out), "--continue"]
+    assert predict.main(command) == predict.main(command) == 0
+    assert "1 of 1 were finished before" in capsys.readouterr().out
+    (out / "p0_mask.png").replace(true / "p0.png")  # corrected
+    assert predict.main(command) == 0
+    assert float(table(out)[0]["dice"]) == pytest.approx(1)
+
+
 def test_every_picture_belongs_to_one_shard(model_path, picture_folder, tmp_path):
     folder, truths = picture_folder
     found = []

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import json
 import re
 
@@ -128,6 +129,19 @@ def test_scores_of_the_truth_are_perfect_and_of_nothing_zero():
     assert [row["volume"] for row in rows] == ["volume 0", "volume 1", "volume 2"]
     scores, rows = volume_results.score_volumes(samples, [np.zeros_like(sample.mask) for sample in samples])
     assert scores["image_dice"] < 1e-6 and "surface" not in scores and rows[0]["surface"] is None
+
+
+def test_distances_of_one_table_are_in_one_unit():
+    args = script.parse_args(["--size", "24", "--radius", "4", "7", *TINY])
+    samples = script.make_spheres(args, 2, script.TEST)
+    shifted = [np.roll(sample.mask, 1, axis=0) for sample in samples]
+    of = {}
+    for known in ((None, None), ((3, 1, 1), (3, 1, 1)), (None, (3, 1, 1))):
+        these = [dataclasses.replace(sample, spacing=spacing) for sample, spacing in zip(samples, known, strict=True)]
+        of[known] = volume_results.score_volumes(these, shifted)[0]["surface"], volume_results.column_groups(these)
+    voxels, millimetres, mixed = of.values()
+    assert mixed == voxels and "surface, voxels" in mixed[1] and "surface, mm" in millimetres[1]
+    assert millimetres[0] > voxels[0]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import gzip
 import itertools
+import os
 import re
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -326,6 +328,34 @@ def test_a_folder_without_any_object_is_refused(folders):
         write_nifti(masks / f"{number}_mask.nii.gz", np.zeros(SHAPE, np.uint8))
     with pytest.raises(ValueError, match="all masks.*are empty"):
         volumes.read_folder(images, masks)
+
+
+def test_a_link_to_nothing_is_no_scan_and_is_told(folders):
+    images, masks = folders
+    (images / "3.nii.gz").symlink_to(images / "not fetched.nii.gz")
+    (masks / "3.nii.gz").symlink_to(masks / "not fetched.nii.gz")
+    with pytest.raises(ValueError, match="2 things are wrong.*\n.*scans/3.nii.gz does not exist.*\n.*truth/3.nii.gz"):
+        volumes.read_folder(images, masks)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.nii")
+    with pytest.raises(ValueError, match="a.nii is no file, but a folder, a pipe or a device"):
+        scans.open_scan(tmp_path / "a.nii")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_scans_that_were_resampled_keep_two_files_open_each(folders, monkeypatch):
+    opened, to_grid = [], volumes._to_grid
+
+    def watched(*arguments):
+        opened.append(len(os.listdir("/proc/self/fd")))
+        return to_grid(*arguments)
+
+    monkeypatch.setattr(volumes, "_to_grid", watched)
+    volumes.read_folder(*folders, spacing=(2, 2, 2))
+    assert np.diff(opened).max() <= 2  # what is resampled, and its mask: not the scan that it was made of
 
 
 def test_dicom_slices_are_told_how_to_become_nifti(tmp_path):

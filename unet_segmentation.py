@@ -319,6 +319,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError("--images and --masks belong together: give both, or neither for circles.")
     if args.folds is not None and (args.images is None or args.folds < 2):
         raise ValueError(f"--folds must be at least 2, and is for your own pictures (--images); got {args.folds}.")
+    if args.folds and args.distributed:
+        raise ValueError("--folds trains one network after the other on this host; give it without --distributed.")
     if args.images and args.recipe == "photographs":
         raise ValueError("--recipe photographs draws circles; your own pictures are varied by --augment, which is on.")
     for name in ("contrast", "noise"):
@@ -362,7 +364,8 @@ def build_network(args: argparse.Namespace, own: dict | None):
 def follow(args: argparse.Namespace, own: dict | None) -> dict:
     """Take part in the training of process 0: the same steps on other rows, and nothing written."""
     _, model, sets = prepare(args, own)
-    train(model, args, own, sets["validation"][0])
+    if not backend.from_first_process(b""):
+        train(model, args, own, sets["validation"][0])
     backend.leave()
     return {}
 
@@ -374,6 +377,8 @@ def main(argv=None) -> dict:
     process = backend.connect(args.distributed)
     found = []
     for fold, own in enumerate(read_own(args), 1):
+        if fold > 1:
+            backend.connect(False)  # the devices of this host: the fold before has left them
         out_dir = args.out_dir / f"fold-{fold}" if args.folds else args.out_dir
         if process > 0:
             found.append(follow(args, own))
@@ -391,7 +396,8 @@ def run(args: argparse.Namespace, own: dict | None, out: Path, which: str) -> di
     settings = command_line.training_settings(args, precision=precision, data=data)
     checkpoint = training.Checkpoint(out, settings)
     finished = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
-    if finished:
+    if backend.from_first_process(b"finished" if finished else b""):
+        backend.leave()
         return finished["test"]
 
     print(f"U-Net with {model.count_params():,} parameters, {precision}, on {backend.device()}")

@@ -15,7 +15,9 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,8 +263,10 @@ def check_args(args: argparse.Namespace) -> None:
 def prepare(args: argparse.Namespace, own: dict | None):
     """What every process of a training needs: precision, network, validation patches."""
     precision = backend.start(args.precision, args.deterministic, args.seed)
-    if args.patch is None:
-        args.patch = plan_patch(args, own["training"])
+    if args.patch is None:  # process 0 decides: others may have less memory free, or not see the folder
+        of_then = training.settings_of_then(args.out_dir).get("patch") if args.resume else None
+        sides = map(int, re.findall(r"\d+", str(of_then))) if of_then else plan_patch(args, own["training"])
+        args.patch = tuple(json.loads(backend.from_first_process(json.dumps(list(sides)).encode())))
     precision = backend.precision_for_volumes(precision, args.patch[0] // 2**DEPTH)
     fixed = build_unet((*args.patch, 1), args.filters, DEPTH, args.skips)
     step = memory.training_memory(fixed, args.batch_size, args.optimizer, backend.processor())["total"]
@@ -285,7 +289,8 @@ def build_network(args: argparse.Namespace, own: dict | None):
 def follow(args: argparse.Namespace, own: dict | None) -> dict:
     """Take part in the training of process 0: the same steps on other rows, and nothing written."""
     _, model, validation = prepare(args, own)
-    train(model, args, own, validation)
+    if not backend.from_first_process(b""):
+        train(model, args, own, validation)
     backend.leave()
     return {}
 
@@ -307,7 +312,8 @@ def main(argv=None) -> dict:
         )
         checkpoint = training.Checkpoint(out, settings)
         finished = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
-        if finished:
+        if backend.from_first_process(b"finished" if finished else b""):
+            backend.leave()
             return finished["test"]
 
         print(f"3D U-Net with {model.count_params():,} parameters, {precision}, on {backend.device()}")

@@ -222,7 +222,8 @@ class Checkpoint:
             scores: the file of a finished run's results, which hold its `settings`.
 
         Raises:
-            ValueError: if there is a checkpoint and the user has said neither, or if the settings differ.
+            ValueError: if there is a checkpoint and the user has said neither, if the settings differ, or if the run
+                has ended without scores, or with a loss that is no number.
         """
         if self.files() and not resume and not overwrite:
             raise ValueError(
@@ -235,6 +236,9 @@ class Checkpoint:
         if not self.files() and scores.exists():
             finished = json.loads(scores.read_text())
             self._check_settings(scores, finished["settings"])
+            if "test" not in finished or finished.get("last_epoch", {}).get("loss", 0) is None:
+                reason = finished.get("failure") or "its test scores are missing."
+                raise ValueError(f"The run in {self.folder} has ended: {reason} Run it anew, without --resume.")
             print(f"The run in {self.folder} is finished: see {scores}.")
             return finished
         epoch = self.find()
@@ -247,13 +251,7 @@ class Checkpoint:
         Raises:
             ValueError: if it was made with other settings: those that differ are named.
         """
-        for file in self.files():
-            try:
-                state = file.read_bytes()
-                about, _ = _unpack(state)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                print(f"warning: {file} is damaged ({error}); the one before it is taken.", file=sys.stderr)
-                continue
+        for file, state, about in _sound(self.files()):
             self._check_settings(file, about["settings"])
             self.state, self.notes = state, about["notes"]
             return about["history"]["epoch"][-1]
@@ -299,6 +297,14 @@ class Checkpoint:
             file.unlink(missing_ok=True)
 
 
+def settings_of_then(folder: Path) -> dict:
+    """The settings of the run that lies in a folder, stopped or finished: nothing if there is none."""
+    for _, _, about in _sound(Checkpoint(folder, {}).files()):
+        return about["settings"]
+    scores = folder / "scores.json"
+    return json.loads(scores.read_text())["settings"] if scores.exists() else {}
+
+
 def restore(model, state: bytes) -> tuple[dict, list[int]]:
     """Give a compiled model and its built optimizer a checkpoint's state; return history and time stamps."""
     if not state:
@@ -307,6 +313,18 @@ def restore(model, state: bytes) -> tuple[dict, list[int]]:
     for name, variable in _variables(model).items():
         variable.assign(arrays[name])
     return about["history"], about["timestamps"]
+
+
+def _sound(files: list[Path]) -> Iterator[tuple[Path, bytes, dict]]:
+    """Of some checkpoints those that are whole: the file, its content, what it says of itself."""
+    for file in files:
+        try:
+            state = file.read_bytes()
+            about, _ = _unpack(state)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            print(f"warning: {file} is damaged ({error}); the one before it is taken.", file=sys.stderr)
+            continue
+        yield file, state, about
 
 
 def _unpack(state: bytes) -> tuple[dict, dict]:

@@ -128,6 +128,25 @@ def test_a_finished_run_is_told_from_an_unfinished_one(tmp_path, capsys):
         training.Checkpoint(tmp_path, {**SETTINGS, "seed": 1}).begin(True, False, scores)
 
 
+@pytest.mark.parametrize("results, words", [
+    ({}, "has ended: its test scores are missing. Run it anew, without --resume"),
+    ({"test": 1, "last_epoch": {"loss": None}, "failure": "The loss became NaN."}, "has ended: The loss became NaN. R"),
+])  # fmt: skip
+def test_a_run_that_failed_is_not_called_finished(results, words, tmp_path):
+    checkpoint, scores = training.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
+    scores.write_text(json.dumps({"settings": checkpoint.settings, **results}))
+    with pytest.raises(ValueError, match=words):
+        checkpoint.begin(True, False, scores)
+
+
+def test_the_settings_of_then_are_those_of_the_newest_checkpoint_or_of_the_scores(tmp_path):
+    assert training.settings_of_then(tmp_path) == {}
+    (tmp_path / "scores.json").write_text(json.dumps({"settings": {"seed": 7}}))
+    assert training.settings_of_then(tmp_path) == {"seed": 7}
+    stop(tmp_path, 1)
+    assert training.settings_of_then(tmp_path) == {name: str(value) for name, value in SETTINGS.items()}
+
+
 def test_a_checkpoint_that_cannot_be_written_is_said_once_and_costs_nothing_else(undisturbed, tmp_path, capsys):
     checkpoint = training.Checkpoint(tmp_path / "gone", SETTINGS)
     assert fit(compiled(), checkpoint) == undisturbed[0]

@@ -47,6 +47,7 @@ BAD = [
     ("--train-images 10000000000000", "at most 10^9"),
     ("--batch-size 10000000000", "at most 10^9"),
     ("--resume --overwrite", "give one of them"),
+    ("--images . --masks . --folds 2 --distributed", "without --distributed"),
     ("--images . --masks . --recipe photographs", "draws circles"),
     ("--images . --masks . --folds 1", "at least 2"),
     ("--folds 3", "your own pictures"),

@@ -61,6 +61,25 @@ def test_spheres_are_trained_on_scored_and_tracked(store, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+def test_a_planned_patch_is_that_of_then_when_a_run_goes_on(store, scan_folders, monkeypatch, capsys):
+    """With less memory free a smaller one would be planned, and the checkpoint refused."""
+    flags = ["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), "--spacing", "1.5", "--filters", "2"]
+    flags += ["--epochs", "1", "--train-patches", "2", "--out-dir", str(store / "out")]
+    monkeypatch.setattr(script, "plan_patch", lambda args, samples: (16, 16, 24))
+    scores = script.main(flags)
+    monkeypatch.setattr(script, "plan_patch", lambda args, samples: (16, 16, 16))
+    assert script.main([*flags, "--resume"]) == scores and "is finished" in capsys.readouterr().out
+
+
+def test_who_takes_part_trains_only_if_the_first_process_does(monkeypatch):
+    trained = []
+    monkeypatch.setattr(script, "prepare", lambda args, own: (None, None, None))
+    monkeypatch.setattr(script, "train", lambda *arguments: trained.append(1))
+    for finished in (b"", b"finished"):
+        monkeypatch.setattr(script.backend, "from_first_process", lambda data, finished=finished: finished)
+        assert script.follow(None, None) == {} and trained == [1]
+
+
 def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_folders, capsys):
     images, masks = scan_folders
     flags = ["--images", str(images), "--masks", str(masks), "--spacing", "1.5"]

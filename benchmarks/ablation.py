@@ -53,16 +53,30 @@ def run(row: str, rate: float, seed: int) -> dict:
 
 
 def run_all(wanted: list[tuple], jobs: int) -> None:
-    """Train and record what is wanted, (row, rate, seed) each, and not yet recorded, `jobs` at a time."""
+    """Train and record what is wanted, (row, rate, seed) each, and not yet recorded, `jobs` at a time.
+
+    A training that fails costs no other one: which they were is said at the end, with exit code 1.
+    """
+    failures = []
+
+    def run_and_record(one):
+        found = run(*one)
+        _common.record("ablation", found, key)
+        return found
+
     recorded = {(found["row"], found["rate"], found["seed"]) for found in _common.rows("ablation")}
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run, *one) for one in wanted if one not in recorded]
+        futures = {pool.submit(run_and_record, one): one for one in wanted if one not in recorded}
         for number, future in enumerate(as_completed(futures), 1):
+            if future.exception():
+                failures.append(f"{futures[future]}: {future.exception()}")
+                continue
             found = future.result()
-            _common.record("ablation", found, key)
             score = f"test Dice {found['test']['image_dice']:.4f}"
             name = f"{found['row']}, rate {found['rate']:g}, seed {found['seed']}"
             print(f"{number}/{len(futures)} {name}: {score}, {found['training_seconds']:.0f} s", flush=True)
+    if failures:
+        raise SystemExit("\n".join(["Trainings that failed (row, rate, seed):", *failures]))
 
 
 def best_rate(row: str, runs: list[dict]) -> float:

@@ -265,17 +265,22 @@ def scores_table(rows: list[dict], halves: str) -> str:
         some = [row for rows in of.values() for row in rows]
         if some:
             rates = sorted({row["rate"] for row in some if row.get("rate")})
-            cells = [describe(of[budget] or of[0]) for budget in budgets]
-            lines.append([side, len({row["seed"] for row in some}), ", ".join(map(str, rates)), *cells])
+            seeds = len({row["seed"] for row in some})
+            cells = [describe(of[budget] or of[0], seeds) for budget in budgets]
+            lines.append([side, seeds, ", ".join(map(str, rates)), *cells])
     return _common.table(["side", "seeds", "best rate", *(f"{budget:g} s" for budget in budgets)], lines)
 
 
-def describe(rows: list[dict]) -> str:
-    """Medians of some rows, in a cell: 0.9471 (0.35 mm, 285 steps)."""
+def describe(rows: list[dict], seeds: int) -> str:
+    """Medians of some rows, in a cell: 0.9471 (0.35 mm, 285 steps); and of how many seeds, if not of `seeds`."""
     if not rows:
         return ""
-    dice, surface, steps = (statistics.median(row[name] for row in rows) for name in ("dice", "surface", "steps"))
-    return f"{dice:.4f} ({surface:.2f} mm{f', {steps:.0f} steps' if steps else ''})"
+    dice, steps = (statistics.median(row[name] for row in rows) for name in ("dice", "steps"))
+    surfaces = [row["surface"] for row in rows if row["surface"] is not None]  # an empty mask has none
+    told = [f"{statistics.median(surfaces):.2f} mm"] if surfaces else []
+    told += [f"{steps:.0f} steps"] if steps else []
+    told += [f"{len(rows)} of the seeds"] if len(rows) != seeds else []
+    return f"{dice:.4f} ({', '.join(told)})"
 
 
 def plot(rows: list[dict], halves: str, path: Path) -> None:

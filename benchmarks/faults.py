@@ -8,6 +8,7 @@ Python. A row says how many of how many attempts ended as promised; what did not
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -140,7 +141,9 @@ def signals(rounds: int):
         with folder_with_store() as folder:
             process = start(folder, script, f"{SCRIPTS[script]} --out-dir out")
             time.sleep(rng.uniform(1, 14))
-            ended_before = process.poll() is not None
+            if process.poll() == 0:
+                continue  # done before the signal: nothing was tried
+            children = children_of(process.pid)
             signalled = time.monotonic()
             process.send_signal(signum)
             if attempt % 2:  # an impatient user
@@ -153,15 +156,24 @@ def signals(rounds: int):
             finished = code == 0 and ended == ["FINISHED"] and "MLflow run: " in console
             right = finished or stopped and not set(ended) - {"KILLED"}
             right = right and seconds < 5 and not rubbish(folder / "out")
-            right = right and "Traceback" not in console and not children_of(process.pid)
-            yield f"{SENTENCES[signum]}, {script}", right or ended_before, f"{code} after {seconds:.1f} s\n{console}"
+            right = right and "Traceback" not in console and not left_over(children)
+            yield f"{SENTENCES[signum]}, {script}", right, f"{code} after {seconds:.1f} s\n{console}"
 
 
-def children_of(pid: int) -> list[int]:
-    """Processes whose parent was `pid` and that go on without it."""
+def children_of(pid: int) -> list:
+    """The processes that a process has started, and those that they have."""
     import psutil
 
-    return [p.pid for p in psutil.process_iter(["cmdline"]) if f"parent {pid}" in " ".join(p.info["cmdline"] or [])]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def left_over(children: list, seconds: float = 5) -> list:
+    """Those that go on so long after their parent has ended."""
+    import psutil
+
+    return psutil.wait_procs(children, timeout=seconds)[1]
 
 
 def servers(rounds: int):

@@ -82,12 +82,11 @@ def main_table(results: list[dict]) -> str:
     """The README's results table, in Markdown: baselines first, then the recipes."""
     titles = ["", "flags", "seeds", "val soft Dice", "val soft IoU", "val Dice", "test Dice", "5th pct", "worst"]
     of_test = ("image_dice", "image_dice_p5")
-    lines, lab = [], [r for r in results if r["row"] == "lab"]
+    lines, lab = [], list({r["seed"]: r for r in results if r["row"] == "lab"}.values())  # data know no precision
     for name in ("all background", "best global threshold") if lab else ():
         scores = [r["baselines"][name] for r in lab]
         lines.append([name, "", len(lab), "", "", "", *means(scores, of_test), worst(scores)])
-    for row, (flags, title) in ROWS.items():
-        all_runs = [r for r in results if r["row"] == row]
+    for flags, title, all_runs in groups(results):
         runs = [r for r in all_runs if r["failure"] is None]
         if not runs:
             continue
@@ -96,6 +95,18 @@ def main_table(results: list[dict]) -> str:
         test = [r["test"] for r in runs]
         lines.append([title, f"`{flags}`" if flags else "none", seeds, *last, *means(test, of_test), worst(test)])
     return _common.table(titles, lines)
+
+
+def groups(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
+    """Flags, name and runs of each row; of each precision apart, and named by it, where there are several."""
+    found = []
+    for row, (flags, title) in ROWS.items():
+        of = {}
+        for run in results:
+            if run["row"] == row:
+                of.setdefault(run["provenance"]["precision"], []).append(run)
+        found += [(flags, title if len(of) == 1 else f"{title}, {precision}", runs) for precision, runs in of.items()]
+    return found
 
 
 def means(scores: list[dict], names) -> list[str]:
@@ -111,8 +122,7 @@ def worst(scores: list[dict]) -> str:
 def collapsed_sentence(results: list[dict]) -> str:
     """Which runs of the table are not in its means."""
     told = []
-    for row, (_, title) in ROWS.items():
-        runs = [run for run in results if run["row"] == row]
+    for _, title, runs in groups(results):
         failed = sum(run["failure"] is not None for run in runs)
         if failed:
             told.append(f"Of {len(runs)} runs of {title} {failed} collapsed (an empty mask); the means omit it.")

@@ -107,7 +107,7 @@ def watch(command: list[str], enough: Callable[[dict], bool] | None = None, **en
 
     With `enough`, it is one that goes on for ever: it is ended after the epoch of which that says so.
     """
-    epochs, started = [], time.perf_counter()
+    epochs, ended, started = [], False, time.perf_counter()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
     process = subprocess.Popen(command, cwd=_common.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -118,8 +118,9 @@ def watch(command: list[str], enough: Callable[[dict], bool] | None = None, **en
         print(f"epoch {len(epochs)}, {epochs[-1]['seconds']:.0f} s, {found[1]}", flush=True)
         if enough and enough(epochs[-1]):
             process.kill()
+            ended = True
             break
-    if process.wait() and not enough or not epochs:
+    if process.wait() and not ended or not epochs:
         raise SystemExit(f"{' '.join(command)} ended with code {process.returncode} after {len(epochs)} epochs.")
     return epochs
 
@@ -134,7 +135,7 @@ def scores_table(rows: list[dict]) -> str:
     lines = []
     for name, runs in sides.items():
         reached = [run["reached_after"] for run in runs if run["reached_after"]]
-        best = [max(epoch["val_dice_coeff"] for epoch in run["epochs"]) for run in runs]
+        best = [max(epoch["val_dice_coeff"] or 0 for epoch in run["epochs"]) for run in runs]  # NaN is null
         cells = [""] * (1 + len(others))
         if reached:
             seconds = statistics.median(reached)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,19 @@ import numpy as np
 import pytest
 
 import unet_segmentation as unet
-from benchmarks import _common, ablation, brain, gpu, memory, object_sizes, own_data, scores, time_to_score, train_step
+from benchmarks import (
+    _common,
+    ablation,
+    brain,
+    faults,
+    gpu,
+    memory,
+    object_sizes,
+    own_data,
+    scores,
+    time_to_score,
+    train_step,
+)
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -107,18 +120,39 @@ def test_the_rate_is_chosen_on_validation_and_differences_are_paired_by_fresh_se
         ablation.best_rate("dice", runs)
 
 
+def test_a_training_of_the_ablation_that_fails_costs_no_other_one(results, monkeypatch):
+    def run(row, rate, seed):
+        if seed == 1:
+            raise ChildProcessError("ended with code 1")
+        return {"row": row, "rate": rate, "seed": seed, "test": {"image_dice": 0.9}, "training_seconds": 1}
+
+    monkeypatch.setattr(ablation, "run", run)
+    with pytest.raises(SystemExit, match="failed.*\n.*'lab', 0.001, 1.*ended with code 1"):
+        ablation.run_all([("lab", 1e-3, seed) for seed in range(4)], jobs=2)
+    assert [row["seed"] for row in _common.rows("ablation")] == [0, 2, 3]
+
+
 def test_a_collapsed_run_is_told_and_not_in_the_means():
-    def run(row, dice, failure=None):
+    def run(row, dice, failure=None, precision="float32", seed=0):
         of_test = {"image_dice": dice, "image_dice_p5": dice, "image_dice_min": dice}
         last = {"val_dice_coeff": dice, "val_iou_metric": dice, "val_image_dice": dice}
         baselines = {"all background": of_test, "best global threshold": of_test}
-        return {"row": row, "last_epoch": last, "baselines": baselines, "failure": failure, "test": of_test}
+        return {"row": row, "last_epoch": last, "baselines": baselines, "failure": failure, "test": of_test} | {
+            "provenance": {"precision": precision},
+            "seed": seed,
+        }
 
     runs = [run("lab", 0.9), run("report", 0.0, "collapsed"), run("report", 0.8), run("report", 0.6)]
     lines = scores.main_table(runs).splitlines()
     assert [cell.strip() for cell in lines[-2].split("|")][3:5] == ["2 of 3", "0.7000 (1414)"]
     assert scores.collapsed_sentence(runs).startswith("Of 3 runs of the report's recipe 1 collapsed")
     assert scores.collapsed_sentence(runs[:1]) == ""
+    lines = scores.main_table([*runs, run("lab", 0.7, precision="bfloat16")]).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[-2:]] == [
+        "the lab's recipe, float32",
+        "the lab's recipe, bfloat16",
+    ]
+    assert [line.split("|")[3].strip() for line in lines[-2:]] == ["1", "1"], "precisions were mixed"
 
 
 def test_of_a_networks_rates_the_one_of_most_seeds_goes_into_the_table():
@@ -128,6 +162,30 @@ def test_of_a_networks_rates_the_one_of_most_seeds_goes_into_the_table():
 
     assert brain.best_rates([*rows(1e-3, 0.9), *rows(3e-3, 0.8, 0.7)]) == rows(3e-3, 0.8, 0.7)
     assert brain.best_rates([*rows(1e-3, 0.9), *rows(3e-3, 0.8)]) == rows(1e-3, 0.9)
+
+
+def test_a_cell_says_of_how_many_seeds_it_is_if_not_of_all():
+    rows = [{"dice": dice, "surface": surface, "steps": 9} for dice, surface in ((0.5, 2.0), (0.7, None))]
+    assert brain.describe(rows, 2) == "0.6000 (2.00 mm, 9 steps)"
+    assert brain.describe(rows[1:], 2) == "0.7000 (9 steps, 1 of the seeds)" and brain.describe([], 2) == ""
+
+
+def test_a_side_that_crashes_is_no_side_that_does_not_reach_the_score():
+    code = "print('val_dice_coeff: 0.5', flush=True); raise MemoryError"
+    with pytest.raises(SystemExit, match="ended with code 1 after 1 epochs"):
+        time_to_score.watch([sys.executable, "-c", code], lambda epoch: False)
+
+
+def test_who_goes_on_after_its_parent_is_found():
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    while not (children := faults.children_of(parent.pid)):
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    assert faults.left_over(children, seconds=0.2) == children and faults.children_of(parent.pid) == []
+    children[0].kill()
+    assert faults.left_over(children) == []
 
 
 def test_dice_against_size_is_told_inside_and_outside_of_what_was_trained_on():

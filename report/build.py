@@ -50,11 +50,11 @@ def missing_cells(results: dict, names) -> list[tuple[str, str]]:
     ]
 
 
-def of_other_code(results: dict) -> list[str]:
-    """Recorded cells whose commit differs from what lies here in code that may have made them; none without git."""
+def of_other_code(results: dict) -> dict[str, list[str]]:
+    """Recorded cells whose commit differs from what lies here in code that may have made them, and in which files."""
     commits = {key: cell["provenance"].get("mlflow.source.git.commit", "") for key, cell in results["cells"].items()}
-    others = {commit for commit in set(commits.values()) if _common.changed_code(commit, CODE)}
-    return [key for key, commit in commits.items() if commit in others]
+    changed = {commit: _common.changed_code(commit, CODE) for commit in set(commits.values())}
+    return {key: changed[commit] for key, commit in commits.items() if changed[commit]}
 
 
 def run_missing(names) -> None:
@@ -135,7 +135,8 @@ def print_age(results: dict) -> None:
     others = of_other_code(results)
     if others:
         names = ", ".join(sorted({key.split("/")[0] for key in others}))
-        print(f"{len(others)} of {len(results['cells'])} cells were recorded by other code ({names}).")
+        files = ", ".join(sorted({file for changed in others.values() for file in changed}))
+        print(f"{len(others)} of {len(results['cells'])} cells ({names}) were recorded by other code: {files}.")
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -343,11 +343,11 @@ def test_a_cell_is_of_other_code_where_a_file_that_may_have_made_it_has_changed(
     (tmp_path / "README.md").write_text("after")
     training = tmp_path / "lab" / "training.py"
     training.write_text('"""In other words."""\n\ndef f(x):  # of one line less\n    return (x + 1)\n')
-    assert build.of_other_code(results) == []
+    assert build.of_other_code(results) == {}
     training.write_text(training.read_text().replace("x + 1", "x + 2"))
-    assert build.of_other_code(results) == ["e2/a"]
+    assert build.of_other_code(results) == {"e2/a": ["lab/training.py"]}
     training.unlink()
-    assert build.of_other_code(results) == ["e2/a"]
+    assert build.of_other_code(results) == {"e2/a": ["lab/training.py"]}
 
 
 def test_a_training_of_the_report_is_the_scripts_own(store):

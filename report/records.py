@@ -46,8 +46,8 @@ def brain(found: dict) -> dict:
             "seeds": len(some),
         }
     budgets = sorted({budget for side, row in sides.items() if side != "interval" for budget in row}, key=float)
-    first = {side: {r["seed"]: r["dice"] for r in groups[side, budgets[0]][None]} for side in ("slices", "lab")}
-    both = sorted(first["slices"].keys() & first["lab"].keys())
+    first = {side: {r["seed"]: r["dice"] for r in groups[side, budgets[0]][None]} for side in ("lab", "slices")}
+    both = sorted(first["lab"].keys() & first["slices"].keys())
     overruns = [r["seconds"] / r["budget"] - 1 for of in groups.values() for r in of.get(None, ()) if r["budget"]]
     return {
         "sides": sides,

@@ -265,7 +265,7 @@ def describe_refusal(found: dict) -> str:
     gib, free = memory.MARGIN * found["predicted"]["total"] / 1024, memory.free_memory() / memory.GIB
     return (
         f"a training step of this network may take {gib:,.1f} GiB of memory, of which {free:.1f} GiB are free. Take "
-        f"fewer voxels, filters or volumes: --fit-in {free:.0f} shows what fits. {found['caveat'] or ''}"
+        f"fewer voxels, filters or volumes: --fit-in {max(free, 0.1):.1f} shows what fits. {found['caveat'] or ''}"
     ).strip()
 
 

@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 
 from lab import backend, command_line, model_file, pictures, registry, results, scans, surfaces, table, views, volumes
-from lab import scale as scales
 from lab.prediction import (
     compare_masks,
     load_models,
     measure_objects,
+    picture_probabilities,
     prepare_pictures,
     probabilities,
     segment,
@@ -62,12 +62,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
         sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
         raise ValueError(f"the mask {truth} is {sizes}.")
     prepare = prepare_pictures(models, image)
-    scale = choose_scale(models, image, prepare, args.scale)
-
-    def slabs_of(picture):
-        return probabilities(models, picture, prepare, args.flips)
-
-    slabs = slabs_of(image) if scale == 1 else [scales.at_scale(slabs_of, image, scale)]
+    slabs, scale = picture_probabilities(models, image, prepare, args.scale, args.flips)
     mask, figures, kept = segment(slabs, (height, width), args.threshold, args.probabilities)
 
     step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
@@ -82,18 +77,6 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
         if array is not None:
             Image.fromarray(array).save(aside / name, compress_level=1)
     return row
-
-
-def choose_scale(models: list[model_file.Model], image: np.ndarray, prepare: list, wanted: float | None) -> float:
-    """How many times as large a picture is looked at: as `wanted`, or of the scales that the model names the surest."""
-    tried = models[0].preprocessing.get("scales")
-    scale = wanted or 1.0
-    if wanted is None and tried:
-        scale = scales.find_scale(image, lambda picture: probabilities(models, picture, prepare), tried)
-    if scale != 1:
-        pixels = math.prod(image.shape[:2]) * max(1, scale**2)
-        command_line.check_room(4 * pixels * (image.shape[-1] + 2), f"a picture looked at {scale:g} times as large")
-    return scale
 
 
 def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> dict:

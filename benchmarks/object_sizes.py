@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 import data_synth
-import predict
 from benchmarks import _common
 from lab import backend, prediction, results, scale
 
@@ -35,7 +34,7 @@ def score(models, image: np.ndarray, mask: np.ndarray) -> dict:
     tried = models[0].preprocessing["scales"]
     masks = {one: scale.at_scale(slabs_of, image, one) >= 0.5 for one in tried}
     dice = {one: prediction.compare_masks(mask, found)["dice"] for one, found in masks.items()}
-    return {"found": predict.choose_scale(models, image, prepare, None), "dice": dice}
+    return {"found": prediction.choose_scale(models, image, prepare), "dice": dice}
 
 
 def measure(models, radius: float) -> dict:

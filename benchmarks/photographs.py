@@ -31,9 +31,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import predict
 from benchmarks._common import ROOT, table, write
-from lab import backend, pictures, prediction, results, scale
+from lab import backend, pictures, prediction, results
 
 MASKS = ROOT / "benchmarks" / "photographs"
 TUNED_ON = ("coins", "cell", "cup")
@@ -153,9 +152,8 @@ def at_scale(folders: list[Path], picture: np.ndarray, wanted: float | None) -> 
     models = prediction.load_models([folder / "model.keras" for folder in folders])
     image = picture[..., None]
     prepare = prediction.prepare_pictures(models, image)
-    found = predict.choose_scale(models, image, prepare, wanted)
-    probs = scale.at_scale(lambda image: prediction.probabilities(models, image, prepare), image, found)
-    return prediction.segment(iter([probs]), picture.shape)[0], found
+    slabs, found = prediction.picture_probabilities(models, image, prepare, wanted)
+    return prediction.segment(slabs, picture.shape)[0], found
 
 
 def dice(true: np.ndarray, mask: np.ndarray) -> float:

@@ -8,6 +8,7 @@
 it does then has the machine to itself.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -49,8 +50,9 @@ class FreshProcess:
             MemoryError: if the process was killed, as a system does for want of memory.
             RuntimeError: for any other failure.
         """
-        try:
+        with contextlib.suppress(OSError):  # it may have ended already: with a result, or a failure of its own
             self._pipe.send("go")
+        try:
             result = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join()
@@ -71,7 +73,7 @@ def _work(pipe: connection.Connection, function: Callable, *args) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the notes of TensorFlow's libraries; exceptions travel by the pipe
     try:
         result = function(*args, pipe.recv)
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:
         result = error
     except Exception as error:  # of a class that may not be known there
         result = RuntimeError(f"{type(error).__name__}: {str(error)[:500]}")

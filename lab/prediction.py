@@ -10,12 +10,12 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from lab import model_file, patches, pictures
+from lab import command_line, model_file, patches, pictures, scale
 
 # By the number of axes: the side of the largest tiles, which take about 1 GB in the network, and what neighbours share.
 LIMITS = {2: (1024, 32), 3: (128, 16)}
@@ -96,6 +96,30 @@ def probabilities(
     batch = max(1, PIXELS // math.prod(tile))
     for slab in patches.predict_tiles(image, predict, tile, overlap, batch):
         yield slab[..., 0]
+
+
+def choose_scale(models: list, image: np.ndarray, prepare: list, wanted: float | None = None) -> float:
+    """How many times as large a picture is looked at: as `wanted`, or of the scales that the model names the surest."""
+    tried = models[0].preprocessing.get("scales")
+    chosen = wanted or 1.0
+    if wanted is None and tried:
+        chosen = scale.find_scale(image, lambda picture: probabilities(models, picture, prepare), tried)
+    if chosen != 1:
+        pixels = math.prod(image.shape[:2]) * max(1, chosen**2)
+        command_line.check_room(4 * pixels * (image.shape[-1] + 2), f"a picture looked at {chosen:g} times as large")
+    return chosen
+
+
+def picture_probabilities(
+    models: list, image: np.ndarray, prepare: list, wanted: float | None = None, flips: bool = False
+) -> tuple[Iterable[np.ndarray], float]:
+    """The probabilities of a picture (H, W, C) in slabs (h, W), and the scale at which it is looked at."""
+    chosen = choose_scale(models, image, prepare, wanted)
+
+    def slabs_of(picture):
+        return probabilities(models, picture, prepare, flips)
+
+    return slabs_of(image) if chosen == 1 else [scale.at_scale(slabs_of, image, chosen)], chosen
 
 
 def segment(slabs: Iterator[np.ndarray], sides: tuple[int, ...], threshold: float = 0.5, keep: bool = False):

@@ -177,7 +177,7 @@ def _plain(value):
 
 def write_table(rows: list[dict], path: Path) -> None:
     """Write rows of a table as CSV; a column for each key that occurs."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names of any bytes
         table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         table.writeheader()
         table.writerows(rows)

@@ -75,6 +75,11 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             image = array.reshape(*array.shape[:3], -1)
             if image.shape[-1] != 1:
                 raise ValueError(f"a volume of one channel was expected; got an array of shape {array.shape}.")
+            strange = np.count_nonzero(~np.isfinite(image))
+            if strange:
+                raise ValueError(f"the volume holds {strange:,} voxels that are NaN or infinite; replace them.")
+            if min(image.shape[:3]) < 2 or image.min() == image.max():
+                raise ValueError(f"the volume, of shape {array.shape}, is a single slice or constant.")
         else:
             with tempfile.TemporaryDirectory() as folder:  # as a file, so that it is read as predict.py reads it
                 path = Path(folder) / "picture"
@@ -100,7 +105,10 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             raise ValueError(f"threshold must be in [0, 1], such as 0.5; got {threshold}.")
         few = image if image.ndim == 3 else volumes.every_few_slices(image)
         prepare = prediction.prepare_pictures(self.models, few)
-        slabs = prediction.probabilities(self.models, image, prepare)
+        if image.ndim == 3:
+            slabs, _ = prediction.picture_probabilities(self.models, image, prepare)
+        else:
+            slabs = prediction.probabilities(self.models, image, prepare)
         mask, figures, kept = prediction.segment(slabs, image.shape[:-1], threshold, keep=True)
         seen = prepare[0](pictures.thin_out(few))
         strange = pictures.describe_strangeness(seen, self.models[0].preprocessing["seen"])
@@ -119,7 +127,8 @@ def as_stored(values: np.ndarray) -> np.ndarray:
         raise ValueError(f"numbers, or a picture file in base64, were expected; got {array.dtype}.")
     if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() < 2**16:
         return array.astype(np.uint8 if array.max() < 2**8 else np.uint16)
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        return array.astype(np.float32)
 
 
 def as_picture(array: np.ndarray):

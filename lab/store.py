@@ -109,13 +109,17 @@ def open_experiment(experiment: str):
     except TrackingError:
         raise
     except Exception as error:
-        mend = (
-            f"move {file.name} away, and a new one is created"
-            if file
-            else "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the current directory"
-        )
-        # Without its cause, whose text may hold a password.
-        raise TrackingError(f"MLflow cannot use the store {uri} ({first_line(error)}); {mend}.") from None
+        raise _unusable(uri, file, error) from None  # without its cause, whose text may hold a password
+
+
+def _unusable(uri: str, file: Path | None, error: Exception) -> TrackingError:
+    """What a failure of MLflow's means for a store, and how to mend it."""
+    mend = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the current directory"
+    if "mlflow db upgrade" in str(error):
+        mend = f"an older MLflow made it: keep a copy, and run `mlflow db upgrade {uri}`"
+    elif file:
+        mend = f"move {file.name} away, and a new one is created"
+    return TrackingError(f"MLflow cannot use the store {uri} ({first_line(error)}); {mend}.")
 
 
 def open_existing():
@@ -126,10 +130,16 @@ def open_existing():
             f"There is no MLflow store {file}; run in the folder where the training ran, or set MLFLOW_TRACKING_URI."
         )
     mlflow = import_mlflow()
-    check_server(uri)
-    if file is not None:
-        _while_locked(file, lambda: _check_database(file))
-    return mlflow.MlflowClient(uri, uri), uri
+    try:
+        check_server(uri)
+        if file is None:
+            return mlflow.MlflowClient(uri, uri), uri
+        _while_locked(file, lambda: _check_database(file, writes=False))
+        return _while_locked(file, lambda: mlflow.MlflowClient(uri, uri)), uri
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise _unusable(uri, file, error) from None
 
 
 def check_server(uri: str, seconds: float = 5) -> None:
@@ -198,7 +208,7 @@ def _while_locked(file: Path, call: Callable):
         time.sleep(0.5)
 
 
-def _check_database(file: Path) -> None:
+def _check_database(file: Path, writes: bool = True) -> None:
     """Look at the file before MLflow does, which tries an unreadable one for 100 s."""
     if not file.exists():
         return
@@ -217,7 +227,7 @@ def _check_database(file: Path) -> None:
             f"{file} cannot be read as an MLflow database ({error}); move it away, and a new one is created, or "
             "restore it from a backup."
         ) from error
-    if not os.access(file, os.W_OK):
+    if writes and not os.access(file, os.W_OK):
         raise TrackingError(f"{file} is read-only, and a run must be written to it; change its permissions.")
     if tables and "alembic_version" not in tables:
         raise TrackingError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import results
+from lab import pictures, results
 
 TRUE, FOUND = results.GREEN, results.VERMILION  # contours; errors have the colours of `results.ERRORS`
 
@@ -54,6 +54,7 @@ def plot_volumes(rows: list[tuple], path: Path) -> None:
             _contour(axes, true, TRUE)
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(f"{name}, {image.shape[1]} x {image.shape[0]} voxels", fontsize=8)
+        title = "\n".join(map(pictures.readable, title.split("\n")))
         line[0].set_ylabel(title, fontsize=9, parse_math=False)  # names may hold $
     _legend(figure, any(found is not None for *_, found in rows))
     with warnings.catch_warnings():

@@ -45,6 +45,13 @@ def test_failures_arrive_in_words(error, expected, words):
         child.result()
 
 
+def test_a_failure_before_it_is_asked_for_arrives_as_well():
+    with FreshProcess(fail, MemoryError("40 GiB")) as child:
+        child._process.join(60)
+        with pytest.raises(MemoryError, match="^40 GiB$"):
+            child.result()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_process_is_told():
     with FreshProcess(be_killed) as child, pytest.raises(MemoryError, match="exit code -9"):

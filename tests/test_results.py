@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -193,3 +194,8 @@ def test_predictions_are_drawn_for_few_images_and_many_grey_and_colour(tmp_path,
 def test_examples_are_two_typical_results_and_the_two_worst():
     dice = np.linspace(0, 1, 21)[::-1]
     assert results.choose_examples(dice) == [("typical", 7), ("typical", 13), ("worst", 20), ("worst", 19)]
+
+
+def test_a_name_that_is_no_utf_8_is_kept_byte_by_byte(tmp_path):
+    results.write_table([{"volume": os.fsdecode(b"t\xe9te.nii"), "dice": 1}], tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes() == b"volume,dice\r\nt\xe9te.nii,1\r\n"

@@ -1,12 +1,14 @@
 """Models in MLflow: what they answer is what predict.py writes, wherever they come from; and how they get there."""
 
 import base64
+import contextlib
 import io
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,7 @@ from PIL import Image
 
 import predict
 import unet_segmentation as unet
-from lab import model_file, pictures, tracking
+from lab import model_file, pictures, prediction, store, tracking
 
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
 
@@ -112,6 +114,30 @@ def test_an_array_gets_the_mask_and_the_probability_that_predict_writes(name, ki
     np.testing.assert_array_equal(answer["mask"], mask)
     np.testing.assert_allclose(answer["probability"], probability / 65535, atol=1e-7)
     assert 0 < np.count_nonzero(mask) < mask.size and answer["mask"].dtype == np.uint8
+
+
+def test_a_picture_is_looked_at_at_the_scale_that_predict_finds(logged, monkeypatch):
+    picture = draw("8 bits")
+    as_it_is = logged.load("grey").predict(picture)["probability"]
+    monkeypatch.setattr(prediction, "choose_scale", lambda *_: 2.0)
+    _, probability = predicted(logged.files["grey"], picture)
+    answer = logged.load("grey").predict(picture)
+    np.testing.assert_allclose(answer["probability"], probability / 65535, atol=1e-7)
+    assert not np.allclose(answer["probability"], as_it_is, atol=0.01)
+
+
+@pytest.mark.parametrize("given, words", [
+    (np.where(np.arange(64).reshape(4, 4, 4) == 7, np.nan, 1).astype(np.float32), "1 voxels that are NaN or infinite"),
+    (np.arange(64.0).reshape(4, 4, 4) * 1e300, "63 voxels that are NaN or infinite"),
+    (np.full((4, 4, 4), 7, np.uint8), "constant"),
+    (np.arange(16, dtype=np.uint8).reshape(1, 4, 4), "a single slice"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_volume_is_said(given, words, logged):
+    from mlflow import MlflowException
+
+    with pytest.raises(MlflowException, match=words) as caught:
+        logged.load("volume").predict(given)
+    assert caught.value.get_http_status_code() == 400
 
 
 def test_numbers_without_a_type_are_of_8_bits_up_to_255_and_of_16_above(logged):
@@ -233,6 +259,33 @@ def test_a_store_that_is_not_there_is_one_sentence_and_none_is_made(uri, words, 
     error = capfd.readouterr().err
     assert caught.value.code == 2 and words in error and len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["htps://me:s3cret@host:5000", "file:///no/store"])
+def test_an_address_that_mlflow_does_not_know_is_one_sentence_without_its_password(uri, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(
+        tracking.TrackingError, match="MLflow cannot use the store.*check MLFLOW_TRACKING_URI"
+    ) as caught:
+        store.open_existing()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_store_that_cannot_be_written_can_be_read(logged, monkeypatch):
+    monkeypatch.setattr(store.os, "access", lambda *_: False)
+    assert store.open_existing()[0].search_registered_models()
+    with pytest.raises(tracking.TrackingError, match="read-only"):
+        store.open_experiment("Lab")
+
+
+def test_a_database_of_an_older_mlflow_is_told_how_to_go_on(logged, tmp_path, monkeypatch):
+    shutil.copy(logged.folder / "mlflow.db", tmp_path / "old.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as database:
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # of MLflow 1.0
+        database.commit()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/old.db")
+    with pytest.raises(tracking.TrackingError, match="older MLflow.*`mlflow db upgrade sqlite:///.*old.db`"):
+        store.open_existing()
 
 
 def test_what_is_downloaded_is_checked_like_a_file(logged, capfd):

@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 
 from lab import scans, views, volumes
+from volume_segmentation import Volume
 
 SHAPE = (4, 5, 6)  # (i, j, k) in the file
 TURNS = [
@@ -461,3 +462,9 @@ def test_the_three_views_pass_through_the_object():
         assert np.count_nonzero(mask[region]) == 9
     assert [height for _, height in found.values()] == [1.0, 3.0, 3.0]
     assert np.argwhere(mask[found["axial"][0]])[:, 0].min() == 20 - 7  # the front is up
+
+
+def test_a_scan_with_a_name_of_any_bytes_has_its_picture(tmp_path):
+    sample = Volume("a", np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1), np.ones((4, 4, 4), bool), [0], [63])
+    views.plot_volumes([(os.fsdecode(b"t\xe9te.nii") + "\n2% foreground", sample, None)], tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size[0] > 100

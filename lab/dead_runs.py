@@ -1,8 +1,10 @@
 """The process that an MLflow run belongs to: tags that name it, and the end of runs whose process is gone."""
 
+import hashlib
 import os
 import platform
 from contextlib import suppress
+from pathlib import Path
 
 from lab.store import note
 
@@ -20,10 +22,16 @@ def process_tags(parent_run_id: str | None) -> dict[str, str]:
 
 
 def host() -> str:
-    """This machine; on Linux with its space of process numbers, for each container counts its own."""
+    """This machine; on Linux with what tells it from another of its name, and its space of process numbers.
+
+    Of the machine's id, which is nobody else's business, a digest; containers count their processes apart.
+    """
+    parts = [platform.node()]
     with suppress(OSError):
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
-    return platform.node()
+        parts.append(hashlib.sha256(Path("/etc/machine-id").read_bytes()).hexdigest()[:8])
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 def is_gone(tags: dict[str, str]) -> bool:

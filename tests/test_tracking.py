@@ -429,6 +429,7 @@ def test_only_runs_of_this_machine_whose_process_is_gone_are_closed(store, chang
 
 
 def test_half_logged_model_of_a_dead_run_is_failed(store):
+    assert dead_runs.host() == dead_runs.host() and dead_runs.host().startswith(platform.node())
     tags = {"process.host": dead_runs.host(), "process.id": str(2**22 + 1), "process.started": "1.5"}
     experiment_id = open_store("Lab")
     run_id = client().create_run(experiment_id, tags=tags).info.run_id

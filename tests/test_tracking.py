@@ -428,8 +428,15 @@ def test_only_runs_of_this_machine_whose_process_is_gone_are_closed(store, chang
     assert run.info.end_time == (4_000_000_000_000 if status == "KILLED" else None)  # its last sign of life
 
 
+def test_two_machines_of_one_name_are_told_apart(monkeypatch):
+    hosts = []
+    for machine in (b"one", b"other", b"one"):
+        monkeypatch.setattr(dead_runs.Path, "read_bytes", lambda path, machine=machine: machine)
+        hosts.append(dead_runs.host())
+    assert hosts[0] == hosts[2] != hosts[1]
+
+
 def test_half_logged_model_of_a_dead_run_is_failed(store):
-    assert dead_runs.host() == dead_runs.host() and dead_runs.host().startswith(platform.node())
     tags = {"process.host": dead_runs.host(), "process.id": str(2**22 + 1), "process.started": "1.5"}
     experiment_id = open_store("Lab")
     run_id = client().create_run(experiment_id, tags=tags).info.run_id

@@ -111,7 +111,7 @@ def watch(command: list[str], enough: Callable[[dict], bool] | None = None, **en
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
     process = subprocess.Popen(command, cwd=_common.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        found = re.search(r"\bval_dice_coeff: (\S+)", line)  # that of an empty mask is printed as 1.7802e-09
+        found = re.search(r"\bval_dice_coeff: (\S+)", line)  # of an empty mask 1.7802e-11
         if not found:
             continue
         epochs.append({"seconds": round(time.perf_counter() - started, 2), "val_dice_coeff": float(found[1])})

@@ -308,9 +308,9 @@ RECORDS = sorted(path.stem for path in (FOLDER / "results").glob("*.json"))
 
 
 def test_a_score_is_read_as_it_is_printed_that_of_an_empty_mask_too():
-    lines = ["val_dice_coeff: 1.7802e-09 - val_loss: 1.0", "Trained in 2 s.", "epoch 2 - val_dice_coeff: 0.9938"]
+    lines = ["val_dice_coeff: 1.7802e-11 - val_loss: 1.0", "Trained in 2 s.", "epoch 2 - val_dice_coeff: 0.9938"]
     epochs = time_to_score.watch([sys.executable, "-c", f"print(*{lines}, sep='\\n')"])
-    assert [epoch["val_dice_coeff"] for epoch in epochs] == [1.7802e-09, 0.9938]
+    assert [epoch["val_dice_coeff"] for epoch in epochs] == [1.7802e-11, 0.9938]
     assert time_to_score.reached_after(epochs[:1]) is None
     assert time_to_score.reached_after(epochs) == epochs[1]["seconds"]
 

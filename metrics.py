@@ -69,6 +69,14 @@ for _function in (dice_coeff, iou_metric, dice_loss):
     _function.__doc__ += _ARGS
 
 
+def dice_of_sums(intersection, true, pred, smooth: float = 1e-6):
+    """Dice of |A.B|, |A| and |B| that are counted already, (2 |A.B| + smooth) / (|A| + |B| + smooth), in their shape.
+
+    Example: 1, 2 and 1 give 2 * 1 / (2 + 1) = 2/3.
+    """
+    return _ratio(2.0 * intersection + smooth, true + pred + smooth)
+
+
 class _OverlapMetric(keras.metrics.Metric):
     """The common part of `DiceCoefficient` and `IoU`: sums over a data set that do not depend on its batches."""
 
@@ -221,11 +229,6 @@ def _carried(wholes, rest):
 def _joined(wholes, rest):
     """The sums as one tensor each, rounded to float32."""
     return tuple(ops.unstack(WHOLE * wholes + rest))
-
-
-def dice_of_sums(intersection, true, pred, smooth: float = 1e-6):
-    """The Dice coefficient of |A.B|, |A| and |B|, float32, for those who have counted them already."""
-    return _ratio(2.0 * intersection + smooth, true + pred + smooth)
 
 
 def _iou(intersection, true, pred, smooth):

@@ -78,8 +78,30 @@ def provenance() -> dict[str, str]:
     return found
 
 
+def code_of(file: str) -> tuple[str, ...]:
+    """What may make the numbers of a file of this project: it, and what it imports or runs as a script, and so on."""
+    found, left = set(), [file]
+    while left:
+        name = left.pop()
+        if name in found or not (ROOT / name).is_file():
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(_text(ROOT / name))):
+            match node:
+                case ast.Import(names=aliases):
+                    modules = [alias.name for alias in aliases]
+                case ast.ImportFrom(module=module, names=aliases):
+                    modules = [module, *(f"{module}.{alias.name}" for alias in aliases)]
+                case ast.Constant(value=str(text)) if text.endswith(".py"):  # in a command
+                    modules = [text.removesuffix(".py")]
+                case _:
+                    continue
+            left += [f"{module.replace('.', '/')}.py" for module in modules]
+    return tuple(sorted(found))
+
+
 def changed_code(commit: str, paths: tuple[str, ...]) -> list[str]:
-    """Files of `paths` (files, folders) that do another thing here than at a commit; all paths if it is not known.
+    """Those of some files that do another thing here than at a commit; all of them if it is not known.
 
     Comments, docstrings and the layout of lines make no number. Without git nothing is known, and nothing is named.
     """

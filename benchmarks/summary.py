@@ -12,7 +12,7 @@ import re
 import statistics
 
 from benchmarks import ablation, brain, faults, noise, object_sizes, own_data, photographs, scores, time_to_score
-from benchmarks._common import ROOT, changed_code, read, table
+from benchmarks._common import ROOT, changed_code, code_of, read, table
 
 QUESTIONS = {  # what each benchmark asks, by its record
     "scores": "how good are the recipes?",
@@ -35,8 +35,6 @@ QUESTIONS = {  # what each benchmark asks, by its record
     "faults": "what of kills, signals, dead servers, full disks and bad input is survived?",
     "shared_server": "is everything there when four scripts at once write to one server?",
 }
-SCRIPTS = ("unet_segmentation.py", "volume_segmentation.py", "conv3d_analysis.py", "predict.py")
-CODE = (*SCRIPTS, "data_synth.py", "metrics.py", "lab")  # what may make the numbers, beside a benchmark's own file
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 STUDY = [  # what is shown of the memory study: side, filters, kernel, downsampling, precision
     (64, 16, 3, "late", "float32"),
@@ -84,7 +82,7 @@ def changes_since() -> dict[str, set[str]]:
     changed = {}
     for name in QUESTIONS:
         found = read(name)
-        code = (*CODE, f"benchmarks/{own.get(name, name.removesuffix('_3d'))}.py")
+        code = code_of(f"benchmarks/{own.get(name, name.removesuffix('_3d'))}.py")
         commits = commits_of([found, *found.get("rows", [])])
         changed[name] = {file for commit in commits for file in changed_code(commit, code)}
     return {name: files for name, files in changed.items() if files}

@@ -27,7 +27,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results.json"
 EDITIONS = ("en", "fr")
-CODE = ("report/experiments.py", "unet_segmentation.py", "conv3d_analysis.py", "data_synth.py", "metrics.py", "lab")
 
 
 def load() -> dict:
@@ -53,7 +52,8 @@ def missing_cells(results: dict, names) -> list[tuple[str, str]]:
 def of_other_code(results: dict) -> dict[str, list[str]]:
     """Recorded cells whose commit differs from what lies here in code that may have made them, and in which files."""
     commits = {key: cell["provenance"].get("mlflow.source.git.commit", "") for key, cell in results["cells"].items()}
-    changed = {commit: _common.changed_code(commit, CODE) for commit in set(commits.values())}
+    code = _common.code_of("report/experiments.py")
+    changed = {commit: _common.changed_code(commit, code) for commit in set(commits.values())}
     return {key: changed[commit] for key, commit in commits.items() if changed[commit]}
 
 
@@ -99,7 +99,8 @@ def summarize(names) -> dict:
 
 def made_at() -> dict:
     """Commit and day of the newest change to what the report is made from; without git, what is recorded."""
-    paths = [*CODE, "benchmarks", "report", ":(exclude)report/*.pdf", ":(exclude)report/figures"]
+    code = _common.code_of("report/experiments.py")
+    paths = [*code, "benchmarks", "report", ":(exclude)report/*.pdf", ":(exclude)report/figures"]
     command = ["git", "log", "-1", "--date=format:%Y-%-m-%-d", "--format=%h %cd", "--", *paths]
     if shutil.which("git"):
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()

@@ -326,27 +326,27 @@ def test_a_record_that_is_missing_is_named_with_its_command_before_anything_runs
     assert stopped.value.code == 2 and "python -m benchmarks.memory_study records it" in capsys.readouterr().err
 
 
-def test_a_cell_is_of_other_code_where_a_file_that_may_have_made_it_has_changed(tmp_path, monkeypatch):
+def test_a_cell_is_of_other_code_where_a_file_that_made_it_has_changed(tmp_path, monkeypatch):
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
         return done.stdout.strip()
 
     monkeypatch.setattr(_common, "ROOT", tmp_path)
-    (tmp_path / "lab").mkdir()
-    for file in ("metrics.py", "lab/training.py", "README.md"):
+    for folder in ("lab", "report"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "report" / "experiments.py").write_text("from lab import training\n")
+    for file in ("metrics.py", "lab/training.py", "lab/scans.py"):
         (tmp_path / file).write_text('"""What it is."""\n\n\ndef f(x):\n    """What it gives."""\n    return x + 1\n')
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "first")
     results = {"cells": {"e2/a": {"provenance": {"mlflow.source.git.commit": git("rev-parse", "HEAD")}}}}
-    (tmp_path / "README.md").write_text("after")
+    (tmp_path / "lab" / "scans.py").write_text("SCANS = True  # which no experiment imports\n")
     training = tmp_path / "lab" / "training.py"
     training.write_text('"""In other words."""\n\ndef f(x):  # of one line less\n    return (x + 1)\n')
     assert build.of_other_code(results) == {}
     training.write_text(training.read_text().replace("x + 1", "x + 2"))
-    assert build.of_other_code(results) == {"e2/a": ["lab/training.py"]}
-    training.unlink()
     assert build.of_other_code(results) == {"e2/a": ["lab/training.py"]}
 
 

@@ -131,7 +131,12 @@ def _refuse_empty(samples):
 
 
 def describe(parts: dict[str, list]) -> str:
-    """Number of samples and a digest of names, shapes and masks, so that a resumed run meets the same ones."""
+    """Number of samples and a digest of names, images and masks, so that a resumed run meets the same ones."""
     samples = sorted((sample for part in parts.values() for sample in part), key=lambda sample: sample.name)
-    about = [(sample.name, sample.image.shape, len(sample.objects)) for sample in samples]
-    return f"{len(samples)} samples, {hashlib.sha256(repr(about).encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(repr((sample.name, sample.image.shape)).encode())
+        for array in (sample.image, sample.mask):
+            for part in array:  # a large scan stays on disk
+                digest.update(np.ascontiguousarray(part))
+    return f"{len(samples)} samples, {digest.hexdigest()[:16]}"

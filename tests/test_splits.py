@@ -111,3 +111,22 @@ def test_folds_are_as_many_as_there_can_be(sides, num, most):
         splits.folds(crowded(*sides), 0, num, crop=16)
     with pytest.raises(ValueError, match="too few for 2 folds"):
         splits.folds(crowded(*[(8, 8)] * 3), 0, 2)
+
+
+def test_a_description_tells_samples_of_other_contents_apart():
+    @dataclasses.dataclass
+    class Pair:
+        name: str
+        image: np.ndarray
+        mask: np.ndarray
+
+    def pairs(pixel=0, object_at=0, name="b.png"):
+        images, masks = np.zeros((2, 4, 6, 1), np.uint16), np.zeros((2, 4, 6), bool)
+        images[1, 3, 5], masks[1, 2, object_at] = pixel, True
+        return [Pair(*sample) for sample in zip(("a.png", name), images, masks, strict=True)]
+
+    found = splits.describe({"training": pairs()[:1], "test": pairs()[1:]})
+    assert found.startswith("2 samples, ") and found == splits.describe({"training": pairs()[::-1], "test": []})
+    others = [splits.describe({"training": pairs(**change)}) for change in (
+        {"pixel": 1}, {"object_at": 1}, {"name": "c.png"})]  # fmt: skip
+    assert len({found, *others}) == 4

@@ -2,11 +2,11 @@
 
     python predict.py outputs/unet/model.keras photo.png more_photos/
     python predict.py outputs/volume/model.keras head.nii.gz
-    python predict.py models:/circles@champion photo.png
+    python predict.py models:/circles/1 photo.png
 
-8 s to the first picture on 2 cores. PNG, JPEG, TIFF or BMP, grey or colour, of any size. For NAME.png the output folder
+PNG, JPEG, TIFF or BMP, grey or colour, of any size. For NAME.png the output folder
 gets NAME_mask.png (0 and 255, of exactly the picture's size) and NAME_overlay.png (what the network saw, with the mask
-on it). A model of volumes takes NIfTI files and TIFF stacks: NAME_mask.nii.gz lies on the scan in every viewer, for it
+on it). A model of volumes takes NIfTI files and TIFF stacks: NAME_mask.nii.gz lies on the scan in a viewer, for it
 has its affine and header; the overlay is three orthogonal slices. predictions.csv gets a row per picture as soon as its
 files are there; rows of pictures that were predicted into the folder before stay. Exit code 0: all is done; 1:
 something could not be read; 2: nothing could be done.

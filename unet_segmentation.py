@@ -42,7 +42,7 @@ LAB = {
     "contrast": (0.5,),
     "noise": (0.25,),
     "batch_size": 8,
-    "optimizer": "muon",  # see lab/muon.py: as good as Adam after less than half of the images
+    "optimizer": "muon",  # see lab/muon.py and benchmarks/ablation.py
     "learning_rate": 4e-3,
     "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017): ends settled
     # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out (Isensee et al. 2021).

@@ -11,17 +11,29 @@ import argparse
 import re
 import statistics
 
-from benchmarks import ablation, brain, faults, noise, object_sizes, own_data, photographs, scores, time_to_score
+from benchmarks import (
+    ablation,
+    brain,
+    commands,
+    faults,
+    noise,
+    object_sizes,
+    own_data,
+    photographs,
+    scores,
+    time_to_score,
+)
 from benchmarks._common import ROOT, changed_code, code_of, read, table
 
 QUESTIONS = {  # what each benchmark asks, by its record
     "scores": "how good are the recipes?",
+    "commands": "how long do the README's commands take, and what does the 3D one reach?",
     "ablation": "what is each ingredient of the lab's recipe for?",
     "time_to_score": "how soon is the score of the lab report reached?",
     "noise": "how far is the network from a fit that knows the shape?",
     "train_step": "how fast are training and prediction beside PyTorch's?",
     "train_step_3d": "the same on volumes (`train_step --ndim 3`)",
-    "gpu": "the same on a graphics card, and how the cost grows with the size",
+    "gpu": "how fast are they on a graphics card?",
     "generator": "what do images cost beside their noise?",
     "metrics_speed": "what do scores cost beside others'?",
     "prediction": "is a loaded model as fast, and the same?",
@@ -196,15 +208,15 @@ def memory(found: dict):
 
 
 def gpu(found: dict) -> str:
-    """The training step on a graphics card, by size, in Markdown."""
+    """Training step and prediction on a graphics card, by size, in Markdown."""
     lines = []
-    trained = [row for row in found["rows"] if row["what"] == "step" and row["call"] == "train"]
-    for lab, torch in zip(trained[::2], trained[1::2], strict=True):
-        size = "x".join(map(str, lab["shape"][:-1]))
+    steps = [row for row in found["rows"] if row["what"] == "step"]
+    for lab, torch in zip(steps[::2], steps[1::2], strict=True):
+        size = ["training step", "prediction"][lab["call"] == "predict"], "x".join(map(str, lab["shape"][:-1]))
         speed = f"{lab['values_per_second'] / 1e6:.0f}"
         beside = lab["images_per_second"] / torch["images_per_second"]
-        lines.append([size, lab["batch"], speed, f"{lab['images_per_second']:,.0f}", f"{beside:.2f}"])
-    return table(["size", "batch", "million pixels or voxels/s", "images/s", "times PyTorch"], lines)
+        lines.append([*size, lab["batch"], speed, f"{lab['images_per_second']:,.0f}", f"{beside:.2f}"])
+    return table(["", "size", "batch", "million pixels or voxels/s", "images/s", "times PyTorch"], lines)
 
 
 def study(found: dict) -> str:
@@ -279,6 +291,8 @@ def shared_server(found: dict) -> str:
 PIECES = {  # name: the record that must be there, and what the page says of it
     "main_table": ("scores", lambda found: scores.main_table(found["rows"])),
     "made": ("scores", made),
+    "command_times": ("commands", lambda found: commands.times(found["rows"])),
+    "volumes": ("commands", lambda found: commands.volumes(found["rows"])),
     "index": (None, lambda found: index()),
     "ablation": ("ablation", lambda found: ablation.scores_table(found["rows"])),
     "time_to_score": ("time_to_score", lambda found: time_to_score.scores_table(found["rows"])),

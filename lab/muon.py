@@ -5,8 +5,8 @@
 A convolution kernel is a linear map from a patch to the output channels, a matrix of
 (height * width * channels in) rows and (channels out) columns. Adam scales each of its entries alone. Muon takes the
 momentum G of the whole matrix, G = U S V^T, and steps along U V^T: every direction that the gradient
-knows of is learned at one speed, the rare ones too. On the circles this reaches the accuracy that
-Adam ends with in less than half of the images.
+knows of is learned at one speed, the rare ones too. What that is worth on the circles is measured by
+benchmarks/ablation.py.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale of the step, which
 lets Adam and Muon share one learning rate, is that of Liu et al. 2025 (arXiv 2502.16982). Keras's own

@@ -191,10 +191,11 @@ def ingredients(runs: list[dict]) -> dict:
 
 
 def reaching(runs: list[dict]) -> dict:
-    """How many runs reach the original's score, their median seconds until then, and those of the whole of each."""
+    """How many runs reach the original's score and how many fail; median seconds until then, and of the whole."""
     reached = [run["reached_after"] for run in runs if run["reached_after"]]
     return {
         "share": wilson(len(reached), len(runs)),
+        "failed": sum((run["epochs"][-1]["val_dice_coeff"] or 0) < FAILED for run in runs),
         "seconds": statistics.median(reached) if reached else None,
         "whole": statistics.median(run["epochs"][-1]["seconds"] for run in runs),
     }
@@ -816,12 +817,13 @@ def e7(runs: dict) -> dict:
     for name, options in VARIANTS.items():
         found["variants"][name]["measured_mib"] = measured_variant(points, {**BASE, **options})
     base = found["variants"]["base"]
-    found["kernel7_factor"] = {
-        name: found["variants"]["kernel7"][name] / base[name] for name in ("giga_multiply_adds", "predicted_mib")
+    kernel7 = found["variants"]["kernel7"]
+    found["kernel7_factor"] = {name: kernel7[name] / base[name] for name in ("giga_multiply_adds",)}
+    more = {
+        name: kernel7[name] - base[name] for name in ("predicted_mib", "measured_mib") if kernel7[name] and base[name]
     }
-    if base["measured_mib"] and found["variants"]["kernel7"]["measured_mib"]:
-        both = (found["variants"][name]["measured_mib"] for name in ("kernel7", "base"))
-        found["kernel7_factor"]["measured_mib"] = next(both) / next(both)
+    copies = 4 * 4 * (kernel7["parameters"] - base["parameters"]) / 2**20  # weight, gradient, Adam's two, of 4 bytes
+    found["kernel7_more"] = {**more, "copies_mib": copies}
     measured = [point["measured"] for point in points]
     ends = {"smallest": min(measured), "largest": max(measured)}
     return {**found, "summary": {**study["summary"], **ends}, "points": points, "provenance": study["provenance"]}
@@ -831,7 +833,8 @@ def e7(runs: dict) -> dict:
 
 
 def e8_cells():
-    return {"repeats": (repeats, ()), "full": (full, ()), "onednn": (onednn, ()), "architecture": (architecture, ())}
+    names = {"repeats": repeats, "full": full, "elsewhere": elsewhere, "architecture": architecture}
+    return {name: (function, ()) for name, function in names.items()}
 
 
 def repeats() -> dict:
@@ -891,19 +894,28 @@ def full() -> dict:
     return {"runs": found, "same": same, "precision": run["provenance"]["precision"]}
 
 
-def onednn() -> dict:
-    """The same short trainings with oneDNN's operations and without."""
-    name, runs = "TF_ENABLE_ONEDNN_OPTS", {}
-    before = os.environ.get(name)
-    try:
-        for kind, value in (("with", "1"), ("without", "0")):
-            os.environ[name] = value  # the process that is started reads it
-            runs[kind] = in_own_process(fingerprints, True)
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
-    pairs = list(zip(runs["with"], runs["without"], strict=True))
-    same = sum(a["weights"] == b["weights"] for a, b in pairs)
-    return {**runs, "same_bits": same, "largest_difference": max(abs(a["dice"] - b["dice"]) for a, b in pairs)}
+ELSEWHERE = {  # what makes this machine compute as another one would: a variable of the environment, its value
+    "no_onednn": ("TF_ENABLE_ONEDNN_OPTS", "0"),
+    "avx2": ("ONEDNN_MAX_CPU_ISA", "AVX2"),
+    "one_thread": ("TF_NUM_INTRAOP_THREADS", "1"),
+}
+
+
+def elsewhere() -> dict:
+    """The same short trainings as this machine computes them, and as others would."""
+    here, found = in_own_process(fingerprints, True), {}
+    for kind, (name, value) in ELSEWHERE.items():
+        before = os.environ.get(name)
+        os.environ[name] = value  # the process that is started reads it
+        try:
+            there = in_own_process(fingerprints, True)
+        finally:
+            os.environ.pop(name) if before is None else os.environ.update({name: before})
+        pairs = list(zip(here, there, strict=True))
+        same = sum(a["weights"] == b["weights"] for a, b in pairs)
+        difference = max(abs(a["dice"] - b["dice"]) for a, b in pairs)
+        found[kind] = {"runs": there, "same_bits": same, "largest_difference": difference}
+    return {"here": here, **found}
 
 
 def architecture() -> dict:
@@ -932,7 +944,8 @@ def architecture() -> dict:
 def e8(runs: dict) -> dict:
     repeats = runs["repeats"]
     same = {kind: wilson(count, repeats["seeds"]) for kind, count in repeats["same_bits"].items()}
-    return {**repeats, "same": same, **{name: runs[name] for name in ("full", "onednn", "architecture")}}
+    same |= {kind: wilson(runs["elsewhere"][kind]["same_bits"], repeats["seeds"]) for kind in ELSEWHERE}
+    return {**repeats, "same": same, **{name: runs[name] for name in ("full", "elsewhere", "architecture")}}
 
 
 # E9: limits

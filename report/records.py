@@ -51,6 +51,9 @@ def brain(found: dict) -> dict:
     overruns = [r["seconds"] / r["budget"] - 1 for of in groups.values() for r in of.get(None, ()) if r["budget"]]
     return {
         "sides": sides,
+        "parameters": {
+            side: next(r["parameters"] for r in of[None]) for (side, _), of in groups.items() if side in first
+        },
         "budgets": budgets,
         "num_rates": len(rates),
         "slices_ahead": paired(*([of[seed] for seed in both] for of in first.values())),
@@ -124,15 +127,31 @@ def compute() -> list[dict]:
         return row.get("wall_seconds") or row.get("training_seconds") or row.get("seconds") or 0
 
     sums = {}
-    for name in ("scores", "ablation", "noise", "time_to_score", "own_data", "brain", "faults"):
-        rows = _common.rows(name)
+    for name in ("scores", "ablation", "noise", "time_to_score", "own_data", "brain"):
+        rows = trainings(name)
         if rows:
             sums[name] = (len(rows), sum(map(seconds, rows)))
+    if attacks := _common.rows("faults"):
+        tried = sum(counts[1] for row in attacks for counts in row["outcomes"].values())
+        sums["faults"] = (tried, sum(map(seconds, attacks)))
     if study := _common.read("conv3d_study"):
         sums["conv3d_study"] = (study["summary"]["num_measured"], study["summary"]["seconds"])
     if shared := _common.read("shared_server"):
         sums["shared_server"] = (shared["held"]["runs"][1], shared["seconds"])
     return [{"record": name, "runs": runs, "hours": time / 3600} for name, (runs, time) in sums.items()]
+
+
+def trainings(name: str) -> list[dict]:
+    """The rows of a record that are trainings of their own: no score of a threshold, nor of a run at another time."""
+    again = ("Otsu", "interval", "mean of weights", "flips")  # the last two are scores of the training of `ours`
+    rows = [row for row in _common.rows(name) if row.get("side") not in again]
+    if name != "brain":
+        return rows
+    # MONAI's networks, which have a rate, are scored at several times of one training.
+    kept = {}
+    for row in sorted(rows, key=lambda row: row["budget"]):
+        kept[row["side"], row["halves"], row["seed"], row.get("rate") or row["budget"]] = row
+    return list(kept.values())
 
 
 def _key(name: str) -> str:

@@ -17,6 +17,7 @@ from benchmarks import (
     _common,
     ablation,
     brain,
+    commands,
     faults,
     gpu,
     memory,
@@ -86,6 +87,20 @@ COMMANDS = {
 @pytest.mark.parametrize("flags", COMMANDS.values(), ids=COMMANDS)
 def test_every_training_that_is_run_is_one_that_the_script_understands(flags):
     unet.parse_args([*flags.split(), "--seed", "1"])
+
+
+def test_the_commands_of_the_readme_are_told_by_their_medians_and_their_seeds():
+    here = {"machine": {"flags": ["avx2"]}, "provenance": {"device": "a CPU, 2 cores"}}
+    rows = [{**here, "name": "conv3d", "seed": seed, "seconds": 3 * (4 - seed)} for seed in (1, 2, 3)]
+    assert commands.times(rows) == (
+        "From start to end, on a CPU, 2 cores, without bfloat16 arithmetic: `conv3d_analysis.py` 6 s."
+    )
+    for seed, width, dice in ((1, 1.5, 0.9), (2, 2, 0.8)):
+        filtered = {f"Gaussian filter of {width:g}, threshold": {"image_dice": 0.7}}
+        found = {"test": {"image_dice": dice}, "baselines": filtered}
+        rows.append({**here, "name": "volumes", "seed": seed, "seconds": 1, "settings": {"test_volumes": 32}, **found})
+    told = "Mean Dice of 32 unseen volumes, 2 seeds: the 3D U-Net 0.8500 (707), Gaussian filter, threshold 0.7000 (0)."
+    assert commands.volumes(rows) == told
 
 
 def test_the_ablation_changes_what_its_rows_say():
@@ -286,6 +301,7 @@ NO_CARD = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 CIRCUMSTANCES = {"date", "command", "machine", "versions", "provenance"}
 SHAPES = {  # by record: what each of its rows has
     "ablation": {"row", "rate", "seed", "command", "date", "test", "last_epoch", "failure"},
+    "commands": {"name", "seed", "seconds", "machine", "provenance"},
     "conv3d_study": {"input_shape", "filters", "kernel_size", "downsampling", "precision", "predicted_total_mib"},
     "faults": {"attack", "outcomes"},
     "generator": {"images", "size", "lab_against_noise", "monai_against_lab"},

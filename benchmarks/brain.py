@@ -155,7 +155,7 @@ def train_for_budgets(make, fit, steps_to_come, predict, test, args) -> list[dic
     """Train a new network for each budget, of as many steps as fit into it; a row for each."""
     rows, seconds_per_step, start = [], None, 0.0
     for budget in [None, *args.budgets]:  # the first one finds out how long steps take
-        for steps in (1, 20) if budget is None else (max(1, round((budget - start) / seconds_per_step)),):
+        for steps in (1, 100) if budget is None else (max(2, round((budget - start) / seconds_per_step)),):
             steps_to_come(steps)
             model = make()
             started = time.perf_counter()
@@ -163,9 +163,8 @@ def train_for_budgets(make, fit, steps_to_come, predict, test, args) -> list[dic
             seconds = time.perf_counter() - started
             if steps == 1:
                 start = seconds  # tracing, and one validation
-        if budget is None:
-            seconds_per_step = (seconds - start) / 19
-        else:
+        seconds_per_step = (seconds - start) / (steps - 1)  # what the last one took: a machine's speed drifts
+        if budget is not None:
             rows.append({"budget": budget, "seconds": seconds, "steps": steps, **score(test, predict(model))})
             rows[-1]["parameters"] = model.count_params()
     return rows

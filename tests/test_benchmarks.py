@@ -8,6 +8,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +88,21 @@ COMMANDS = {
 @pytest.mark.parametrize("flags", COMMANDS.values(), ids=COMMANDS)
 def test_every_training_that_is_run_is_one_that_the_script_understands(flags):
     unet.parse_args([*flags.split(), "--seed", "1"])
+
+
+def test_a_training_takes_as_many_steps_as_fill_its_time_and_follows_a_machine_that_slows_down(monkeypatch):
+    clock, todo, speeds = [0.0], [], iter([0.1, 0.1, 0.2, 0.2])  # seconds a step: two trials, two trainings
+    monkeypatch.setattr(brain.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(brain, "score", lambda test, probs: {})
+
+    def fit(model):
+        clock[0] += 5 + todo[-1] * next(speeds)  # 5 s to trace
+
+    make = lambda: SimpleNamespace(count_params=lambda: 7)  # noqa: E731
+    args = SimpleNamespace(budgets=[40, 90])
+    first, second = brain.train_for_budgets(make, fit, todo.append, lambda model: None, None, args)
+    assert todo[:2] == [1, 100] and first["steps"] == 349 and first["seconds"] == pytest.approx(5 + 69.8)
+    assert second["seconds"] == pytest.approx(90, rel=0.01)
 
 
 def test_the_commands_of_the_readme_are_told_by_their_medians_and_their_seeds():

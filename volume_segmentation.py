@@ -2,7 +2,7 @@
 
     python volume_segmentation.py
 
-3 minutes on 2 cores, 2.5 with bfloat16; expect a mean Dice of 0.966 on 32 unseen volumes. The files are those of
+2 to 3 minutes on 2 cores; expect a mean Dice of about 0.966 on 32 unseen volumes. The files are those of
 unet_segmentation.py, in outputs/volume, with per_volume.csv for per_image.csv; the MLflow experiment is
 3D_Volume_Segmentation.
 

@@ -3,8 +3,7 @@
     python -m benchmarks.commands                             # 20 minutes, nothing else running
     python -m benchmarks.commands --only volumes --seeds 1    # a part of it, added to what is recorded
 
-Each is a process of its own with the script's defaults, from the start of Python to the last file. Nothing was tuned on
-these seeds.
+Each is a process of its own with the script's defaults, from the start of Python to the last file.
 """
 
 import argparse

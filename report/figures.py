@@ -70,7 +70,7 @@ def network(results, say):
     maps = {row["name"]: row for row in results["e1"]["network"]}
     depth, gap, step = 3, 0.42, 1.05
     full = maps["encoder1"]["side"]
-    drawn = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+    drawn = Figure(figsize=(WIDTH, 3), layout="constrained")
     axes = drawn.subplots()
     arrow = {"arrowstyle": "-|>", "linewidth": 0.9, "shrinkA": 1, "shrinkB": 1, "mutation_scale": 8}
 

@@ -61,6 +61,24 @@ def brain(found: dict) -> dict:
     }
 
 
+def commands(found: dict) -> dict:
+    """Of volume_segmentation.py: mean Dice of the volumes over the seeds, of the network and of two references."""
+    rows = [row for row in found["rows"] if row["name"] == "volumes"]
+    references = {"threshold": "best threshold", "filter": "Gaussian filter"}
+    return {
+        "network": over_seeds(row["test"]["image_dice"] for row in rows),
+        **{
+            name: over_seeds(
+                scores["image_dice"]
+                for row in rows
+                for baseline, scores in row["baselines"].items()
+                if baseline.startswith(start)
+            )
+            for name, start in references.items()
+        },
+    }
+
+
 def faults(found: dict) -> dict:
     """By attack: how many attempts ended as promised, of how many, with the interval of that share."""
     attacks = {}
@@ -108,6 +126,7 @@ READERS = {
     "object_sizes": object_sizes,
     "own_data": own_data,
     "brain": brain,
+    "commands": commands,
     "faults": faults,
     "shared_server": shared_server,
 }

@@ -64,6 +64,14 @@ RECORDS = {  # of the shape that benchmarks/ records, for those that may be miss
             for split in splits
         ]
     },
+    "commands": {
+        "rows": [
+            {"name": "volumes", "seed": seed, "test": {"image_dice": 0.9 + seed / 100}}
+            | {"baselines": {"best threshold": {"image_dice": 0.1}, f"Gaussian filter of {seed}": {"image_dice": 0.8}}}
+            for seed in (1, 2)
+        ]
+        + [{"name": "conv3d", "seed": 1}]
+    },
     "faults": {
         "rows": [
             {"attack": "kills", "outcomes": {"undisturbed": [1, 1], "kill -9 in a training": [19, 20]}},
@@ -268,6 +276,11 @@ def test_the_text_claims_the_differences_that_the_records_carry():
     assert rare["dice"]["k"] - rare["dice_tiny"]["k"] > rare["pooled_dice_one"]["k"] - rare["pooled_dice"]["k"]
     for share in ("10", "1"):
         assert all(results["e3"][share][loss]["failed"]["k"] == 0 for loss in ("bce", *losses))
+    brain = results["records"]["brain"]["sides"]
+    (interval,) = (found["dice"]["mean"] for found in brain.pop("interval").values())
+    assert all(found["dice"]["mean"] < interval for of_time in brain.values() for found in of_time.values())
+    ends = brain["lab"][results["records"]["brain"]["budgets"][-1]]["dice"]
+    assert ends["min"] < min(brain["lab"]["90"]["dice"]["values"]) and ends["max"] > interval
     assert results["e8"]["full"]["same"]
     assert all(results["e8"]["elsewhere"][kind]["same_bits"] == 0 for kind in experiments.ELSEWHERE)
     assert (
@@ -303,6 +316,12 @@ def test_own_data_are_compared_by_split_at_the_rate_that_went_on():
     assert found["UNet"]["dice"]["mean"] == pytest.approx(0.61) and found["ours"]["less_ours"] is None
     assert found["no_augmentation"]["less_ours"]["mean"] == pytest.approx(-0.1)
     assert records.own_data(RECORDS["own_data"])["num_rates"] == 2
+
+
+def test_the_volumes_scores_are_told_beside_both_references_whatever_the_filters_width():
+    found = records.commands(RECORDS["commands"])
+    assert (found["network"]["min"], found["network"]["max"]) == (0.91, 0.92)
+    assert found["filter"]["values"] == [0.8, 0.8] and found["threshold"]["mean"] == pytest.approx(0.1)
 
 
 def test_a_record_that_is_missing_has_no_paragraph(monkeypatch, tmp_path):

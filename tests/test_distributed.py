@@ -30,6 +30,7 @@ def start(folder, process, num, port, *flags):
     environment |= {"KERAS_DISTRIBUTION_NUM_PROCESSES": str(num), "KERAS_DISTRIBUTION_PROCESS_ID": str(process)}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling, most of the time here, takes half
     environment["KERAS_DISTRIBUTION_JOB_ADDRESSES"] = ",".join(f"127.0.0.1:{port + i}" for i in range(num))
     command = [sys.executable, "-u", unet.__file__, *FLAGS.split(), *" ".join(flags).split(), "--distributed"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -389,9 +389,9 @@ def test_every_picture_belongs_to_one_shard(model_path, picture_folder, tmp_path
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows cannot kill so")
 @pytest.mark.slow
 def test_table_and_masks_belong_together_after_a_kill(model_path, tmp_path):
-    """Killed at a moment of its own in the midst of 200 pictures, and continued: nothing half-written at any time."""
+    """Killed at a moment of its own in the midst of 60 pictures, and continued: nothing half-written at any time."""
     (tmp_path / "in").mkdir()
-    for i in range(200):
+    for i in range(60):
         Image.fromarray(np.full((30, 30), i, np.uint8)).save(tmp_path / f"in/{i}.png")
     command = [sys.executable, predict.__file__, str(model_path), "in", "--out-dir", "out", "--continue"]
     for pause in (0.0, 0.1):
@@ -402,7 +402,7 @@ def test_table_and_masks_belong_together_after_a_kill(model_path, tmp_path):
         rows, masks = outputs_after_a_kill(tmp_path / "out")
         assert rows <= masks and len(masks - rows) <= 1 and rows
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0
-    assert outputs(tmp_path / "out") == ({str(i) for i in range(200)},) * 2
+    assert outputs(tmp_path / "out") == ({str(i) for i in range(60)},) * 2
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 

@@ -3,7 +3,7 @@
     python conv3d_analysis.py                 # one run in the experiment 3D_Volumetric_Analysis
     python conv3d_analysis.py --fit-in 4      # what trains within 4 GiB
 
-9 s on 2 cores once the store exists; expect a predicted memory within some 15% of the measured one. Nothing is trained
+7 s on 2 cores; expect a predicted memory within some 15% of the measured one. Nothing is trained
 here (volume_segmentation.py does that): loss and Dice by step are SIMULATED, and named so everywhere. What is measured,
 training steps on noise in a process of their own, is named `measured/`; what follows from the layers alone,
 `predicted/`. Files go to outputs/conv3d. `python -m benchmarks.memory_study` measures 68 such networks.

@@ -2,6 +2,7 @@
 
 import collections
 import importlib.util
+import itertools
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ import typst
 from PIL import Image
 
 from benchmarks import _common
+from benchmarks.brain import RATES, best_rates
 from benchmarks.intervals import paired, wilson
 from report import build, experiments, figures, records, screenshot
 
@@ -281,6 +283,13 @@ def test_the_text_claims_the_differences_that_the_records_carry():
     assert all(found["dice"]["mean"] < interval for of_time in brain.values() for found in of_time.values())
     ends = brain["lab"][results["records"]["brain"]["budgets"][-1]]["dice"]
     assert ends["min"] < min(brain["lab"]["90"]["dice"]["values"]) and ends["max"] > interval
+    rows = [row for row in _common.rows("brain") if row["side"] in ("UNet", "DynUNet")]
+    for side, budget in itertools.product(("UNet", "DynUNet"), (40, 90)):
+        seeds = collections.Counter(r["rate"] for r in rows if (r["side"], r["budget"]) == (side, budget))
+        (led,) = best_rates([row for row in rows if (row["side"], row["budget"], row["seed"]) == (side, budget, 0)])
+        assert seeds[led["rate"]] == 3 and list(seeds.values()).count(3) in (2, 3)
+    (largest,) = {row["rate"] for row in best_rates(rows) if (row["side"], row["budget"]) == ("UNet", 90)}
+    assert largest == max(RATES)
     assert results["e8"]["full"]["same"]
     assert all(results["e8"]["elsewhere"][kind]["same_bits"] == 0 for kind in experiments.ELSEWHERE)
     assert (

@@ -291,7 +291,7 @@ def imbalance(results, say):
 
 def overlap(results, say):
     """Left: Dice against IoU. Right: what Dice deducts of what IoU deducts."""
-    drawn, (left, right) = figure(2.5, 2)
+    drawn, (left, right) = figure(2.2, 2)
     iou = np.linspace(0, 1, 201)
     best = results["e4"]["largest_gap"]
     left.plot(iou, 2 * iou / (1 + iou), color=BLUE)
@@ -322,7 +322,7 @@ def pixels(results, say):
     """Errors of one pixel on discs of growing radius: what Dice and IoU lose, and the ratio of the two."""
     rows = sorted(results["e4"]["radii"].values(), key=lambda row: row["radius"])
     radius = [row["radius"] for row in rows]
-    drawn, (left, right) = figure(2.8, 2)
+    drawn, (left, right) = figure(2.4, 2)
     errors = {
         "shift": (BLUE, say("shifted by one pixel", "décalé d’un pixel")),
         "shrunk": (ORANGE, say("shrunk by one pixel", "rétréci d’un pixel")),
@@ -423,7 +423,7 @@ def slices(results, say):
 def memory(results, say):
     """Left: predicted against measured memory of the study. Right: what each compromise does."""
     e7 = results["e7"]
-    drawn, (left, right) = figure(2.9, 2)
+    drawn, (left, right) = figure(2.6, 2)
     kinds = {
         ("late", "float32"): (BLUE, "o", "float32"),
         ("late", "mixed_bfloat16"): (SKY, "o", "bfloat16"),

@@ -20,7 +20,7 @@ from lab import command_line, store
 
 EXPERIMENT = "2D_UNet_Segmentation"
 PICTURE = Path(__file__).resolve().parent / "figures" / "mlflow.png"
-WINDOW = (1500, 996)  # pixels, of which each is two by two in the file
+WINDOW = (1500, 640)  # pixels, of which each is two by two in the file
 AROUND = (197, 10, 396, 30)  # of the window, left, top, right, bottom: the menu, and the panel of an assistant
 PATIENCE = 60  # seconds of the page's own clock, for the charts come after the page
 ATTEMPTS = 5
@@ -62,8 +62,8 @@ def photograph(address: str, path: Path, folder: Path) -> None:
 
 
 def has_charts(picture: Image.Image) -> bool:
-    """Whether lines are drawn in the lower two thirds of the page."""
-    pixels = np.asarray(picture, np.int16)[picture.height // 3 :]
+    """Whether lines are drawn in the lower half of the page, where no heading is."""
+    pixels = np.asarray(picture, np.int16)[picture.height // 2 :]
     return np.count_nonzero(np.abs(pixels - LINE).max(axis=-1) < 20) > 1000
 
 

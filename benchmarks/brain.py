@@ -12,8 +12,9 @@ between. `--halves left-right` makes the easy split, for those who want to compa
 Every side sees patches from the same function, 48^3 voxels, two at a time (the one on slices 96^2, eight at a time),
 flipped, turned and varied in brightness, in bfloat16 where the processor has it. The clock is that of the training
 steps, tracing included; scoring stops it. A side of the lab's trains anew for each budget of seconds, because its rate
-falls to zero at the end; MONAI's, with a constant rate, go on; of four rates, tried with one seed, the best is taken.
-The best threshold interval on the training part is row 0.
+falls to zero at the end; MONAI's, with a constant rate, go on. Of four rates, tried with one seed, those that lead at a
+time are to be run with the others too (--rates, --seeds), and of these the best mean is taken. The best threshold
+interval on the training part is row 0.
 """
 
 import argparse

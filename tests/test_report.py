@@ -290,6 +290,8 @@ def test_the_text_claims_the_differences_that_the_records_carry():
         assert seeds[led["rate"]] == 3 and list(seeds.values()).count(3) in (2, 3)
     (largest,) = {row["rate"] for row in best_rates(rows) if (row["side"], row["budget"]) == ("UNet", 90)}
     assert largest == max(RATES)
+    missing = {row["attack"]: sum(n - k for k, n in row["outcomes"].values()) for row in _common.rows("faults")}
+    assert missing.pop("signals") == 1 and not any(missing.values())
     assert results["e8"]["full"]["same"]
     assert all(results["e8"]["elsewhere"][kind]["same_bits"] == 0 for kind in experiments.ELSEWHERE)
     assert (

@@ -420,6 +420,7 @@ def test_a_page_whose_charts_are_not_there_yet_is_not_taken():
     page = Image.new("RGB", (900, 900), "white")
     assert not screenshot.has_charts(page)
     page.paste(screenshot.LINE, (100, 100, 800, 200))  # a button above the charts
+    page.paste(screenshot.LINE, (100, 320, 800, 324))  # the line under a heading
     assert not screenshot.has_charts(page)
     page.paste(screenshot.LINE, (100, 700, 800, 703))
     assert screenshot.has_charts(page)

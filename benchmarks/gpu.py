@@ -2,6 +2,7 @@
 
     export JAX_COMPILATION_CACHE_DIR=$PWD/outputs/jax
     python -m benchmarks.gpu          # one NVIDIA card, JAX and PyTorch with CUDA, nothing else running
+    python -m benchmarks.gpu --parts training    # some of it, added to what is recorded
     python -m benchmarks.gpu --cpu    # tiny and on the processor, not recorded: to see that it runs
 
 The lab's network in bfloat16, Keras on JAX, in turns with the same network in PyTorch, channels last and compiled, and
@@ -82,12 +83,27 @@ def key(row: dict) -> tuple:
     return row["what"], place, row.get("call", ""), row.get("side", ""), row.get("seed", 0)
 
 
+def compile_pytorch(works: list[dict]) -> None:
+    """Let PyTorch compile its networks side by side, so that the timed processes find them in its cache.
+
+    Keras's are compiled when their turn comes, for XLA tries its kernels on the card, and does so best on a quiet one.
+    """
+
+    def compile_one(work):
+        worker = train_step.Worker("PyTorch", {**train_step.OPTIONS, **work})
+        try:
+            worker.warm_up(0.01)
+        finally:
+            worker.close()
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        list(pool.map(compile_one, works))
+
+
 def steps(plan: dict) -> Iterator[dict]:
     """Rows of `train_step.compare` for each size, with the pixels or voxels per second."""
     works = sizes(plan)
-    # All are compiled once side by side, so that the timed processes find it in their caches.
-    with ThreadPoolExecutor(len(works)) as pool:
-        list(pool.map(lambda work: train_step.compare(SIDES, work, 1, 0.01), works))
+    compile_pytorch(works)
     for work in works:
         for row in train_step.compare(SIDES, work, plan["rounds"], plan["seconds"]):
             speed = row["images_per_second"] * math.prod(work["shape"])
@@ -123,13 +139,17 @@ def feeding(plan: dict) -> Iterator[dict]:
     yield {"what": "feeding", "flags": plan["large"], **speeds}
 
 
+PARTS = {"step": steps, "training": soon, "feeding": feeding}
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which measurements to make")
     parser.add_argument("--cpu", action="store_true", help="try everything, small, on the processor; record nothing")
     args = parser.parse_args(argv)
     plan, name = (PROCESSOR, "processor") if args.cpu else (CARD, card())
     others = _common.busy()
-    for row in itertools.chain(steps(plan), feeding(plan), soon(plan)):
+    for row in itertools.chain.from_iterable(PARTS[part](plan) for part in args.parts):
         print({name: value for name, value in row.items() if name not in ("epochs", "seconds_per_step")}, flush=True)
         if not args.cpu:
             _common.record("gpu", {"card": name, **row}, key, others)

@@ -40,6 +40,7 @@ QUESTIONS = {  # what each benchmark asks, by its record
     "tiles": "how fast and how large are the pictures of `predict.py`?",
     "memory": "what memory do more training images take?",
     "conv3d_study": "is the memory of 3D networks what was predicted (`memory_study`)?",
+    "processors": "are trainings and memory the same on another processor?",
     "photographs": "does a network that has seen circles find coins?",
     "object_sizes": "and objects of other sizes than those that it has seen?",
     "own_data": "eight labelled crops of a real picture: what helps, and what do MONAI's networks reach?",
@@ -70,9 +71,9 @@ def origin(name: str, rows: list | None = None) -> list[str]:
     """Days, machines and commits of a record, or of some of its rows."""
     found = read(name) if rows is None else {"rows": rows}
     parts = [found, *found.get("rows", [])]
-    provenances = [part["provenance"] for part in parts if "provenance" in part]
     flags = {" ".join(part["machine"]["flags"]) for part in parts if "machine" in part}
-    machine = ", ".join(sorted({provenance["device"] for provenance in provenances}))
+    devices = {part.get("card") or part["provenance"]["device"] for part in parts if "provenance" in part}
+    machine = ", ".join(sorted(devices))
     days = sorted({part["date"] for part in parts if "date" in part})
     days = days[:1] + [day[5:] for day in days[1:]]  # the year once
     return [

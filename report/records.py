@@ -7,6 +7,7 @@ import statistics
 
 from benchmarks import _common
 from benchmarks.intervals import over_seeds, paired, wilson
+from lab.memory import MARGIN
 
 
 def photographs(found: dict) -> dict:
@@ -121,6 +122,27 @@ def own_data(found: dict) -> dict:
     return {"data": data, "splits": max(map(len, best.values())), "num_rates": len(rates)}
 
 
+def processors(found: dict) -> dict:
+    """Of E8's trainings and of the memory study on another processor, how they compare with those recorded first."""
+    rows = {row["what"]: row for row in found["rows"]}
+    training, study = rows["training"], rows["memory"]
+    full = training["full"]
+    return {
+        "here": _plain(training["against"]["device"]),
+        "there": _plain(training["provenance"]["device"]),
+        "same": wilson(training["short"]["same_bits"], training["short"]["pairs"]),
+        "largest_difference": training["short"]["largest_difference"],
+        "full": {"here": full["dice_there"][0], "there": full["dice"][0], "repeated": full["repeated"]},
+        "memory": {**study["summary"], "largest_factor": largest_factor(study), "margin": MARGIN},
+    }
+
+
+def largest_factor(study: dict) -> float:
+    """Measured by predicted memory of a training step with oneDNN, at most."""
+    rows = [row for row in study["rows"] + study["unet"] if row["status"] == "measured"]
+    return max(row["measured_peak_mib"] / row["predicted_total_mib"] for row in rows)
+
+
 READERS = {
     "photographs": photographs,
     "object_sizes": object_sizes,
@@ -128,6 +150,7 @@ READERS = {
     "brain": brain,
     "commands": commands,
     "faults": faults,
+    "processors": processors,
     "shared_server": shared_server,
 }
 
@@ -171,6 +194,11 @@ def trainings(name: str) -> list[dict]:
     for row in sorted(rows, key=lambda row: row["budget"]):
         kept[row["side"], row["halves"], row["seed"], row.get("rate") or row["budget"]] = row
     return list(kept.values())
+
+
+def _plain(device: str) -> str:
+    """A processor's name without its marks and its cores: "Intel(R) Xeon(R) Processor, 2 cores" is an Intel Xeon."""
+    return device.split(",")[0].replace("(R)", "").removesuffix(" Processor")
 
 
 def _key(name: str) -> str:

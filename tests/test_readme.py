@@ -75,12 +75,12 @@ def test_comparisons_of_every_call_and_size_are_told():
     assert list(told) == [f"{call}, volumes, float32, batch 2" for call in ("training step", "prediction")]
     assert all("1.25 times PyTorch, channels last, 1.25 times channels first" in text for text in told.values())
     found = {"rows": rows([64, 64, 1], ("Keras, JAX", "PyTorch"), what="step", values_per_second=3e6)}
-    told = [f"| {call} | 64x64 | 2 | 3 | 10 | 1.00 |" for call in ("training step", "prediction")]
+    told = [f"| {call} | 64x64 | 2 | 3 | 10 | 1.25 |" for call in ("training step", "prediction")]
     assert summary.gpu(found).splitlines()[2:] == told
 
 
 def test_both_pages_stay_readable_in_one_go():
-    assert len(PAGES["benchmarks/README.md"].splitlines()) <= 245
+    assert len(PAGES["benchmarks/README.md"].splitlines()) <= 250
 
 
 def test_the_shown_rows_of_the_memory_study_are_the_recorded_ones():

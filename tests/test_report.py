@@ -66,6 +66,26 @@ RECORDS = {  # of the shape that benchmarks/ records, for those that may be miss
             for split in splits
         ]
     },
+    "processors": {
+        "rows": [
+            {
+                "what": "training",
+                "against": {"device": "AMD EPYC, 2 cores"},
+                "provenance": {"device": "Intel(R) Xeon(R) Processor, 2 cores"},
+                "short": {"same_bits": 1, "pairs": 3, "largest_difference": 0.01},
+                "full": {"dice": [0.9, 0.9], "dice_there": [0.91, 0.91], "repeated": True},
+            },
+            {
+                "what": "memory",
+                "summary": {"num_measured": 1, "mean_error": -0.2, "median_error": 0.2, "largest_error": 0.2},
+                "rows": [
+                    {"status": "measured", "measured_peak_mib": 125, "predicted_total_mib": 100},
+                    {"status": "would not fit"},
+                ],
+                "unet": [{"status": "measured", "measured_peak_mib": 90, "predicted_total_mib": 100}],
+            },
+        ]
+    },
     "commands": {
         "rows": [
             {"name": "volumes", "seed": seed, "test": {"image_dice": 0.9 + seed / 100}}
@@ -320,6 +340,13 @@ def test_of_the_rates_of_a_network_the_one_with_the_best_mean_is_taken():
     assert found["sides"]["UNet"]["40"]["dice"]["mean"] == pytest.approx(0.6) and found["num_rates"] == 2
     assert found["sides"]["lab"]["40"]["seeds"] == 2 and found["budgets"] == ["40", "90"]  # not the easy split's
     assert found["slices_ahead"]["mean"] == 0 and found["overrun"] == pytest.approx(1 / 40)
+
+
+def test_processors_are_named_plainly_and_the_largest_step_is_found():
+    found = records.processors(RECORDS["processors"])
+    assert (found["here"], found["there"]) == ("AMD EPYC", "Intel Xeon") and found["same"]["k"] == 1
+    assert found["full"] == {"here": 0.91, "there": 0.9, "repeated": True}
+    assert found["memory"]["largest_factor"] == 1.25
 
 
 def test_own_data_are_compared_by_split_at_the_rate_that_went_on():

@@ -133,8 +133,23 @@ def processors(found: dict) -> dict:
         "same": wilson(training["short"]["same_bits"], training["short"]["pairs"]),
         "largest_difference": training["short"]["largest_difference"],
         "full": {"here": full["dice_there"][0], "there": full["dice"][0], "repeated": full["repeated"]},
-        "memory": {**study["summary"], "largest_factor": largest_factor(study), "margin": MARGIN},
+        "memory": {**errors_of(study["rows"]), "largest_factor": largest_factor(study), "margin": MARGIN},
     }
+
+
+def errors_of(rows: list[dict]) -> dict:
+    """By precision, of the networks that were measured: their number, mean, median absolute and largest error."""
+    found = {}
+    for precision in ("float32", "mixed_bfloat16"):
+        some = [row["error"] for row in rows if row["status"] == "measured" and row["precision"] == precision]
+        sizes = [abs(error) for error in some]
+        found[precision.removeprefix("mixed_")] = {
+            "num_measured": len(some),
+            "mean_error": statistics.mean(some),
+            "median_error": statistics.median(sizes),
+            "largest_error": max(sizes),
+        }
+    return found
 
 
 def largest_factor(study: dict) -> float:

@@ -18,6 +18,7 @@ from PIL import Image
 from benchmarks import _common
 from benchmarks.brain import RATES, best_rates
 from benchmarks.intervals import paired, wilson
+from lab.memory import MARGIN
 from report import build, experiments, figures, records, screenshot
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,11 +78,12 @@ RECORDS = {  # of the shape that benchmarks/ records, for those that may be miss
             },
             {
                 "what": "memory",
-                "summary": {"num_measured": 1, "mean_error": -0.2, "median_error": 0.2, "largest_error": 0.2},
                 "rows": [
-                    {"status": "measured", "measured_peak_mib": 125, "predicted_total_mib": 100},
-                    {"status": "would not fit"},
-                ],
+                    {"status": "measured", "measured_peak_mib": 125, "predicted_total_mib": 100, "error": -0.2}
+                    | {"precision": precision}
+                    for precision in ("float32", "mixed_bfloat16")
+                ]
+                + [{"status": "would not fit", "precision": "float32"}],
                 "unet": [{"status": "measured", "measured_peak_mib": 90, "predicted_total_mib": 100}],
             },
         ]
@@ -313,6 +315,11 @@ def test_the_text_claims_the_differences_that_the_records_carry():
     missing = {row["attack"]: sum(n - k for k, n in row["outcomes"].values()) for row in _common.rows("faults")}
     assert missing.pop("signals") == 1 and not any(missing.values())
     assert results["e8"]["full"]["same"]
+    other = results["records"]["processors"]
+    assert other["same"]["k"] == 0 and other["full"]["repeated"] and other["full"]["there"] != other["full"]["here"]
+    studies = [_common.read("conv3d_study"), *_common.rows("processors")[1:]]
+    assert max(map(records.largest_factor, studies)) < MARGIN and len(studies) == 2
+    assert other["memory"]["bfloat16"]["mean_error"] > 0
     assert all(results["e8"]["elsewhere"][kind]["same_bits"] == 0 for kind in experiments.ELSEWHERE)
     assert (
         results["e8"]["same"]["default"]["k"] == results["e8"]["same"]["deterministic"]["k"] == results["e8"]["seeds"]
@@ -346,7 +353,7 @@ def test_processors_are_named_plainly_and_the_largest_step_is_found():
     found = records.processors(RECORDS["processors"])
     assert (found["here"], found["there"]) == ("AMD EPYC", "Intel Xeon") and found["same"]["k"] == 1
     assert found["full"] == {"here": 0.91, "there": 0.9, "repeated": True}
-    assert found["memory"]["largest_factor"] == 1.25
+    assert found["memory"]["largest_factor"] == 1.25 and found["memory"]["bfloat16"]["mean_error"] == -0.2
 
 
 def test_own_data_are_compared_by_split_at_the_rate_that_went_on():

@@ -24,6 +24,7 @@ from benchmarks import (
     memory,
     object_sizes,
     own_data,
+    processors,
     scores,
     time_to_score,
     train_step,
@@ -304,6 +305,23 @@ def test_without_a_graphics_card_its_benchmark_says_so_in_one_sentence():
     done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, env={**os.environ, **NO_CARD})
     assert done.returncode == 1 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and re.search("no graphics card|JAX and PyTorch are needed", done.stderr)
+
+
+def test_trainings_of_two_processors_are_compared_pair_by_pair():
+    those = [{"weights": "a", "dice": 0.9}, {"weights": "b", "dice": 0.8}]
+    these = [{"weights": "a", "dice": 0.9}, {"weights": "c", "dice": 0.5}]
+    found = processors.compare(those, these)
+    assert (found["same_bits"], found["pairs"]) == (1, 2) and found["largest_difference"] == pytest.approx(0.3)
+    assert found["dice"] == [0.9, 0.5] and found["dice_there"] == [0.9, 0.8]
+
+
+def test_the_processor_of_the_records_is_no_other_one(monkeypatch, results):
+    machine = {"family_model": "25/17"}
+    _common._replace("conv3d_study", {"machine": machine})
+    monkeypatch.setattr(processors.backend, "processor", lambda: machine)
+    with pytest.raises(SystemExit, match="25/17; run it on another"):
+        processors.main([])
+    assert _common.rows("processors") == []
 
 
 def test_importing_the_benchmarks_and_the_report_only_defines():

@@ -45,15 +45,16 @@ def written_aside(folder: Path, names=()) -> Iterator[Path]:
     `names` are all the files that such a set may have: of a former set nothing stays. Where `folder` has gone or cannot
     be written any more, the files stay in a folder of the system's for temporary files, which is named in a line.
     """
+    beside = True
     try:
         folder.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{os.getpid()}-", dir=folder))
     except OSError as error:
-        aside = Path(tempfile.mkdtemp(prefix="results-"))
+        aside, beside = Path(tempfile.mkdtemp(prefix="results-")), False
         print(f"warning: {folder} cannot be written ({error.strerror}); the results go to {aside}.", file=sys.stderr)
     try:
         yield aside
-        if aside.parent == folder:
+        if beside:
             for file in aside.iterdir():
                 _flush(file)
             (aside / ".names").write_text(json.dumps(list(names)))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,18 @@ def test_a_set_takes_the_place_of_the_former_one_as_a_whole(tmp_path):
         (aside / "scores.json").write_text("new")
         assert (tmp_path / "scores.json").read_text() == "old"
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"scores.json": "new", "notes.txt": "old"}
+
+
+@pytest.mark.parametrize("folder", ["out", "sub/../out"])
+def test_a_set_reaches_a_folder_that_is_named_from_where_one_is(tmp_path, monkeypatch, folder):
+    """Also where `mkdtemp` answers with an absolute path, as it does from Python 3.12 on."""
+    make = results.tempfile.mkdtemp
+    monkeypatch.setattr(results.tempfile, "mkdtemp", lambda **options: os.path.abspath(make(**options)))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    with results.written_aside(Path(folder), ("scores.json",)) as aside:
+        (aside / "scores.json").write_text("new")
+    assert names(tmp_path / "out") == ["scores.json"]
 
 
 def test_an_interruption_leaves_the_former_set_and_nothing_else(tmp_path):

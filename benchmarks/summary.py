@@ -23,6 +23,7 @@ from benchmarks import (
     scores,
     time_to_score,
 )
+from benchmarks import gpu as card_benchmark
 from benchmarks._common import ROOT, changed_code, code_of, read, table
 from report import records
 
@@ -222,12 +223,15 @@ def gpu(found: dict) -> str:
 
 
 def gpu_training(found: dict) -> str:
-    """How soon the script reaches the report's score on a graphics card, in two sentences."""
+    """How many sizes were reached, and how soon the script has the report's score on a graphics card, in sentences."""
     runs = [row for row in found["rows"] if row["what"] == "training"]
+    reached = len({tuple(row["shape"]) for row in found["rows"] if row["what"] == "step"})
+    wanted = sum(map(len, card_benchmark.CARD["sides"].values()))
     first, *later = [f"{row['reached_after']:.0f}" for row in runs]
     ends = [(row["epochs"][0]["seconds"], row["epochs"][-1]["seconds"]) for row in runs]
     epochs = [f"{f(last - first for first, last in ends):.1f}" for f in (min, max)]
     return (
+        f"These are {reached} of the {wanted} sizes. "
         f"There `unet_segmentation.py` on JAX has a validation Dice of {time_to_score.TARGET} after {first} s, with "
         f"nothing compiled, and after {' and '.join(later)} s with the next seeds. The {len(runs[0]['epochs']) - 1} "
         f"epochs after the first take {' to '.join(epochs)} s; start, compiling and the first one take the rest."

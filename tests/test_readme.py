@@ -81,11 +81,13 @@ def test_comparisons_of_every_call_and_size_are_told():
 
 def test_how_soon_a_card_has_the_score_is_told_from_its_epochs():
     def training(seed, *seconds):
-        return {"what": "training", "seed": seed, "reached_after": seconds[1], "epochs": [{"seconds": s} for s in seconds]}
+        epochs = [{"seconds": taken} for taken in seconds]
+        return {"what": "training", "seed": seed, "reached_after": seconds[1], "epochs": epochs}
 
     step = {"what": "step", "shape": [64, 64, 1]}
     told = summary.gpu_training({"rows": [step, step, training(0, 50, 52, 54.5), training(1, 20, 23, 26)]})
-    assert told.startswith("These are 1 of the 6 sizes.") and "after 52 s, with nothing compiled, and after 23 s" in told
+    assert told.startswith("These are 1 of the 6 sizes.")
+    assert "after 52 s, with nothing compiled, and after 23 s" in told
     assert "The 2 epochs after the first take 4.5 to 6.0 s" in told
 
 

@@ -223,7 +223,7 @@ def gpu(found: dict) -> str:
 
 
 def gpu_training(found: dict) -> str:
-    """How many sizes were reached, and how soon the script has the report's score on a graphics card, in sentences."""
+    """What was compared on a graphics card, and how soon the script has the report's score there, in sentences."""
     runs = [row for row in found["rows"] if row["what"] == "training"]
     reached = len({tuple(row["shape"]) for row in found["rows"] if row["what"] == "step"})
     wanted = sum(map(len, card_benchmark.CARD["sides"].values()))
@@ -231,10 +231,13 @@ def gpu_training(found: dict) -> str:
     ends = [(row["epochs"][0]["seconds"], row["epochs"][-1]["seconds"]) for row in runs]
     epochs = [f"{f(last - first for first, last in ends):.1f}" for f in (min, max)]
     return (
-        f"These are {reached} of the {wanted} sizes. "
-        f"There `unet_segmentation.py` on JAX has a validation Dice of {time_to_score.TARGET} after {first} s, with "
-        f"nothing compiled, and after {' and '.join(later)} s with the next seeds. The {len(runs[0]['epochs']) - 1} "
-        f"epochs after the first take {' to '.join(epochs)} s; start, compiling and the first one take the rest."
+        f"On a graphics card, {runs[0]['card']}, `unet_segmentation.py` on JAX, in bfloat16, has a validation Dice of "
+        f"{time_to_score.TARGET} after {first} s, with nothing compiled, and after {' and '.join(later)} s with the "
+        f"next seeds. The {len(runs[0]['epochs']) - 1} epochs after the first take {' to '.join(epochs)} s; start, "
+        "compiling and the first one take the rest. The same network in PyTorch, channels last and compiled, is beside "
+        "it below: "
+        "PyTorch's batches lie on the card, Keras's come from memory each time and its masks go back there. "
+        f"{reached} of {wanted} sizes are recorded:"
     )
 
 
@@ -283,7 +286,7 @@ def study_errors(found: dict) -> str:
     if "without_onednn" in found:
         times = [row["measured_peak_mib"] / row["predicted_total_mib"] for row in found["without_onednn"]]
         text += f" Without oneDNN a step takes {min(times):.1f} to {max(times):.1f} times what is predicted."
-    return text
+    return f"{text} {processors(read('processors'))}" if read("processors") else text
 
 
 def processors(found: dict) -> str:
@@ -338,7 +341,6 @@ PIECES = {  # name: the record that must be there, and what the page says of it
     "gpu_training": ("gpu", gpu_training),
     "study": ("conv3d_study", study),
     "study_errors": ("conv3d_study", study_errors),
-    "processors": ("processors", processors),
     "photographs": ("photographs", photographs.scores_table),
     "seeds_of_photographs": ("photographs", seeds_of_photographs),
     "object_sizes": ("object_sizes", object_sizes.describe),

@@ -1,7 +1,7 @@
 """One ingredient of the lab's recipe changed at a time: what is each one for?
 
-    python -m benchmarks.ablation              # 81 trainings of some minutes each on 2 cores
-    KERAS_BACKEND=jax python -m benchmarks.ablation --jobs 8     # 8 at once, on a graphics card
+    TF_NUM_INTRAOP_THREADS=1 python -m benchmarks.ablation --jobs 2     # 81 trainings, two hours on 2 cores
+    KERAS_BACKEND=jax python -m benchmarks.ablation --jobs 8            # 8 at once, on a graphics card
     python -m benchmarks.ablation --table      # print the table from what is recorded
 
 Each row is trained at four learning rates with seed 0; the one of the best validation Dice is trained again with seeds

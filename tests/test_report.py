@@ -15,7 +15,7 @@ import pytest
 import typst
 from PIL import Image
 
-from benchmarks import _common
+from benchmarks import _common, ablation
 from benchmarks.brain import RATES, best_rates
 from benchmarks.intervals import paired, wilson
 from lab.memory import MARGIN
@@ -285,7 +285,11 @@ def test_the_text_claims_the_differences_that_the_records_carry():
     assert sorted(worse, key=means.get) == list(worse) and means["dice"] > means["adam"]
     assert abs(means["more"] + means["full"]) < 1e-4
     assert all(min(found["rates"]) < found["rate"] < max(found["rates"]) for found in trials.values())
-    assert 2 * trials["report"]["rate"] == results["e1"]["settings"]["report"]["learning_rate"]
+    assert all(found["rate"] == round(found["rate"], 4) for found in trials.values())  # as printed
+    usual = results["e1"]["settings"]["report"]["learning_rate"]
+    swept = [run for run in _common.rows("ablation") if (run["row"], run["rate"], run["seed"]) == ("report", usual, 0)]
+    assert 2 * trials["report"]["rate"] == usual and [ablation.failed(run) for run in swept] == [True]
+    assert trials["report"]["test_dice"]["max"] < results["e1"]["rows"]["report"]["test_dice"]["min"]
     fewest = [results["e2"][task]["concatenated"]["parameters"]["max"] for task in tasks]
     assert all(results["e2"][t][k]["parameters"]["min"] > max(fewest) for t in tasks for k in ("added", "none"))
     behind = [results["e3"]["10"][loss]["against_bce"]["dice"] for loss in losses]

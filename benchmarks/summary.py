@@ -235,8 +235,7 @@ def gpu_training(found: dict) -> str:
         f"{time_to_score.TARGET} after {first} s, with nothing compiled, and after {' and '.join(later)} s with the "
         f"next seeds. The {len(runs[0]['epochs']) - 1} epochs after the first take {' to '.join(epochs)} s; start, "
         "compiling and the first one take the rest. The same network in PyTorch, channels last and compiled, is beside "
-        "it below: "
-        "PyTorch's batches lie on the card, Keras's come from memory each time and its masks go back there. "
+        "it below: PyTorch's batches lie on the card, Keras's come from memory each time and its masks go back there. "
         f"{reached} of {wanted} sizes are recorded:"
     )
 

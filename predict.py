@@ -25,7 +25,20 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import backend, command_line, model_file, pictures, registry, results, scans, surfaces, table, views, volumes
+from lab import (
+    backend,
+    command_line,
+    grey_values,
+    model_file,
+    pictures,
+    registry,
+    results,
+    scans,
+    surfaces,
+    table,
+    views,
+    volumes,
+)
 from lab.prediction import (
     compare_masks,
     load_models,
@@ -67,7 +80,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
 
     step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
     preview = prepare[0](image[::step, ::step])
-    remarks += [figures.pop("remark"), pictures.describe_strangeness(preview, seen)]
+    remarks += [figures.pop("remark"), grey_values.describe_strangeness(preview, seen)]
     row = {"picture": path.name, "width": width, "height": height, "scale": scale, **figures}
     row |= measure_objects(mask)
     row |= {"remark": " ".join(filter(None, remarks)), **(compare_masks(true, mask) if truth else {})}
@@ -94,13 +107,13 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
         volumes.check_same_grid(scan, true)
     grid = volumes.grid_shape(scan, first.get("spacing"))
     image = volumes.resample(scan.voxels, grid)[..., None]
-    few = volumes.every_few_slices(image)
+    few = grey_values.few_slices(image)
     prepare = prepare_pictures(models, few)
     slabs = volumes.onto_own_grid(probabilities(models, image, prepare, args.flips), scan, grid)
     mask, figures, kept = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
 
     mask = mask.view(bool)
-    remarks = figures.pop("remark"), pictures.describe_strangeness(prepare[0](few), first["seen"])
+    remarks = figures.pop("remark"), grey_values.describe_strangeness(prepare[0](few), first["seen"])
     row = {"picture": path.name, **dict(zip(("depth", "height", "width"), mask.shape, strict=True)), **figures}
     row |= measure_objects(mask, math.prod(scan.spacing or (1,))) | {"remark": " ".join(filter(None, remarks))}
     if scan.spacing:

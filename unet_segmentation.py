@@ -23,7 +23,20 @@ from pathlib import Path
 import numpy as np
 
 import data_synth
-from lab import backend, command_line, memory, model_file, patches, pictures, results, scale, splits, tracking, training
+from lab import (
+    backend,
+    command_line,
+    grey_values,
+    memory,
+    model_file,
+    patches,
+    pictures,
+    results,
+    scale,
+    splits,
+    tracking,
+    training,
+)
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 
@@ -153,8 +166,9 @@ def check_network(input_shape, filters: int, depth: int) -> None:
 # The data
 
 
-def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: int | None = None):
-    """Images and masks of one stream of the seed, preprocessed: (N, size, size, 1) each, by default of `--size`."""
+def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: int | None = None, raw: bool = False):
+    """Images and masks of one stream of the seed: (N, size, size, 1) each, by default of `--size`; scenes for
+    photographs as the network sees them, or `raw`."""
     settings = {"num_circles": args.circles, "radius": args.radius}
     for name in ("contrast", "noise"):  # one value each, or the ends of a range
         value = getattr(args, name)
@@ -162,19 +176,22 @@ def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: 
     if args.recipe == "photographs":
         settings = {**data_synth.VARIED, **settings}
     images, masks = data_synth.make_circles(num_images, size or args.size, seed=(args.seed, *stream), **settings)
-    if args.recipe == "photographs":
-        images = np.stack([pictures.preprocess(i, *pictures.grey_range(i, pictures.STRETCHED)) for i in images])
+    if args.recipe == "photographs" and not raw:
+        images = np.stack([grey_values.range_of(i, grey_values.STRETCHED).prepare(i) for i in images])
     return images, masks
 
 
-def read_own(args: argparse.Namespace) -> list[dict | None]:
-    """The user's pictures and masks by part, training, validation and test, for each fold; None for circles."""
+def read_own(args: argparse.Namespace) -> list[tuple[dict, dict | None, str]]:
+    """For each fold the settings of the grey values, the user's pictures by part, training, validation and test (None
+    for circles), and what is to be said of the grey values."""
     if args.images is None:
-        return [None]
-    samples = pictures.read_folder(args.images, args.masks, pictures.STRETCHED)
+        return [(grey_values.STRETCHED if args.recipe == "photographs" else grey_values.ABSOLUTE, None, "")]
+    samples = pictures.read_folder(args.images, args.masks)
     if args.folds:
-        return splits.folds(samples, args.seed, args.folds, args.size)
-    return [splits.split(samples, args.seed, args.size)]
+        found = splits.folds(samples, args.seed, args.folds, args.size)
+    else:
+        found = [splits.split(samples, args.seed, args.size)]
+    return [grey_values.settle(parts, args.grey_range) for parts in found]
 
 
 def draw(args: argparse.Namespace, own: dict | None, num: int, size: int, *stream: int):
@@ -198,11 +215,12 @@ def training_batches(args: argparse.Namespace, own: dict | None, epoch: int) -> 
         yield tuple(a[chosen] for a in fixed) if fixed else images(len(chosen), epoch, batch)
 
 
-def held_out_images(args: argparse.Namespace, own: dict | None, part: str, num: int):
-    """(images, masks) to validate or test on, and the place of each crop of one's own pictures."""
+def held_out_images(args: argparse.Namespace, own: dict | None, part: str, num: int, raw: bool = False):
+    """(images, masks) to validate or test on, and the place of each crop of one's own pictures; `raw`: the grey values
+    as they are in the file."""
     if own is None:
-        return make_circles(args, num, {"validation": VALIDATION, "test": TEST}[part]), None
-    return patches.grid_patches(own[part], args.size, num)
+        return make_circles(args, num, {"validation": VALIDATION, "test": TEST}[part], raw=raw), None
+    return patches.grid_patches(grey_values.raw(own[part]) if raw else own[part], args.size, num)
 
 
 def fit_train_size(args: argparse.Namespace, wanted: bool) -> str:
@@ -243,25 +261,28 @@ def train(model, args: argparse.Namespace, own: dict | None, validation: tuple, 
     return training.fit(model, batches, epochs=args.epochs, steps=steps, validation=validation, **more)
 
 
-def finish(args: argparse.Namespace, network, own: dict | None, sets: dict, found: dict, out: Path) -> list[str]:
+def finish(args, network, own: dict | None, prepared: dict, sets: dict, found: dict, out: Path) -> list[str]:
     """Write the network, score it on the test set, write and draw the rest; complete `found`.
 
     What fails costs its own piece: a sentence for each is returned.
     """
     (images, masks), places = sets["test"]
-    prepared = pictures.STRETCHED if own or args.recipe == "photographs" else pictures.ABSOLUTE
     if args.recipe == "photographs":
         prepared = {**prepared, "scales": scale.SCALES}  # objects of pictures have other sizes than circles here
 
     def save(path):
         # Of full size: small images hold more of a circle, and with it other grey values, than pictures to predict.
         typical, _ = draw(args, own, 128, args.size, TYPICAL)
-        model_file.save_model(network, path, pictures.describe_training(typical, prepared))
+        model_file.save_model(network, path, grey_values.describe_training(typical, prepared))
 
     def score_test():
         probs = training.predict(network, images)
         found["test"], rows = results.score(masks, probs)
-        found["baselines"] = results.baselines(sets["validation"][0], (images, masks))
+        raw = None
+        if own or args.recipe == "photographs":
+            nums = {"validation": args.val_images, "test": args.test_images}
+            raw = [held_out_images(args, own, part, num, raw=True)[0] for part, num in nums.items()]
+        found["baselines"] = results.baselines(sets["validation"][0], (images, masks), raw)
         found["failure"] = results.describe_failure(found["history"], masks, probs)
         dice = np.array([row["image_dice"] for row in rows])
         if places:
@@ -289,6 +310,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     own = parser.add_argument_group("your own pictures, in place of circles").add_argument
     own("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
     own("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: black and one other value")
+    command_line.grey_range_flag(own)
     own("--augment", **switch, default=True, help="flip, turn, brighten and darken the training crops")
     own("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
     own("--start-from", type=Path, metavar="MODEL", help="begin with the weights of a model file of the same network")
@@ -357,8 +379,11 @@ def prepare(args: argparse.Namespace, own: dict | None):
 
 def build_network(args: argparse.Namespace, own: dict | None):
     """The network of the settings, for images of any size."""
-    channels = own["training"][0].image.shape[-1] if own else 1
-    return build_unet((None, None, channels), args.filters, skips=args.skips)
+    if own is None:
+        return build_unet((None, None, 1), args.filters, skips=args.skips)
+    model = build_unet((None, None, own["training"][0].image.shape[-1]), args.filters, skips=args.skips)
+    training.start_at_share(model, (masks for _, masks in training_batches(args, own, 0)))
+    return model
 
 
 def follow(args: argparse.Namespace, own: dict | None) -> dict:
@@ -376,7 +401,7 @@ def main(argv=None) -> dict:
     args = parse_args(argv)
     process = backend.connect(args.distributed)
     found = []
-    for fold, own in enumerate(read_own(args), 1):
+    for fold, (prepared, own, said) in enumerate(read_own(args), 1):
         if fold > 1:
             backend.connect(False)  # the devices of this host: the fold before has left them
         out_dir = args.out_dir / f"fold-{fold}" if args.folds else args.out_dir
@@ -384,11 +409,11 @@ def main(argv=None) -> dict:
             found.append(follow(args, own))
             continue
         with command_line.output_folder(out_dir, (args.images, args.masks)) as out:
-            found.append(run(args, own, out, f", fold {fold} of {args.folds}" if args.folds else ""))
+            found.append(run(args, own, prepared, said, out, f", fold {fold} of {args.folds}" if args.folds else ""))
     return results.summarize_folds(found, args.out_dir) if args.folds and process == 0 else found[0]
 
 
-def run(args: argparse.Namespace, own: dict | None, out: Path, which: str) -> dict:
+def run(args: argparse.Namespace, own: dict | None, prepared: dict, said: str, out: Path, which: str) -> dict:
     """What `main` does for one network, in the folder `out`."""
     tracking.open_store(EXPERIMENT, out)  # before Keras is imported: an unusable store is told in seconds
     precision, model, sets = prepare(args, own)
@@ -401,7 +426,7 @@ def run(args: argparse.Namespace, own: dict | None, out: Path, which: str) -> di
         return finished["test"]
 
     print(f"U-Net with {model.count_params():,} parameters, {precision}, on {backend.device()}")
-    print(args.said, flush=True)
+    print(*filter(None, [args.said, said]), sep="\n", flush=True)
     what, source = ("own pictures", str(args.images)) if own else ("circles", "data_synth.make_circles")
     with tracking.tracked_run(
         EXPERIMENT,
@@ -420,8 +445,8 @@ def run(args: argparse.Namespace, own: dict | None, out: Path, which: str) -> di
         history = train(model, args, own, sets["validation"][0], checkpoint=checkpoint, on_epoch_end=tracked.metrics)
         found = {"history": history, "training_seconds": time.perf_counter() - started, "settings": settings}
         found |= {"parameters": model.count_params(), "provenance": {**backend.provenance(), "precision": precision}}
-        network = training.detach(model, lambda: build_network(args, own))
-        failures = finish(args, network, own, sets, found, out)
+        network = training.detach(model, lambda: build_unet(model.input_shape[1:], args.filters, skips=args.skips))
+        failures = finish(args, network, own, prepared, sets, found, out)
         results.log_run(tracked, FILES, found, args.register)
     checkpoint.delete()
     if "test" in found:

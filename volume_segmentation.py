@@ -29,6 +29,7 @@ import data_synth
 from lab import (
     backend,
     command_line,
+    grey_values,
     memory,
     model_file,
     patches,
@@ -83,23 +84,25 @@ def make_spheres(args: argparse.Namespace, num_volumes: int, *stream: int) -> li
     looks = {"radius": args.radius, "contrast": args.contrast, "noise": args.noise}
     seed = (args.seed, *stream)
     images, masks = data_synth.make_spheres(num_volumes, args.size, seed=seed, num_spheres=args.spheres, **looks)
-    limits = np.zeros(1, np.float32), np.ones(1, np.float32)
+    absolute = grey_values.range_of(images[:1], grey_values.ABSOLUTE)
     pairs = enumerate(zip(images, masks[..., 0] == 1, strict=True))
-    return [Volume(f"volume {i}", image, mask, *limits) for i, (image, mask) in pairs]
+    return [Volume(f"volume {i}", image, mask, absolute) for i, (image, mask) in pairs]
 
 
 def read_own(args: argparse.Namespace) -> tuple[dict[str, list] | None, dict]:
     """One's own scans by part, training, validation and test, None for spheres; and how grey values are prepared."""
     if args.images is None:
-        return None, {**pictures.ABSOLUTE, "spacing": None}
+        return None, {**grey_values.ABSOLUTE, "spacing": None}
     pairs = volumes.read_folder(args.images, args.masks, args.spacing)
     args.said = volumes.describe_grids(pairs)
-    prepared = {**pictures.STRETCHED, "window": volumes.common_window(pairs), "spacing": args.spacing}
     found = []
     for pair in pairs:
-        limits = pictures.grey_range(volumes.every_few_slices(pair.image), prepared)
-        found.append(Volume(pair.name, pair.image, pair.mask, *limits, pair.spacing))
-    return splits.split(found, args.seed, max(args.patch or (48,))), prepared
+        own_range = grey_values.range_of(grey_values.few_slices(pair.image), grey_values.STRETCHED)
+        found.append(Volume(pair.name, pair.image, pair.mask, own_range, pair.spacing))
+    parts = splits.split(found, args.seed, max(args.patch or (48,)))
+    prepared, parts, said = grey_values.settle(parts, args.grey_range)
+    args.said.append(said)
+    return parts, {**prepared, "spacing": args.spacing}
 
 
 def training_batches(args: argparse.Namespace, own: dict | None, epoch: int) -> Iterator[tuple]:
@@ -120,10 +123,10 @@ def turning_planes(samples: list[Volume], patch: tuple) -> list[tuple[int, int]]
     return [plane for plane in itertools.combinations(range(3), 2) if alike(*plane)]
 
 
-def held_out_patches(args: argparse.Namespace, own: dict | None) -> tuple[np.ndarray, np.ndarray]:
-    """(images, masks) to validate on: patches on a grid."""
+def held_out_patches(args: argparse.Namespace, own: dict | None, raw: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(images, masks) to validate on: patches on a grid; `raw`: the grey values as they are in the files."""
     samples = own["validation"] if own else make_spheres(args, VOLUMES, VALIDATION)
-    return patches.grid_patches(samples, args.patch, args.val_patches)[0]
+    return patches.grid_patches(grey_values.raw(samples) if raw else samples, args.patch, args.val_patches)[0]
 
 
 def plan_patch(args: argparse.Namespace, samples: list[Volume]) -> tuple[int, int, int]:
@@ -176,14 +179,15 @@ def finish(args, network, own: dict | None, prepared: dict, validation: tuple, t
 
     def save(path):
         typical = [images for images, _ in itertools.islice(training_batches(args, own, 0), 32)]
-        model_file.save_model(network, path, pictures.describe_training(np.concatenate(typical), prepared))
+        model_file.save_model(network, path, grey_values.describe_training(np.concatenate(typical), prepared))
 
     def score_test():
         probs = [volume_results.predict_volume(network, sample, args.patch) for sample in test]
         found["test"], rows = volume_results.score_volumes(test, probs)
         sphere = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius}
         one = own is None and tuple(args.spheres) == (1, 1)
-        found["baselines"] = volume_results.baselines(validation, test, sphere if one else None)
+        raw_validation = held_out_patches(args, own, raw=True) if own else None
+        found["baselines"] = volume_results.baselines(validation, test, sphere if one else None, raw_validation)
         whole = (np.concatenate([a.ravel() for a in arrays]) for arrays in ([s.mask for s in test], probs))
         found["failure"] = results.describe_failure(found["history"], *whole)
         examples = {i: kind for kind, i in results.choose_examples([row["image_dice"] for row in rows])}
@@ -215,6 +219,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     three = {"type": float, "nargs": "+", "metavar": "MM"}
     own("--spacing", **three, help="resample all to this spacing: one number, or depth height width")
     own("--memory", type=float, metavar="GIB", help="what a training step may take; default: 70%% of what is free")
+    command_line.grey_range_flag(own)
     own("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, turn, vary the grey a little")
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
@@ -281,9 +286,7 @@ def prepare(args: argparse.Namespace, own: dict | None):
 def build_network(args: argparse.Namespace, own: dict | None):
     """The network of the settings, for volumes of any size."""
     model = build_unet((None, None, None, 1), args.filters, DEPTH, args.skips)
-    # The output begins at the objects' share of the voxels, not at one half: spares learning that (Lin et al. 2017).
-    share = np.mean([masks.mean() for _, masks in itertools.islice(training_batches(args, own, 0), 16)]).clip(1e-3, 0.9)
-    model.get_layer("mask").bias.assign([np.log(share / (1 - share))])
+    training.start_at_share(model, (masks for _, masks in training_batches(args, own, 0)))
     return model
 
 

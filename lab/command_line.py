@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lab import backend
+from lab import backend, results
 from lab.backend import LostProcess
 from lab.results import COMPLETE, PARTIAL, move_into_place
 from lab.signals import Stopped, ignore_signals, signals_raise
@@ -200,6 +200,12 @@ def add_training_flags(fit: Callable, recipes: dict[str, dict], what: str) -> No
     fit("--distributed", action="store_true", help="share each batch with processes on other hosts; needs JAX")
 
 
+def grey_range_flag(own: Callable) -> None:
+    """Whether all pictures or scans of a folder share a grey range."""
+    text = "one range of grey values for the folder, or one for each picture; auto: where the objects agree better"
+    own("--grey-range", choices=("auto", "folder", "picture"), default="auto", help=text)
+
+
 def add_output_flags(out: Callable, folder: str) -> None:
     """Where everything goes, and what becomes of a run that was stopped."""
     out("--out-dir", type=Path, default=Path(folder), metavar="DIR", help="where all files go")
@@ -264,6 +270,9 @@ def end(found: dict, failures: list[str], run: str) -> None:
     broken = failure is not None and not all(math.isfinite(loss) for loss in found["history"]["loss"])
     if failure and not broken:
         print(f"\nWARNING: {failure}", file=sys.stderr)
+    behind = results.describe_behind(found)
+    if behind:
+        print(f"WARNING: {behind}", file=sys.stderr)
     if failures or broken:
         raise Unfinished(" ".join([failure] * broken + failures))
 

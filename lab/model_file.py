@@ -1,6 +1,6 @@
 """A .keras file with its preprocessing inside: written, read, checked.
 
-    model_file.save_model(network, "model.keras", pictures.describe_training(images, pictures.STRETCHED))
+    model_file.save_model(network, "model.keras", grey_values.describe_training(images, grey_values.STRETCHED))
     network, preprocessing = model_file.load_model("model.keras")
 
 A model file may come from anywhere. Nothing in it is run, nothing is believed to be as large as it says, and whatever
@@ -19,8 +19,10 @@ from typing import NamedTuple
 
 MEMBER = "preprocessing.json"  # in the model file, which is a zip archive
 # 1: networks of fixed sides, one channel, grey ranges that followed from the type of a picture. 2: `divisor` (what the
-# sides must be divisible by, or null for a network that works in its own size only), `channels`, `ndim`.
-VERSION = 2
+# sides must be divisible by, or null for a network that works in its own size only), `channels`, `ndim`. 3: `beyond`,
+# what becomes of grey values outside the range, which earlier versions clip; `surroundings`, left out of percentiles;
+# a `window` may have a value for each channel.
+VERSION = 3
 # Layers that run code of the file, or read other files.
 CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 
@@ -126,7 +128,8 @@ def _read(path: Path) -> tuple[dict, dict]:
     if text is None:
         raise ValueError(
             f"{path} does not say how pictures must be prepared for it; train with unet_segmentation.py, or save "
-            "the model with model_file.save_model(model, path, pictures.describe_training(images, pictures.ABSOLUTE))."
+            "the model with model_file.save_model(model, path, "
+            "grey_values.describe_training(images, grey_values.ABSOLUTE))."
         )
     return _check_preprocessing(path, text), config
 
@@ -144,7 +147,9 @@ def _check_preprocessing(path: Path, text: bytes) -> dict:
     try:
         found = json.loads(text)
         if found["version"] == 1:
-            found = {**found, "version": VERSION, "divisor": None, "channels": 1, "ndim": 2}
+            found = {**found, "version": 2, "divisor": None, "channels": 1, "ndim": 2}
+        if found["version"] == 2:
+            found = {**found, "version": VERSION, "beyond": "clip", "surroundings": None}
         if found["version"] == VERSION and _is_sound(found):
             return found
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -160,14 +165,22 @@ def _is_sound(found: dict) -> bool:
             and all(type(value) in (int, float) and math.isfinite(value) for value in values)
         )
 
-    stretch, divisor = found["stretch"], found["divisor"]
+    stretch, divisor, share = found["stretch"], found["divisor"], found.get("surroundings")
+    window = found.get("window")
     return (
         found["ndim"] in (2, 3)
         and type(found["channels"]) is int
         and (divisor is None or type(divisor) is int and divisor > 0)
         and numbers(found["size"], found["ndim"])
         and all(type(side) is int and side > 0 for side in found["size"])
-        and all(found.get(key) is None or numbers(found[key], count) for key, count in (("window", 2), ("spacing", 3)))
+        and (found.get("spacing") is None or numbers(found["spacing"], 3))
+        and (
+            window is None
+            or numbers(window, 2)
+            or (len(window) == 2 and all(numbers(ends, found["channels"]) for ends in window))
+        )
+        and found["beyond"] in ("log", "clip")
+        and (share is None or numbers([share], 1) and 0 < share <= 1)
         and (stretch is None or numbers(stretch, 2) and 0 <= stretch[0] < stretch[1] <= 100)
         and (found.get("scales") is None or numbers(found["scales"], len(found["scales"])) and min(found["scales"]) > 0)
         and list(found["seen"]) == ["1%", "50%", "99%"]

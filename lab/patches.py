@@ -11,7 +11,7 @@ patch is read from it. What patches are cut from, a sample, is any object with
     image      (*sides, C), as stored
     mask       (*sides), anything but 0 is object
     objects    flat indices of voxels of objects, by `find_objects`: taken once, not for every patch
-    prepare    a patch of the image (*size, C) as stored -> float32 in [0, 1], of the same shape
+    prepare    a patch of the image (*size, C) as stored -> float32 of the same shape, as the network sees it
 """
 
 import functools
@@ -173,7 +173,9 @@ def vary(
     elastic: float = 0.0,
     gamma: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Augment an image (*size, C) in [0, 1] and its mask (*size): flips and quarter turns; the image's grey values too.
+    """Augment an image (*size, C) and its mask (*size): flips and quarter turns; the image's grey values too.
+
+    Nothing is clipped: what is brighter than the rest stays so.
 
     Args:
         image: what the network would see.
@@ -200,15 +202,20 @@ def vary(
     if rotation or scale or elastic:
         image, mask = bend(image, mask, rng, rotation, scale, elastic)
     if gamma:
-        image = image ** np.float32(2 ** rng.uniform(-gamma, gamma))
+        image = _power(image, np.float32(2 ** rng.uniform(-gamma, gamma)))
     channels = image.shape[-1]
     if channels > 1 and tint:
-        image = image ** rng.uniform(1 - tint, 1 + tint, channels).astype(np.float32)
+        image = _power(image, rng.uniform(1 - tint, 1 + tint, channels).astype(np.float32))
     spread, shift = rng.uniform(1 - contrast, 1 + contrast), rng.uniform(-brightness, brightness)
     image = (image - 0.5) * np.float32(spread) + np.float32(0.5 + shift)
     if noise:
         image = image + np.float32(rng.uniform(0, noise)) * rng.standard_normal(image.shape, np.float32)
-    return np.clip(image, 0, 1), mask
+    return image, mask
+
+
+def _power(image, exponent):
+    """Values raised to a power; those below 0 as their opposites are."""
+    return np.sign(image) * np.abs(image) ** exponent
 
 
 def bend(

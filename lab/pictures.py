@@ -1,11 +1,10 @@
-"""Pictures and masks from disk: reading, preprocessing, folders to train on.
+"""Pictures and masks from disk: reading, folders to train on, pages to look at.
 
     from lab import pictures
     image = pictures.read_picture("coins.png")                            # (H, W, 1) or, in colour, (H, W, 3)
-    image = pictures.preprocess(image, *pictures.grey_range(image, pictures.STRETCHED))   # float32 in [0, 1]
+    samples = pictures.read_folder(Path("pictures"), Path("masks"))
 
-Preprocessing is defined here and nowhere else. Its settings travel inside the model file (`lab/model_file.py`), so that
-a network cannot be used with another preprocessing than it was trained with.
+What a network sees of the grey values is defined in `lab/grey_values.py`.
 """
 
 import dataclasses
@@ -19,16 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from lab import grey_values
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PIXELS = 500_000_000
 STRIP = 2**22  # pixels that are converted at a time
-
-# Values are divided by the maximum of their type, or stretched: of each channel, two percentiles become 0 and 1.
-ABSOLUTE = {"grey": "ITU-R 601 luma, transparent is black", "stretch": None}
-STRETCHED = {**ABSOLUTE, "stretch": [1, 99]}
-QUANTILES = (1, 50, 99)  # percentiles of an image that are compared with those seen in training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +34,7 @@ class Sample:
     name: str
     image: np.ndarray  # (H, W, C), as read
     mask: np.ndarray  # (H, W), bool
-    low: np.ndarray  # (C,), the values that become 0
-    high: np.ndarray  # (C,), the values that become 1
+    grey_range: grey_values.GreyRange  # of the whole picture, or one for the folder
 
     @functools.cached_property
     def objects(self) -> np.ndarray:
@@ -49,7 +44,7 @@ class Sample:
 
     def prepare(self, patch: np.ndarray) -> np.ndarray:
         """A patch of the image as the network sees it."""
-        return preprocess(patch, self.low, self.high)
+        return self.grey_range.prepare(patch)
 
     def region(self, place: tuple[slice, ...]) -> "Sample":
         """The part of the picture at `place`, with a name that says where it lies."""
@@ -209,101 +204,6 @@ def readable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
-# Preprocessing
-
-
-def thin_out(image: np.ndarray, most: int = 2**20) -> np.ndarray:
-    """Every k-th pixel (*, C) along each axis, about `most` of them: enough for percentiles."""
-    ndim = image.ndim - 1
-    step = math.ceil((math.prod(image.shape[:-1]) / most) ** (1 / ndim))
-    return image[(slice(None, None, step),) * ndim]
-
-
-def grey_range(image: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarray]:
-    """The values of each channel that become 0 and 1, (C,) each, of a picture (H, W, C) or a volume (D, H, W, C).
-
-    `settings` name two percentiles, `stretch`, or the same two values for every image, `window`. Where both percentiles
-    are one value, objects are the few pixels that differ from it: there the least and the largest value are taken.
-    """
-    channels = image.shape[-1]
-    if settings.get("window"):
-        low, high = settings["window"]
-        return np.full(channels, low, np.float32), np.full(channels, high, np.float32)
-    if settings["stretch"] is None:
-        maximum = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
-        return np.zeros(channels, np.float32), np.full(channels, maximum, np.float32)
-    axes = tuple(range(image.ndim - 1))
-    low, high = np.percentile(thin_out(image), settings["stretch"], axis=axes)
-    if np.any(low == high):
-        low, high = np.where(low == high, (image.min(axis=axes), image.max(axis=axes)), (low, high))
-    low = low.astype(np.float32)
-    least = [least_range(image[..., channel]) for channel in range(channels)]
-    high = np.maximum(high, low + least).astype(np.float32)
-    return low, np.maximum(high, np.nextafter(low, np.float32(np.inf)))  # a least range may vanish beside `low`
-
-
-def least_range(channel: np.ndarray) -> float:
-    """The smallest range of values (*sides) that may become 0 to 1: so that a flat channel stays flat.
-
-    It follows from the channel alone, so that its type, its exposure and its unit do not matter. What distinguishes
-    noise from a picture is that neighbours do not share it: its standard deviation is estimated from the differences
-    of neighbouring pixels, to which the steps between the levels add their own; what is left in means of 8 x 8 pixels
-    is structure. The range is at least 10 noise (noise / structure)^2, at most 20 noise: nothing where objects stand
-    out as much as the noise, and noise alone takes a quarter of the range.
-    """
-    blocks = _blocks(channel)
-    values = np.unique(blocks)
-    step = np.diff(values).min() if len(values) > 1 else 0
-    between = np.abs(np.diff(blocks, axis=-1))
-    sigma = np.median(between) / (0.6745 * math.sqrt(2)) if between.size else 0  # of normal noise
-    noise = math.sqrt(sigma**2 + step**2 / 12)
-    if noise == 0:
-        return 1.0  # one value only: any range makes it 0
-    structure = np.ptp(np.percentile(blocks.mean(axis=tuple(range(1, blocks.ndim, 2))), [1, 99]))
-    return 20 * noise / max(1, 2 * (structure / noise) ** 2)
-
-
-def _blocks(channel: np.ndarray, most: int = 2**20) -> np.ndarray:
-    """Blocks of 8 x 8 pixels, about `most` in all and evenly spread: (n, 8, m, 8), float32; in 3D likewise."""
-    sides = [max(1, min(8, length // 4)) for length in channel.shape]
-    counts = [length // side for length, side in zip(channel.shape, sides, strict=True)]
-    whole = channel[tuple(slice(num * side) for num, side in zip(counts, sides, strict=True))]
-    blocks = whole.reshape([n for pair in zip(counts, sides, strict=True) for n in pair])
-    step = math.ceil((whole.size / most) ** (1 / channel.ndim))
-    return blocks[(slice(None, None, step), slice(None)) * channel.ndim].astype(np.float32)
-
-
-def preprocess(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """clip((image - low) / (high - low), 0, 1) in float32: what every network here is trained on and fed with.
-
-    `image` is (..., C), `low` and `high` are (C,).
-    """
-    image = image.astype(np.float32)
-    image -= np.float32(low)
-    image /= np.subtract(high, low, dtype=np.float32)
-    return np.clip(image, 0, 1, out=image)
-
-
-def describe_training(images: np.ndarray, settings: dict) -> dict:
-    """What goes into the model file: `settings`, the input size, the range of each of QUANTILES over `images`."""
-    found = np.percentile(images, QUANTILES, axis=tuple(range(1, images.ndim)))  # (quantiles, N)
-    seen = {f"{q}%": [float(row.min()), float(row.max())] for q, row in zip(QUANTILES, found, strict=True)}
-    return {**settings, "size": list(images.shape[1:-1]), "seen": seen}
-
-
-def describe_strangeness(image: np.ndarray, seen: dict, tolerance: float = 0.05) -> str | None:
-    """A sentence if the values of a preprocessed picture lie outside what training saw, else None."""
-    for (name, (low, high)), value in zip(seen.items(), np.percentile(image, QUANTILES), strict=True):
-        if not low - tolerance <= value <= high + tolerance:
-            what = {"1%": "darkest 1%", "50%": "median", "99%": "brightest 1%"}[name]
-            return (
-                f"its grey values lie outside what training saw ({what}: {value:.2f}, in training {low:.2f} to "
-                f"{high:.2f}): another exposure, inverted contrast or another kind of picture; "
-                "train on pictures like it, or with --recipe photographs."
-            )
-    return None
-
-
 # Folders to train on
 
 
@@ -321,8 +221,8 @@ def _by_name(paths: Iterable[Path], stem) -> tuple[dict[str, Path], list[str]]:
     return found, problems
 
 
-def read_folder(images: Path, masks: Path, settings: dict) -> list[Sample]:
-    """Read all pictures of a folder with their masks of another, by name.
+def read_folder(images: Path, masks: Path) -> list[Sample]:
+    """Read all pictures of a folder with their masks of another, by name, each with a grey range of its own.
 
     All in colour give samples of three channels; if one is grey, all are read as grey. Everything stays in memory: a
     byte per pixel and channel, two with 16 bits, and one for the mask.
@@ -361,7 +261,10 @@ def read_folder(images: Path, masks: Path, settings: dict) -> list[Sample]:
     if 0 < colours < len(found):
         print(f"{colours} of {len(found)} pictures in {images} are in colour, the others grey: all are used in grey.")
         found = [(path, image if image.shape[-1] == 1 else read_picture(path, 1), mask) for path, image, mask in found]
-    return [Sample(path.name, image, mask, *grey_range(image, settings)) for path, image, mask in found]
+    return [
+        Sample(path.name, image, mask, grey_values.range_of(image, grey_values.STRETCHED))
+        for path, image, mask in found
+    ]
 
 
 def _sides(image):
@@ -403,11 +306,11 @@ def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
         figure.savefig(path, dpi=130)
 
 
-def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image (H, W, C) in [0, 1] with the mask tinted and outlined: (H, W, 3), uint8. Orange on grey, else green."""
+def overlay(image: np.ndarray, mask: np.ndarray, shown: grey_values.GreyRange | None = None) -> np.ndarray:
+    """The prepared image (H, W, C) with the mask tinted and outlined: (H, W, 3), uint8. Orange on grey, else green."""
     from scipy.ndimage import binary_erosion
 
-    mask = mask.astype(bool)
+    image, mask = (shown or grey_values.shown_range(image)).prepare(image), mask.astype(bool)
     grey = image.shape[-1] == 1
     colors = np.repeat(image * 255, 3, axis=2) if grey else image * np.float32(255)
     line = np.array([230, 159, 0] if grey else [50, 255, 50], np.float32)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import command_line, model_file, patches, pictures, scale
+from lab import command_line, grey_values, model_file, patches, scale
 
 # By the number of axes: the side of the largest tiles, which take about 1 GB in the network, and what neighbours share.
 LIMITS = {2: (1024, 32), 3: (128, 16)}
@@ -57,12 +57,12 @@ def prepare_pictures(models: list[model_file.Model], image: np.ndarray) -> list[
     """The preprocessing of a picture, or a volume, for each model; its grey range is taken once."""
 
     @functools.cache
-    def grey_range(settings):
-        return pictures.grey_range(image, json.loads(settings))
+    def range_of(settings):
+        return grey_values.range_of(image, json.loads(settings))
 
-    keys = [{key: model.preprocessing.get(key) for key in ("stretch", "window")} for model in models]
-    ranges = [grey_range(json.dumps(key)) for key in keys]
-    return [functools.partial(pictures.preprocess, low=low, high=high) for low, high in ranges]
+    keys = ("stretch", "window", "surroundings", "beyond")
+    settings = [{key: model.preprocessing.get(key) for key in keys} for model in models]
+    return [range_of(json.dumps(one)).prepare for one in settings]
 
 
 def probabilities(

@@ -14,10 +14,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from lab import grey_values
 
 PARTIAL, COMPLETE = ".partial-", ".complete-"  # folders of results that are being written, or moved into place
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by all (Okabe and Ito 2008)
@@ -228,19 +230,35 @@ def summary(values, name: str) -> dict[str, float]:
     }
 
 
-def baselines(validation: tuple, test: tuple) -> dict[str, dict]:
+KNOWS_MORE = ("likeliest sphere",)  # baselines that are told what the objects are
+
+
+def baselines(validation: tuple, test: tuple, raw: Sequence[tuple] | None = None) -> dict[str, dict]:
     """Scores on the test set of what needs no network: all background, and the best global threshold.
 
     The threshold, in grey values, is the one of 0.00, 0.01, ..., 1.00 with the best mean Dice on the validation set,
     of the pixels that are at least as bright or, where that is better, at most as bright. Colours count by their mean.
+    Where grey values are not absolute, `raw` holds both sets as they are in the files: their best threshold is a
+    baseline too, so that none can be spoilt by the preprocessing that the network gets.
     """
     images, masks = test
-    (threshold, brighter), _ = best_threshold(*validation)
-    hard = above(images, threshold, brighter)
-    return {
-        "all background": score(masks, np.zeros_like(masks))[0],
-        "best global threshold": {"threshold": threshold, "brighter": brighter, **score(masks, hard)[0]},
-    }
+    found = {"all background": score(masks, np.zeros_like(masks))[0]}
+    found["best global threshold"] = _threshold_baseline(validation, test, None if raw is None else object_levels)
+    if raw is not None:
+        found["best threshold, raw values"] = _threshold_baseline(*raw, object_levels)
+    return found
+
+
+def _threshold_baseline(validation, test, levels: Callable | None) -> dict:
+    (threshold, brighter), _ = best_threshold(*validation, levels and levels(*validation))
+    hard = above(test[0], threshold, brighter)
+    return {"threshold": threshold, "brighter": brighter, **score(test[1], hard)[0]}
+
+
+def object_levels(images, masks) -> np.ndarray:
+    """Thresholds to try where grey values may be any numbers: 101 percentiles of the pixels of objects."""
+    values = _grey(images)[masks == 1]
+    return np.unique(np.percentile(values, np.arange(101), method="nearest")) if values.size else np.zeros(1)
 
 
 def above(images, threshold: float, brighter: bool):
@@ -254,12 +272,16 @@ def _grey(images):
     return images.mean(axis=-1, keepdims=True) if images.shape[-1] > 1 else images
 
 
-def best_threshold(images, masks) -> tuple[tuple[float, bool], float]:
-    """The threshold with the best mean Dice, whether objects are the brighter side of it, and that Dice."""
+def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tuple[float, bool], float]:
+    """The threshold with the best mean Dice, whether objects are the brighter side of it, and that Dice.
+
+    Tried are `levels`, which rise; by default 0.00, 0.01, ..., 1.00.
+    """
     import metrics
 
     grey, num = _grey(images), len(images)
-    thresholds = (np.arange(101) / 100).astype(grey.dtype)
+    levels = np.arange(101) / 100 if levels is None else levels
+    thresholds = levels.astype(grey.dtype)
     bins = len(thresholds) + 1
     first = bins * np.arange(num).reshape(-1, *[1] * (grey.ndim - 1))  # of an image's bins
     found = {}
@@ -272,7 +294,7 @@ def best_threshold(images, masks) -> tuple[tuple[float, bool], float]:
         if brighter:
             hits, pred = true - hits, pred[:, -1:] - pred
         dice = metrics.dice_of_sums(*(np.float32(sums[:, :-1]) for sums in (hits, true, pred)))
-        found |= {(i / 100, brighter): value for i, value in enumerate(np.mean(dice, axis=0).tolist())}
+        found |= {(float(levels[i]), brighter): value for i, value in enumerate(np.mean(dice, axis=0).tolist())}
     best = max(found, key=found.get)
     return best, found[best]
 
@@ -291,6 +313,21 @@ def describe_failure(history: dict, masks, probs) -> str | None:
     if true < 1 and share == 1:
         return f"The training collapsed: every predicted mask is all foreground (all white). {advice}"
     return None
+
+
+def describe_behind(found: dict, margin: float = 0.02) -> str | None:
+    """A sentence if the network's test Dice is behind that of a baseline which needs no network, else None."""
+    rows = {name: row["image_dice"] for name, row in found.get("baselines", {}).items() if name not in KNOWS_MORE}
+    if not rows or "test" not in found:
+        return None
+    dice, best = found["test"]["image_dice"], max(rows, key=rows.get)
+    if dice >= rows[best] - margin:
+        return None
+    return (
+        f"the network (Dice {dice:.4f}) is behind '{best}' ({rows[best]:.4f}), which needs no network. Train longer "
+        "(--epochs), then try another --learning-rate; with more labelled samples it may learn what the grey value "
+        "alone does not tell."
+    )
 
 
 def format_table(rows: dict[str, dict], columns: dict[str, str] = COLUMNS, groups: dict[str, int] = GROUPS) -> str:
@@ -406,7 +443,7 @@ def plot_predictions(images, masks, probs, dice, path: Path) -> None:
     grid = figure.subplots(len(examples), 4, squeeze=False)
     for line, (kind, i) in zip(grid, examples, strict=True):
         true, hard = masks[i, ..., 0] == 1, probs[i, ..., 0] >= 0.5
-        line[0].imshow(images[i], cmap="gray", vmin=0, vmax=1)
+        line[0].imshow(grey_values.shown_range(images[i]).prepare(images[i]), cmap="gray", vmin=0, vmax=1)
         line[1].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
         shade = line[2].imshow(probs[i], cmap="viridis", vmin=0, vmax=1)
         zoom = around(true | hard)

@@ -99,19 +99,19 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def find(self, image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, str]:
         """Mask of 0 and 255, probabilities in 16 bits, and a remark where something is strange; as predict.py does."""
-        from lab import pictures, prediction, volumes
+        from lab import grey_values, prediction
 
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], such as 0.5; got {threshold}.")
-        few = image if image.ndim == 3 else volumes.every_few_slices(image)
+        few = image if image.ndim == 3 else grey_values.few_slices(image)
         prepare = prediction.prepare_pictures(self.models, few)
         if image.ndim == 3:
             slabs, _ = prediction.picture_probabilities(self.models, image, prepare)
         else:
             slabs = prediction.probabilities(self.models, image, prepare)
         mask, figures, kept = prediction.segment(slabs, image.shape[:-1], threshold, keep=True)
-        seen = prepare[0](pictures.thin_out(few))
-        strange = pictures.describe_strangeness(seen, self.models[0].preprocessing["seen"])
+        seen = prepare[0](grey_values.thin_out(few))
+        strange = grey_values.describe_strangeness(seen, self.models[0].preprocessing["seen"])
         return mask * np.uint8(255), kept, " ".join(filter(None, (figures["remark"], strange)))
 
 

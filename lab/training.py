@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,16 @@ def make_metrics() -> list:
         metrics.DiceCoefficient(**hard, name="image_dice"),
         metrics.IoU(**hard, name="image_iou"),
     ]
+
+
+def start_at_share(model, masks: Iterable, num: int = 16) -> None:
+    """Let the output of a new network begin at the objects' share of the pixels, not at one half.
+
+    Spares learning that (Lin et al. 2017); without it, small objects are found much later. The share is that of the
+    first `num` batches of masks.
+    """
+    share = np.mean([batch.mean() for batch in itertools.islice(masks, num)]).clip(1e-3, 0.9)
+    model.get_layer("mask").bias.assign([np.log(share / (1 - share))])
 
 
 def fit(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import pictures, results
+from lab import grey_values, pictures, results
 
 TRUE, FOUND = results.GREEN, results.VERMILION  # contours; errors have the colours of `results.ERRORS`
 
@@ -44,10 +44,12 @@ def plot_volumes(rows: list[tuple], path: Path) -> None:
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for line, (title, sample, found) in zip(grid, rows, strict=True):
         seen = sample.mask if found is None else sample.mask | found
-        for axes, (name, (index, aspect)) in zip(line, three_views(seen, sample.spacing).items(), strict=True):
-            image = sample.prepare(sample.image[index])[..., 0]
+        slices = three_views(seen, sample.spacing)
+        images = [sample.prepare(sample.image[index]) for index, _ in slices.values()]
+        shown = _shown_range(images)
+        for axes, image, (name, (index, aspect)) in zip(line, images, slices.items(), strict=True):
             true = sample.mask[index]
-            axes.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=aspect)
+            axes.imshow(shown.prepare(image)[..., 0], cmap="gray", vmin=0, vmax=1, aspect=aspect)
             if found is not None:
                 axes.imshow(_errors(true, found[index]), aspect=aspect, interpolation="nearest")
                 _contour(axes, found[index], FOUND)
@@ -60,6 +62,11 @@ def plot_volumes(rows: list[tuple], path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters that the font does not have
         figure.savefig(path, dpi=130)
+
+
+def _shown_range(images):
+    """From black to white for the slices of a volume, which are drawn alike."""
+    return grey_values.shown_range(np.concatenate([image.ravel() for image in images]))
 
 
 def _errors(true, found):
@@ -90,15 +97,18 @@ def _legend(figure, predicted):
 
 
 def montage(image: np.ndarray, mask: np.ndarray, spacing: tuple | None, overlay, prepare) -> np.ndarray:
-    """The three slices side by side, (H, W, 3), uint8: `overlay` draws the mask (H, W) on an image (H, W, C).
+    """The three slices side by side, (H, W, 3), uint8: `overlay` draws a mask (H, W) on a prepared image (H, W, C), in
+    the range of grey values that it is given.
 
     Slices are enlarged to pixels that are as high as wide, by repetition, and stand on one line.
     """
     finest = min(spacing) if spacing else 1
     steps = tuple(max(1, round(step / finest)) for step in spacing) if spacing else (1, 1, 1)
-    panels = []
-    for (index, _), axes in zip(three_views(mask, spacing).values(), ((1, 2), (0, 2), (0, 1)), strict=True):
-        panel = overlay(prepare(image[index]), mask[index])
+    places, panels = [index for index, _ in three_views(mask, spacing).values()], []
+    slices = [prepare(image[index]) for index in places]
+    shown = _shown_range(slices)
+    for part, index, axes in zip(slices, places, ((1, 2), (0, 2), (0, 1)), strict=True):
+        panel = overlay(part, mask[index], shown)
         for axis, along in enumerate(axes):
             panel = np.repeat(panel, steps[along], axis=axis)
         panels.append(panel)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lab import ball_fit, model_file, prediction, results, surfaces, volumes
+from lab import ball_fit, grey_values, model_file, prediction, results, surfaces, volumes
 
 SIGMAS = (1.0, 1.5, 2.0, 3.0)  # of the Gaussian filter before a threshold, in voxels
 COLUMNS = {  # of the table of scores: key and title
@@ -61,34 +61,41 @@ def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, lis
     return scores, rows
 
 
-def baselines(validation: tuple, test: list, sphere: dict | None = None) -> dict[str, dict]:
+def baselines(
+    validation: tuple, test: list, sphere: dict | None = None, raw_validation: tuple | None = None
+) -> dict[str, dict]:
     """Scores on the test volumes of what needs no network, with settings that are the best on the validation patches.
 
-    All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS; and where
-    each volume is known to hold one `sphere`, of a noise, contrast and radius, the likeliest one.
+    All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS; where each
+    volume is known to hold one `sphere`, of a noise, contrast and radius, the likeliest one; and where grey values are
+    not absolute, the best threshold of the values in the files, which `raw_validation` holds.
     """
     from scipy.ndimage import gaussian_filter
-
-    images, masks = validation
 
     def smooth(volumes, sigma):  # (..., D, H, W, 1)
         return gaussian_filter(volumes, sigma, axes=(-4, -3, -2)) if sigma else volumes
 
-    def above(sigma):
-        for sample in test:
-            yield results.above(smooth(sample.prepare(sample.image[:]), sigma), *best[sigma][0])[..., 0]
+    def best(images, masks):
+        return results.best_threshold(images, masks, results.object_levels(images, masks) if raw_validation else None)
+
+    def above(samples, threshold, sigma=0.0):
+        for sample in samples:
+            yield results.above(smooth(sample.prepare(sample.image[:]), sigma), *threshold)[..., 0]
 
     def fit(sample):
         (ball,) = ball_fit.fit_balls(sample.image[None], **sphere)
         return ball_fit.draw_balls(ball[None], sample.mask.shape)[0, ..., 0]
 
-    best = {sigma: results.best_threshold(smooth(images, sigma), masks) for sigma in (0.0, *SIGMAS)}
-    width = max(SIGMAS, key=lambda sigma: best[sigma][1])
-    found = {
+    images, masks = validation
+    found = {sigma: best(smooth(images, sigma), masks) for sigma in (0.0, *SIGMAS)}
+    width = max(SIGMAS, key=lambda sigma: found[sigma][1])
+    masks_of = {
         "all background": (np.zeros_like(sample.mask) for sample in test),
-        "best threshold": above(0.0),
-        f"Gaussian filter of {width:g}, threshold": above(width),
+        "best threshold": above(test, found[0.0][0]),
+        f"Gaussian filter of {width:g}, threshold": above(test, found[width][0], width),
     }
+    if raw_validation:
+        masks_of["best threshold, raw values"] = above(grey_values.raw(test), best(*raw_validation)[0])
     if sphere:
-        found["likeliest sphere"] = map(fit, test)
-    return {name: score_volumes(test, masks)[0] for name, masks in found.items()}
+        masks_of["likeliest sphere"] = map(fit, test)
+    return {name: score_volumes(test, masks)[0] for name, masks in masks_of.items()}

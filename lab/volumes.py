@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab.scans import SLAB, Scan, find_scans, look_through, open_scan, parts, read_mask, scratch, stem
+from lab.scans import Scan, find_scans, look_through, open_scan, parts, read_mask, scratch, stem
 
 THICK = 2.0  # largest over smallest spacing from which on a scan counts as one of thick slices
 
@@ -143,33 +143,6 @@ def describe_grids(pairs: list[Pair]) -> list[str]:
 
 def _millimetres(spacing):
     return " x ".join(f"{step:.3g}" for step in reversed(spacing)) + " mm"
-
-
-def common_window(pairs: list[Pair]) -> list[float] | None:
-    """The grey values that become 0 and 1 in every scan, where grey values mean the same in all; else None.
-
-    They do if zero lies inside the range of grey values, as in CT's Hounsfield units: the percentiles 1 of all scans
-    lie below it by more than a twentieth of the range up to the percentile 99. The percentiles of such a scan are air
-    and bone; what tells soft tissues apart would be lost between them. The window is three times as wide as the
-    objects' grey values (percentiles 1 to 99 over all scans) and has them in its middle: Hounsfield units of 20 to 50,
-    the brain's, give -10 to 80.
-    """
-    values = []
-    for pair in pairs:
-        step = math.ceil((pair.mask.size / 2**20) ** (1 / 3))
-        thinned, inside = (array[::step, ::step, ::step] for array in (pair.image[..., 0], pair.mask))
-        low, high = np.percentile(thinned, [1, 99])
-        if low >= -0.05 * (high - low):
-            return None
-        values.append(thinned[inside])
-    values = np.concatenate(values)
-    low, high = np.percentile(values, [1, 99]) if values.size else (0, 0)
-    return [float(2 * low - high), float(2 * high - low)] if high > low else None
-
-
-def every_few_slices(image: np.ndarray) -> np.ndarray:
-    """Every k-th slice, so that about SLAB voxels are left: enough for percentiles."""
-    return image[:: math.ceil(math.prod(image.shape) / SLAB)]
 
 
 # Resampling

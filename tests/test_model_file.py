@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import unet_segmentation
-from lab import model_file, pictures
+from lab import grey_values, model_file
 
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
 
@@ -23,7 +23,7 @@ def network(*sides, channels=1):
 
 
 def save_model(model, path, size=(8, 8), **more):
-    model_file.save_model(model, path, {**pictures.ABSOLUTE, "size": list(size), "seen": SEEN, **more})
+    model_file.save_model(model, path, {**grey_values.ABSOLUTE, "size": list(size), "seen": SEEN, **more})
     return path
 
 
@@ -59,7 +59,7 @@ def test_the_file_says_which_images_the_network_takes(shape, depth, divisor, tmp
         "size": [32] * ndim,
         "seen": SEEN,
     }
-    assert found == {**pictures.ABSOLUTE, **expected}
+    assert found == {**grey_values.ABSOLUTE, **expected}
     side = 3 * divisor if divisor else 32
     images = np.random.default_rng(0).random((1, *(side,) * ndim, shape[-1]), np.float32)
     np.testing.assert_array_equal(model.predict_on_batch(images), unet.predict_on_batch(images))
@@ -79,7 +79,7 @@ def test_a_divisor_without_skips_and_of_another_factor_is_found():
 
 
 def test_a_file_of_the_first_version_still_works(tmp_path):
-    old = {**pictures.ABSOLUTE, "version": 1, "size": [8, 8], "seen": SEEN}
+    old = {**grey_values.ABSOLUTE, "version": 1, "size": [8, 8], "seen": SEEN}
     path = save_model(network(8, 8), tmp_path / "new.keras")
     path = rewrite(path, tmp_path / "old.keras", **{model_file.MEMBER: json.dumps(old)})
     _, found = model_file.load_model(path)
@@ -150,7 +150,7 @@ def test_bad_models_are_refused_in_one_sentence(tmp_path):
 ], ids=str)  # fmt: skip
 def test_damaged_preprocessing_is_refused(change, tmp_path):
     whole = {"version": 2, "divisor": None, "channels": 1, "ndim": 2}
-    whole |= {**pictures.ABSOLUTE, "size": [8, 8], "seen": SEEN}
+    whole |= {**grey_values.ABSOLUTE, "size": [8, 8], "seen": SEEN}
     good = save_model(network(8, 8), tmp_path / "good.keras")
     bad = rewrite(good, tmp_path / "bad.keras", **{model_file.MEMBER: json.dumps({**whole, **change})})
     with pytest.raises(ValueError, match="the preprocessing inside .* is damaged or of another version"):

@@ -12,8 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-import data_synth
-from lab import patches, pictures
+from lab import grey_values, patches, pictures
 
 GREY = np.arange(0, 240, 20, dtype=np.uint8).reshape(3, 4)
 
@@ -34,7 +33,7 @@ def test_16_bits_are_kept(suffix, tmp_path):
     array = GREY.astype(np.uint16) * 257 + 3
     picture = pictures.read_picture(save(tmp_path / f"a{suffix}", array))
     np.testing.assert_array_equal(picture, array[..., None])
-    assert pictures.grey_range(picture, pictures.ABSOLUTE) == ([0], [65535])
+    assert grey_values.range_of(picture, grey_values.ABSOLUTE).high == [65535]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK"])
@@ -175,78 +174,6 @@ def test_other_masks_are_refused_with_their_values(tmp_path):
         pictures.read_mask(save(tmp_path / "a.png", two))
 
 
-def stretched(picture):
-    return pictures.preprocess(picture, *pictures.grey_range(picture, pictures.STRETCHED))
-
-
-def scene():
-    """Soft blobs between 20 and 235, with a little noise: (90, 120, 1), as an 8-bit camera sees it."""
-    rows, columns = np.indices((90, 120))
-    blobs = np.sin(rows / 9) * np.cos(columns / 13) * 100 + 127
-    return np.round(blobs + np.random.default_rng(0).normal(0, 3, blobs.shape)).clip(0, 255).astype(np.uint8)[..., None]
-
-
-@pytest.mark.parametrize("container", [
-    lambda p: p.astype(np.uint16),  # 16 bits of which 8 are used
-    lambda p: p.astype(np.uint16) * 257,
-    lambda p: p.astype(np.uint16) * 7 + 1000,  # another exposure, another offset
-    lambda p: p.astype(np.float32) / 255,
-    lambda p: p.astype(np.float32) / 65535,
-])  # fmt: skip
-@pytest.mark.parametrize("picture", [scene(), scene() // 20, scene() // 100], ids=["", "12 levels", "3 levels"])
-def test_a_picture_is_the_same_to_the_network_in_every_type(container, picture):
-    np.testing.assert_allclose(stretched(container(picture)), stretched(picture), atol=2e-5)
-    assert stretched(picture).min() == 0 and stretched(picture).max() == 1
-
-
-@pytest.mark.parametrize("container", [np.uint8, np.uint16, np.float32])
-def test_a_flat_picture_stays_flat(container):
-    flat = np.full((100, 100, 1), 90)
-    assert not stretched(flat.astype(container)).any()
-    rng = np.random.default_rng(0)
-    for noise in (rng.integers(-1, 2, flat.shape), rng.normal(0, 3, flat.shape), rng.random(flat.shape) < 0.02):
-        assert stretched((flat + noise).round().astype(container)).std() < 0.08, "noise alone was blown up"
-
-
-@pytest.mark.parametrize("dtype, ground, objects", [
-    (np.uint8, 255, 40), (np.uint16, 65535, 0), (np.uint16, 1000, 4000), (np.int16, -1024, 300), (np.float32, -1000, 9),
-])  # fmt: skip
-def test_few_objects_on_a_ground_of_one_value_stand_out(dtype, ground, objects):
-    picture = np.full((200, 200, 1), ground, dtype)
-    picture[::20, ::20] = objects  # a quarter of a percent
-    shown = stretched(picture)
-    assert np.isfinite(shown).all() and abs(shown[0, 0, 0] - shown[1, 1, 0]) > 0.1
-
-
-def test_noise_does_not_hide_objects_that_stand_out_of_it():
-    """Contrast and noise of the lab's own circles: the range is stretched as if nothing were said about noise."""
-    images, _ = data_synth.make_circles(20, 128, seed=0, radius=(15, 25))
-    for image in images:
-        low, high = pictures.grey_range(image, pictures.STRETCHED)
-        np.testing.assert_allclose([low[0], high[0]], np.percentile(image, [1, 99]), atol=1e-6)
-
-
-def test_each_channel_is_stretched_by_itself():
-    colours = np.concatenate([scene(), scene() // 2, 255 - scene()], axis=-1)
-    for channel in range(3):
-        np.testing.assert_array_equal(stretched(colours)[..., [channel]], stretched(colours[..., [channel]]))
-
-
-def test_a_volume_is_stretched_by_the_same_rule():
-    volume = np.stack([scene()] * 20)
-    np.testing.assert_allclose(stretched(volume)[7], stretched(scene()), atol=1e-6)
-
-
-def test_strange_grey_values_are_said():
-    rng = np.random.default_rng(0)
-    training = rng.uniform(0.2, 0.4, (5, 16, 16, 1))
-    seen = pictures.describe_training(training, pictures.ABSOLUTE)["seen"]
-    assert pictures.describe_strangeness(training[0], seen) is None
-    assert "outside what training saw (darkest 1%: 0.70, in training 0.20 to" in pictures.describe_strangeness(
-        training[0] + 0.5, seen
-    )
-
-
 @pytest.fixture
 def folders(tmp_path):
     """Eight pictures, bright where their masks are 255."""
@@ -263,7 +190,7 @@ def folders(tmp_path):
 
 
 def test_crops_hold_the_mask_of_their_image(folders):
-    samples = pictures.read_folder(*folders, pictures.ABSOLUTE)
+    samples = pictures.read_folder(*folders)
     grid, _ = patches.grid_patches(samples, 32, 99)
     for crop, mask in (grid, patches.random_patches(samples, 40, 32, 0, augment=patches.vary)):
         assert crop.shape == mask.shape == (len(crop), 32, 32, 1) and crop.dtype == mask.dtype == np.float32
@@ -274,7 +201,7 @@ def test_crops_hold_the_mask_of_their_image(folders):
 
 
 def test_a_grid_of_crops_covers_every_picture(folders):
-    samples = pictures.read_folder(*folders, pictures.ABSOLUTE)
+    samples = pictures.read_folder(*folders)
     (crops, _), places = patches.grid_patches(samples[-1:], 32, most=99)
     picture = np.full(samples[-1].image.shape, np.nan)
     for crop, place in zip(crops, places, strict=True):
@@ -289,16 +216,16 @@ def test_a_folder_in_colour_gives_three_channels_and_a_mixed_one_grey(folders, t
     for path in folder.iterdir():
         grey = np.asarray(Image.open(path))
         save(path, np.stack([grey, grey // 2, 255 - grey], axis=-1))
-    samples = pictures.read_folder(folder, masks, pictures.STRETCHED)
-    assert {sample.image.shape[-1] for sample in samples} == {len(sample.low) for sample in samples} == {3}
+    samples = pictures.read_folder(folder, masks)
+    assert {sample.image.shape[-1] for sample in samples} == {len(sample.grey_range.low) for sample in samples} == {3}
     images, shown = patches.random_patches(samples, 4, 16, 0, patches.vary)
     assert images.shape == (4, 16, 16, 3) and shown.shape == (4, 16, 16, 1)
     pictures.plot_dataset(samples, tmp_path / "dataset.png")
     assert not capsys.readouterr().out
 
     save(folder / "2.png", np.asarray(Image.open(folder / "2.png").convert("L")))
-    samples = pictures.read_folder(folder, masks, pictures.STRETCHED)
-    assert {sample.image.shape[-1] for sample in samples} == {len(sample.low) for sample in samples} == {1}
+    samples = pictures.read_folder(folder, masks)
+    assert {sample.image.shape[-1] for sample in samples} == {len(sample.grey_range.low) for sample in samples} == {1}
     assert "7 of 8 pictures" in capsys.readouterr().out
 
 
@@ -313,7 +240,7 @@ def test_everything_wrong_with_a_folder_is_listed_at_once(folders):
     (masks / "7_mask.png").write_bytes((masks / "6_mask.png").read_bytes())
     save(folder / "6.bmp", GREY)
     with pytest.raises(ValueError) as error:
-        pictures.read_folder(folder, masks, pictures.ABSOLUTE)
+        pictures.read_folder(folder, masks)
     words = ["no picture in", "no mask in", "2.png cannot be read|2.png is no PNG", "its mask 3 x 3", "is no mask",
              "shows the same as", "have the same name"]  # fmt: skip
     for word in words:
@@ -325,10 +252,10 @@ def test_masks_that_teach_nothing_are_refused(folders):
     for path in masks.iterdir():
         save(path, np.zeros_like(np.asarray(Image.open(path))))
     with pytest.raises(ValueError, match="all masks in .* are empty"):
-        pictures.read_folder(folder, masks, pictures.ABSOLUTE)
+        pictures.read_folder(folder, masks)
     save(masks / "4.png", np.zeros((56, 70), np.uint8))
     with pytest.raises(ValueError, match=r"4_mask.png and 4.png have the same name, 4: remove one"):
-        pictures.read_folder(folder, masks, pictures.ABSOLUTE)
+        pictures.read_folder(folder, masks)
 
 
 def test_files_that_the_system_hides_are_no_pictures(folders):
@@ -339,7 +266,7 @@ def test_files_that_the_system_hides_are_no_pictures(folders):
 
 @pytest.mark.parametrize("name", ["$a^b{", "$x$", "\\frac", "a\nb", "\udce9t\udce9", "\u5f71\u50cf", "%s"])
 def test_the_page_of_the_data_set_is_drawn_whatever_the_names(name, folders, tmp_path, capfd):
-    samples = pictures.read_folder(*folders, pictures.ABSOLUTE)
+    samples = pictures.read_folder(*folders)
     samples = [dataclasses.replace(sample, name=name + sample.name) for sample in samples]
     pictures.plot_dataset(samples, tmp_path / "dataset.png")
     assert pictures.read_picture(tmp_path / "dataset.png").std() > 10

@@ -18,7 +18,7 @@ from PIL import Image
 
 import predict
 import unet_segmentation
-from lab import model_file, pictures, prediction
+from lab import grey_values, model_file, pictures, prediction
 from lab import table as csv_table
 
 WIDE = {"1%": [0.0, 1.0], "50%": [0.0, 1.0], "99%": [0.0, 1.0]}
@@ -34,7 +34,7 @@ def threshold_network(side=None, level=0.5, channels=1):
     return network
 
 
-def save_model(network, path, settings=pictures.ABSOLUTE, seen=SEEN):
+def save_model(network, path, settings=grey_values.ABSOLUTE, seen=SEEN):
     size = [side or 16 for side in network.input_shape[1:3]]
     model_file.save_model(network, path, {**settings, "size": size, "seen": seen})
     return path
@@ -119,7 +119,7 @@ def test_the_settings_come_from_the_model(picture_folder, tmp_path):
     picture = np.full((16, 16), 10, np.uint8)
     picture[4:8, 4:8] = 30
     Image.fromarray(picture).save(tmp_path / "dark.png")
-    for settings, found in ((pictures.ABSOLUTE, 0), (pictures.STRETCHED, 16)):
+    for settings, found in ((grey_values.ABSOLUTE, 0), (grey_values.STRETCHED, 16)):
         model = load_model(threshold_network(), tmp_path / "model.keras", settings=settings)
         assert np.count_nonzero(probabilities(model, picture[..., None]) >= 0.5) == found
 
@@ -176,7 +176,7 @@ def test_the_grey_range_of_a_picture_is_taken_once(tmp_path, monkeypatch):
     calls = []
     take = pictures.grey_range
     monkeypatch.setattr(pictures, "grey_range", lambda *args: calls.append(1) or take(*args))
-    path = save_model(threshold_network(), tmp_path / "model.keras", pictures.STRETCHED)
+    path = save_model(threshold_network(), tmp_path / "model.keras", grey_values.STRETCHED)
     Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10)).save(tmp_path / "a.png")
     flags = ["--out-dir", str(tmp_path / "out"), "--models", str(path), str(path)]
     assert predict.main([str(path), str(tmp_path / "a.png"), *flags]) == 0
@@ -265,10 +265,10 @@ def test_a_picture_is_looked_at_in_the_size_that_was_asked_for_or_that_the_model
         assert predict.main([str(model), str(tmp_path / "a.png"), "--out-dir", str(out), *flags]) == 0
         return np.asarray(Image.open(out / "a_mask.png")), table(out)[0]
 
-    scaled = {**pictures.ABSOLUTE, "scales": [0.5, 1.0, 4.0]}
-    mask, row = predicted("as it is", pictures.ABSOLUTE)
+    scaled = {**grey_values.ABSOLUTE, "scales": [0.5, 1.0, 4.0]}
+    mask, row = predicted("as it is", grey_values.ABSOLUTE)
     assert (row["scale"], row["objects"]) == ("1.0", "0")
-    for mask, row in (predicted("asked", pictures.ABSOLUTE, "--scale", "4"), predicted("found", scaled)):
+    for mask, row in (predicted("asked", grey_values.ABSOLUTE, "--scale", "4"), predicted("found", scaled)):
         assert (row["scale"], row["objects"]) == ("4.0", "2") and mask.shape == (40, 40)
         assert not mask[picture == 0].any() and np.count_nonzero(mask) > 20  # without the corners
     assert "2 objects, at scale 4" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from keras import layers
 from PIL import Image
 
 import predict
-from lab import model_file, pictures, prediction
+from lab import grey_values, model_file, prediction
 
 SEEN = {"1%": [0.0, 1.0], "50%": [0.0, 1.0], "99%": [0.0, 1.0]}
 AFFINE = np.array([[0, 0, -2.0, 10], [-1.0, 0, 0, 20], [0, 1.5, 0, -30], [0, 0, 0, 1]])  # turned and mirrored
@@ -22,7 +22,7 @@ def save_model(path, **settings):
     layer = layers.Conv3D(1, 1, activation="sigmoid")
     network = keras.Model(inputs, layer(inputs))
     layer.set_weights([np.full((1, 1, 1, 1, 1), 200.0), np.array([-100.0])])
-    model_file.save_model(network, path, {**pictures.STRETCHED, "size": [16, 16, 16], "seen": SEEN, **settings})
+    model_file.save_model(network, path, {**grey_values.STRETCHED, "size": [16, 16, 16], "seen": SEEN, **settings})
     return path
 
 
@@ -128,7 +128,7 @@ def test_what_is_no_scan_is_told_and_the_others_go_on(model_path, tmp_path, name
 def test_a_model_of_pictures_refuses_scans(tmp_path, capsys):
     inputs = keras.Input((None, None, 1))
     network = keras.Model(inputs, layers.Conv2D(1, 1, activation="sigmoid")(inputs))
-    model_file.save_model(network, tmp_path / "2d.keras", {**pictures.STRETCHED, "size": [16, 16], "seen": SEEN})
+    model_file.save_model(network, tmp_path / "2d.keras", {**grey_values.STRETCHED, "size": [16, 16], "seen": SEEN})
     make_scan(tmp_path / "head.nii.gz")
     with pytest.raises(SystemExit) as ended:
         predict.main([str(tmp_path / "2d.keras"), str(tmp_path / "head.nii.gz"), "--out-dir", str(tmp_path / "out")])

@@ -25,12 +25,12 @@ from PIL import Image
 
 import predict
 import unet_segmentation as unet
-from lab import model_file, pictures, prediction, store, tracking
+from lab import grey_values, model_file, prediction, store, tracking
 
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
 
 
-def save_network(path, ndim=2, channels=1, settings=pictures.ABSOLUTE, code=False):
+def save_network(path, ndim=2, channels=1, settings=grey_values.ABSOLUTE, code=False):
     """A network that finds what is brighter than 0.5, of colours their mean; with `code`, one that must be refused."""
     inputs = keras.Input((None,) * ndim + (channels,))
     layer = (layers.Conv2D if ndim == 2 else layers.Conv3D)(1, 1, activation="sigmoid")
@@ -48,7 +48,7 @@ class Logged:
         shutil.copy(database, folder / "mlflow.db")
         kinds = {
             "grey": {},
-            "colour": {"channels": 3, "settings": pictures.STRETCHED},
+            "colour": {"channels": 3, "settings": grey_values.STRETCHED},
             "volume": {"ndim": 3},
         }
         self.runs, self.files = {}, {}

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from lab import dead_runs, tracking
+from lab import dead_runs, grey_values, tracking
 from lab import store as lab_store
 from lab.tracking import TrackingError, how_to_view, masked, open_store, tracked_run
 
@@ -329,11 +329,11 @@ def model_file_in(folder):
     """A model file of a tiny network."""
     import keras
 
-    from lab import model_file, pictures
+    from lab import model_file
 
     network = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(1, 3, padding="same")])
     images = np.random.default_rng(0).random((2, 8, 8, 1), dtype="float32")
-    model_file.save_model(network, folder / "model.keras", pictures.describe_training(images, pictures.ABSOLUTE))
+    model_file.save_model(network, folder / "model.keras", grey_values.describe_training(images, grey_values.ABSOLUTE))
     return folder / "model.keras", network, images
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import unet_segmentation as unet
-from lab import model_file, pictures
+from lab import grey_values, model_file
 
 SMALL = ["--size", "32", "--train-size", "16", "--radius", "2", "6", "--filters", "4"]
 SMALL += ["--val-images", "4", "--test-images", "6"]
@@ -120,9 +120,11 @@ def test_a_dead_server_is_told_before_training(tmp_path, monkeypatch, capsys):
 
 def test_ordinary_images_are_not_called_strange():
     args = unet.parse_args([])
-    seen = pictures.describe_training(unet.draw(args, None, 128, args.size, unet.TYPICAL)[0], pictures.ABSOLUTE)["seen"]
+    seen = grey_values.describe_training(unet.draw(args, None, 128, args.size, unet.TYPICAL)[0], grey_values.ABSOLUTE)[
+        "seen"
+    ]
     images, _ = unet.make_circles(args, 200, unet.TEST)
-    assert [i for i in range(200) if pictures.describe_strangeness(images[i], seen)] == []
+    assert [i for i in range(200) if grey_values.describe_strangeness(images[i], seen)] == []
 
 
 def test_a_batch_larger_than_the_training_set_is_the_set():

@@ -1,0 +1,295 @@
+"""Grey values as a network sees them: of each channel, one value becomes 0 and another 1. Defined here alone.
+
+    settings, parts, said = grey_values.settle(parts, "auto")        # one range for the folder, or one for each picture
+    grey_range = grey_values.range_of(image, settings)               # of a new picture (H, W, C) or volume (D, H, W, C)
+    seen = grey_range.prepare(image)                                 # float32
+
+Nothing is clipped, for what is brighter than 99% of the pixels may be the object: values outside the range are
+compressed by a logarithm, so that their order stays and neighbours stay apart. The settings travel inside the model
+file (`lab/model_file.py`), so that a network cannot be used with another preprocessing than it was trained with.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+# Values are divided by the maximum of their type; or two percentiles of each channel become 0 and 1.
+ABSOLUTE = {"grey": "ITU-R 601 luma, transparent is black", "stretch": None, "beyond": "log"}
+STRETCHED = {**ABSOLUTE, "stretch": [1, 99], "surroundings": 0.25}
+QUANTILES = (1, 50, 99)  # percentiles of an image that are compared with those seen in training
+WIDEST = 2.0  # the prepared value that is drawn as white at most: 2.7 times the range above its lower end
+
+
+@dataclasses.dataclass(frozen=True)
+class GreyRange:
+    """The values of each channel that become 0 and 1, and what becomes of the values outside."""
+
+    low: np.ndarray  # (C,)
+    high: np.ndarray  # (C,), above `low`
+    beyond: str = "log"  # "clip": cut off, as in model files of version 2; "keep": neither
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """An image (..., C) as the network sees it, float32.
+
+            y = (image - low) / (high - low)
+            y for 0 <= y <= 1;  1 + log(y) for y > 1;  -log(1 - y) for y < 0
+
+        Continuous, with a continuous slope, and strictly rising: at y = 1000, a step of 1/235 still changes the result
+        by 4e-6, where float32 resolves 5e-7. Example: of a range of 40 to 150, 210 becomes 1.44 and 260 becomes 1.69.
+        """
+        seen = image.astype(np.float32)
+        seen -= np.float32(self.low)
+        seen /= np.subtract(self.high, self.low, dtype=np.float32)
+        if self.beyond == "clip":
+            return np.clip(seen, 0, 1, out=seen)
+        if self.beyond == "log":
+            np.log(seen, out=seen, where=(above := seen > 1))
+            seen[above] += 1
+            np.negative(seen, out=seen, where=(below := seen < 0))
+            np.log1p(seen, out=seen, where=below)
+            np.negative(seen, out=seen, where=below)
+        return seen
+
+
+def raw(samples: Sequence) -> list:
+    """The same samples with their values as they are in the file."""
+    one = GreyRange(np.zeros(1, np.float32), np.ones(1, np.float32), "keep")
+    return [dataclasses.replace(sample, grey_range=one) for sample in samples]
+
+
+# The range of one image
+
+
+def range_of(image: np.ndarray, settings: dict) -> GreyRange:
+    """The grey range of a picture (H, W, C) or a volume (D, H, W, C), as the settings say.
+
+    `window`: the same two values for every image, or two for each channel. Else `stretch`: two percentiles of each
+    channel of the image itself, without its `surroundings` (see `without_surroundings`). Where both percentiles are
+    one value, objects are the few pixels that differ from it: there the least and the largest value are taken. Else the
+    limits of the image's type.
+    """
+    channels, beyond = image.shape[-1], settings["beyond"]
+    if settings.get("window"):
+        return GreyRange(*(np.full(channels, value, np.float32) for value in settings["window"]), beyond)
+    if settings["stretch"] is None:
+        maximum = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
+        return GreyRange(np.zeros(channels, np.float32), np.full(channels, maximum, np.float32), beyond)
+    pixels = without_surroundings(thin_out(image).reshape(-1, channels), settings.get("surroundings"))
+    low, high = np.percentile(pixels, settings["stretch"], axis=0)
+    if np.any(low == high):
+        axes = tuple(range(image.ndim - 1))
+        low, high = np.where(low == high, (image.min(axis=axes), image.max(axis=axes)), (low, high))
+    least = [least_range(image[..., channel]) for channel in range(channels)]
+    return GreyRange(*_apart(low, high, least), beyond)
+
+
+def _apart(low, high, least=0) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends in float32, the higher one above the lower one by `least` or more."""
+    low = low.astype(np.float32)
+    high = np.maximum(high, low + least).astype(np.float32)
+    return low, np.maximum(high, np.nextafter(low, np.float32(np.inf)))  # a least range may vanish beside `low`
+
+
+def without_surroundings(pixels: np.ndarray, share: float | None) -> np.ndarray:
+    """Pixels (n, C) without the most frequent value of each channel, where at least a `share` of them has it.
+
+    The empty surroundings of a scan, or the ground of a drawing, say nothing about how bright a tissue is, but how much
+    there is of them would decide the percentiles. nnU-Net leaves out what is 0 for the same reason, from the same share
+    on (Isensee et al. 2021).
+    """
+    if share is None:
+        return pixels
+    most_frequent = []
+    for channel in pixels.T:
+        values, counts = np.unique(channel, return_counts=True)
+        most_frequent.append(values[counts.argmax()])
+    empty = (pixels == np.array(most_frequent)).all(axis=-1)
+    return pixels[~empty] if share <= empty.mean() < 1 else pixels
+
+
+def thin_out(image: np.ndarray, most: int = 2**20) -> np.ndarray:
+    """Every k-th pixel (*, C) along each axis, about `most` of them: enough for percentiles."""
+    ndim = image.ndim - 1
+    step = math.ceil((math.prod(image.shape[:-1]) / most) ** (1 / ndim))
+    return image[(slice(None, None, step),) * ndim]
+
+
+def least_range(channel: np.ndarray) -> float:
+    """The smallest range of values (*sides) that may become 0 to 1: so that a flat channel stays flat.
+
+    It follows from the channel alone, so that its type, its exposure and its unit do not matter. What distinguishes
+    noise from a picture is that neighbours do not share it: its standard deviation is estimated from the differences
+    of neighbouring pixels, to which the steps between the levels add their own; what is left in means of 8 x 8 pixels
+    is structure. The range is at least 10 noise (noise / structure)^2, at most 20 noise: nothing where objects stand
+    out as much as the noise, and noise alone takes a quarter of the range.
+    """
+    blocks = _blocks(channel)
+    values = np.unique(blocks)
+    step = np.diff(values).min() if len(values) > 1 else 0
+    between = np.abs(np.diff(blocks, axis=-1))
+    sigma = np.median(between) / (0.6745 * math.sqrt(2)) if between.size else 0  # of normal noise
+    noise = math.sqrt(sigma**2 + step**2 / 12)
+    if noise == 0:
+        return 1.0  # one value only: any range makes it 0
+    structure = np.ptp(np.percentile(blocks.mean(axis=tuple(range(1, blocks.ndim, 2))), [1, 99]))
+    return 20 * noise / max(1, 2 * (structure / noise) ** 2)
+
+
+def _blocks(channel: np.ndarray, most: int = 2**20) -> np.ndarray:
+    """Blocks of 8 x 8 pixels, about `most` in all and evenly spread: (n, 8, m, 8), float32; in 3D likewise."""
+    sides = [max(1, min(8, length // 4)) for length in channel.shape]
+    counts = [length // side for length, side in zip(channel.shape, sides, strict=True)]
+    whole = channel[tuple(slice(num * side) for num, side in zip(counts, sides, strict=True))]
+    blocks = whole.reshape([n for pair in zip(counts, sides, strict=True) for n in pair])
+    step = math.ceil((whole.size / most) ** (1 / channel.ndim))
+    return blocks[(slice(None, None, step), slice(None)) * channel.ndim].astype(np.float32)
+
+
+# One range for the folder, or one for each picture
+
+
+def settle(parts: dict[str, list], wanted: str) -> tuple[dict, dict[str, list], str]:
+    """Give the samples of a folder their grey ranges: one for all, or each its own.
+
+    Pictures of one camera, or scans in absolute units, keep their absolute values by a range for the folder; scans of
+    two scanners need ranges of their own. Taken is what makes the objects agree better (see `disagreement`).
+
+    Args:
+        parts: training, validation and test samples (see `lab/patches.py`), which have their own `grey_range` each.
+        wanted: "folder", "picture", or "auto" to measure which of the two suits the training samples.
+
+    Returns:
+        The settings for the model file, the parts with their ranges, and a sentence that says what was taken.
+    """
+    training = parts["training"]
+    window = folder_range(training)
+    figures = {name: disagreement(training, common) for name, common in (("folder", window), ("picture", None))}
+    taken = wanted
+    if wanted == "auto":
+        measured = figures["folder"] is not None
+        taken = "folder" if measured and figures["folder"] < figures["picture"] + TIE else "picture"
+    if taken == "folder":
+        settings = {**STRETCHED, "window": [window.low.tolist(), window.high.tolist()]}
+        parts = {
+            name: [dataclasses.replace(sample, grey_range=window) for sample in samples]
+            for name, samples in parts.items()
+        }
+        ends = ", ".join(f"{low:.4g} to {high:.4g}" for low, high in zip(window.low, window.high, strict=True))
+        said = f"one range for the folder, {ends}"
+    else:
+        settings, said = dict(STRETCHED), "a range for each picture"
+    if figures["folder"] is not None:
+        both = ", ".join(f"{figures[name]:.3f} with one for {what}" for name, what in RANGES.items())
+        said += f"; objects and what surrounds them differ from picture to picture by so much of their contrast: {both}"
+    return settings, parts, f"Grey values: {said}. (--grey-range)"
+
+
+TIE = 0.01  # of the contrast: where the two differ by less, absolute values are kept
+RANGES = {"folder": "the folder", "picture": "each picture"}
+
+
+def folder_range(samples: Sequence) -> GreyRange:
+    """One range for all samples: the percentiles of all of them together, without their surroundings.
+
+    Where zero lies inside the grey values of every sample, as in CT's Hounsfield units, the percentiles are air and
+    bone, and what tells soft tissues apart would be lost between them: there the range is three times as wide as the
+    objects' grey values (percentiles 1 to 99) and has them in its middle. Hounsfield units of 20 to 50, the brain's,
+    give -10 to 80.
+    """
+    stretch, share = STRETCHED["stretch"], STRETCHED["surroundings"]
+    thinned = [thin_out(few_slices(sample.image), 2**16) for sample in samples]
+    pixels = [without_surroundings(image.reshape(-1, image.shape[-1]), share) for image in thinned]
+    together = np.concatenate(pixels)
+    low, high = np.percentile(together, stretch, axis=0)
+    if np.any(low == high):
+        low, high = np.where(low == high, (together.min(axis=0), together.max(axis=0)), (low, high))
+    if all(_has_zero_inside(image) for image in thinned):
+        objects = np.concatenate([_around_objects(sample)[0] for sample in samples])
+        first, last = np.percentile(objects, stretch, axis=0) if len(objects) else (low, high)
+        low, high = np.where(last > first, (2 * first - last, 2 * last - first), (low, high))
+    return GreyRange(*_apart(low, high))
+
+
+def _has_zero_inside(image: np.ndarray) -> bool:
+    """Whether more than a hundredth of the values lies below zero, by more than a twentieth of the range."""
+    low, high = np.percentile(image, STRETCHED["stretch"])
+    return low < -0.05 * (high - low)
+
+
+def disagreement(samples: Iterable, common: GreyRange | None = None) -> float | None:
+    """How much grey values differ from sample to sample, as a share of what tells objects from what surrounds them.
+
+        sqrt(sum over channels of (var(m) + var(b)) / 2) / median(|m - b|)
+
+    m and b (C,) are a sample's medians of its objects, and of what surrounds them, as prepared: by the `common` range,
+    or by each sample's own. None where fewer than two samples have both.
+    """
+    middles = []
+    for sample in samples:
+        both = _around_objects(sample)
+        if all(map(len, both)):
+            prepare = (common or sample.grey_range).prepare
+            middles.append([np.median(prepare(values), axis=0) for values in both])
+    if len(middles) < 2:
+        return None
+    middles = np.array(middles)  # (samples, 2, C)
+    contrast = np.median(np.linalg.norm(middles[:, 0] - middles[:, 1], axis=-1))
+    return math.sqrt(middles.var(axis=0).sum() / 2) / max(float(contrast), 1e-6)
+
+
+def _around_objects(sample, most: int = 2**12) -> tuple[np.ndarray, np.ndarray]:
+    """Values (n, C) of pixels of objects, and of some near them that are none; from a sample on disk, few are read.
+
+    What is near is tried in steps: pixels at a random distance of up to 4 along each axis, then 8, 16, ..., until a
+    tenth of them lie outside all objects.
+    """
+    rng, sides = np.random.default_rng(0), np.array(sample.mask.shape)
+    if not len(sample.objects):
+        return np.empty((0, sample.image.shape[-1])), np.empty((0, sample.image.shape[-1]))
+    chosen = sample.objects[np.linspace(0, len(sample.objects) - 1, min(most, len(sample.objects))).astype(int)]
+    places = np.stack(np.unravel_index(chosen, sides), axis=-1)
+    near, reach = places[:0], 4
+    while len(near) < len(places) / 10 and reach < 2 * sides.max():
+        near = np.clip(places + rng.integers(-reach, reach + 1, places.shape), 0, sides - 1)
+        near = near[sample.mask[tuple(near.T)] == 0]
+        reach *= 2
+    return sample.image[tuple(places.T)], sample.image[tuple(near.T)]
+
+
+def few_slices(image: np.ndarray, most: int = 2**24) -> np.ndarray:
+    """Every k-th line or slice, so that about `most` pixels are left: of a scan on disk, no more is read."""
+    return image[:: math.ceil(math.prod(image.shape) / most)]
+
+
+# What training saw
+
+
+def describe_training(images: np.ndarray, settings: dict) -> dict:
+    """What goes into the model file: `settings`, the input size, the range of each of QUANTILES over `images`."""
+    found = np.percentile(images, QUANTILES, axis=tuple(range(1, images.ndim)))  # (quantiles, N)
+    seen = {f"{q}%": [float(row.min()), float(row.max())] for q, row in zip(QUANTILES, found, strict=True)}
+    return {**settings, "size": list(images.shape[1:-1]), "seen": seen}
+
+
+def describe_strangeness(image: np.ndarray, seen: dict, tolerance: float = 0.05) -> str | None:
+    """A sentence if the values of a prepared picture lie outside what training saw, else None."""
+    for (name, (low, high)), value in zip(seen.items(), np.percentile(image, QUANTILES), strict=True):
+        if not low - tolerance <= value <= high + tolerance:
+            what = {"1%": "darkest 1%", "50%": "median", "99%": "brightest 1%"}[name]
+            return (
+                f"its grey values lie outside what training saw ({what}: {value:.2f}, in training {low:.2f} to "
+                f"{high:.2f}): another exposure, inverted contrast or another kind of picture; "
+                "train on pictures like it, or with --recipe photographs."
+            )
+    return None
+
+
+# To be drawn
+
+
+def shown_range(images: np.ndarray) -> GreyRange:
+    """From black to white for prepared images (..., C): values beyond 0 and 1 stay visible, up to WIDEST."""
+    low, high = min(0.0, float(images.min())), max(1.0, float(images.max()))
+    return GreyRange(np.array([max(low, 1 - WIDEST)]), np.array([min(high, WIDEST)]), "clip")

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 MEMBER = "preprocessing.json"  # in the model file, which is a zip archive
-# 1: networks of fixed sides, one channel, grey ranges that followed from the type of a picture. 2: `divisor` (what the
-# sides must be divisible by, or null for a network that works in its own size only), `channels`, `ndim`. 3: `beyond`,
-# what becomes of grey values outside the range, which earlier versions clip; `surroundings`, left out of percentiles;
-# a `window` may have a value for each channel.
+# 2: `divisor` (what the sides must be divisible by, or null for a network that works in its own size only), `channels`,
+# `ndim`. 3: `beyond` says what becomes of grey values outside the range, which version 2 clips; `surroundings` are left
+# out of the percentiles; a `window` may have a value for each channel.
 VERSION = 3
 # Layers that run code of the file, or read other files.
 CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
@@ -146,8 +145,6 @@ def _refuse_bomb(archive: zipfile.ZipFile) -> None:
 def _check_preprocessing(path: Path, text: bytes) -> dict:
     try:
         found = json.loads(text)
-        if found["version"] == 1:
-            found = {**found, "version": 2, "divisor": None, "channels": 1, "ndim": 2}
         if found["version"] == 2:
             found = {**found, "version": VERSION, "beyond": "clip", "surroundings": None}
         if found["version"] == VERSION and _is_sound(found):

@@ -52,7 +52,7 @@ def test_the_file_says_which_images_the_network_takes(shape, depth, divisor, tmp
     model, found = model_file.load_model(tmp_path / "model.keras")
     assert found == model_file.read_preprocessing(tmp_path / "model.keras")
     expected = {
-        "version": 2,
+        "version": 3,
         "divisor": divisor,
         "channels": shape[-1],
         "ndim": ndim,
@@ -78,12 +78,13 @@ def test_a_divisor_without_skips_and_of_another_factor_is_found():
         model_file.find_divisor(shrinking)
 
 
-def test_a_file_of_the_first_version_still_works(tmp_path):
-    old = {**grey_values.ABSOLUTE, "version": 1, "size": [8, 8], "seen": SEEN}
+def test_a_file_of_version_2_keeps_its_own_preprocessing(tmp_path):
+    old = {"grey": "luma", "stretch": [1, 99], "version": 2, "divisor": None, "channels": 1, "ndim": 2}
+    old |= {"size": [8, 8], "seen": SEEN}
     path = save_model(network(8, 8), tmp_path / "new.keras")
     path = rewrite(path, tmp_path / "old.keras", **{model_file.MEMBER: json.dumps(old)})
     _, found = model_file.load_model(path)
-    assert found == {**old, "version": 2, "divisor": None, "channels": 1, "ndim": 2}
+    assert found == {**old, "version": 3, "beyond": "clip", "surroundings": None}
 
 
 def bad_models(folder):
@@ -144,12 +145,13 @@ def test_bad_models_are_refused_in_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"version": 3}, {"version": None}, {"size": [8]}, {"size": [8, 0]}, {"size": "88"}, {"size": [8.5, 8]}, {"ndim": 4},
+    {"version": 4}, {"version": 1}, {"version": None}, {"beyond": "no"}, {"surroundings": 2}, {"window": [[1], [2, 3]]},
+    {"window": [1]}, {"window": 5}, {"size": [8]}, {"size": [8, 0]}, {"size": "88"}, {"size": [8.5, 8]}, {"ndim": 4},
     {"channels": "1"}, {"divisor": 0}, {"divisor": True}, {"stretch": [99, 1]}, {"stretch": 5}, {"stretch": [1, "99"]},
     {"stretch": [float("nan"), 99]}, {"seen": []}, {"seen": {**SEEN, "1%": [None, 1]}}, {"seen": {"1%": [0, 1]}},
 ], ids=str)  # fmt: skip
 def test_damaged_preprocessing_is_refused(change, tmp_path):
-    whole = {"version": 2, "divisor": None, "channels": 1, "ndim": 2}
+    whole = {"version": 3, "divisor": None, "channels": 1, "ndim": 2}
     whole |= {**grey_values.ABSOLUTE, "size": [8, 8], "seen": SEEN}
     good = save_model(network(8, 8), tmp_path / "good.keras")
     bad = rewrite(good, tmp_path / "bad.keras", **{model_file.MEMBER: json.dumps({**whole, **change})})

@@ -160,7 +160,7 @@ def test_a_varied_image_keeps_its_mask(sides, channels, options):
     image, seen = sample.prepare(sample.image), set()
     for seed in range(60):
         varied, mask = patches.vary(image, sample.mask, np.random.default_rng(seed), **options)
-        assert varied.shape == image.shape and varied.dtype == np.float32 and 0 <= varied.min() <= varied.max() <= 1
+        assert varied.shape == image.shape and varied.dtype == np.float32
         assert varied[mask].mean() > varied[~mask].mean() + 0.2 and mask.sum() == sample.mask.sum()
         assert (varied[mask].min() > varied[~mask].max()) or "noise" in options or channels > 1
         seen.add(mask.tobytes())

@@ -174,8 +174,8 @@ def test_a_network_of_fixed_size_is_used_in_its_size(tmp_path):
 
 def test_the_grey_range_of_a_picture_is_taken_once(tmp_path, monkeypatch):
     calls = []
-    take = pictures.grey_range
-    monkeypatch.setattr(pictures, "grey_range", lambda *args: calls.append(1) or take(*args))
+    take = grey_values.range_of
+    monkeypatch.setattr(grey_values, "range_of", lambda *args: calls.append(1) or take(*args))
     path = save_model(threshold_network(), tmp_path / "model.keras", grey_values.STRETCHED)
     Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10)).save(tmp_path / "a.png")
     flags = ["--out-dir", str(tmp_path / "out"), "--models", str(path), str(path)]

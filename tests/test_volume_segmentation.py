@@ -112,7 +112,7 @@ def planned(samples, **options):
 
 
 def test_more_memory_gives_larger_patches_up_to_the_scans(capsys):
-    volume = script.Volume("a", None, np.zeros((40, 96, 64), bool), None, None)
+    volume = script.Volume("a", None, np.zeros((40, 96, 64), bool), None)
     small, large, all_of_it = (planned([volume], memory=gib, filters=4) for gib in (0.25, 0.6, 100))
     assert all(a <= b for a, b in zip(small, large, strict=True)) and small != large
     assert all_of_it == (40, 96, 64)
@@ -124,7 +124,7 @@ def test_more_memory_gives_larger_patches_up_to_the_scans(capsys):
 
 def test_patches_are_turned_in_planes_of_equal_spacing_and_sides_only():
     def plane(spacing, patch):
-        return script.turning_planes([script.Volume("a", None, None, None, None, spacing)], patch)
+        return script.turning_planes([script.Volume("a", None, None, None, spacing)], patch)
 
     assert plane((1, 1, 1), (16, 16, 16)) == [(0, 1), (0, 2), (1, 2)]
     assert plane((3, 1, 1), (16, 16, 16)) == [(1, 2)]

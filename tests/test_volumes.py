@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lab import scans, views, volumes
+from lab import grey_values, scans, views, volumes
 from volume_segmentation import Volume
 
 SHAPE = (4, 5, 6)  # (i, j, k) in the file
@@ -379,26 +379,6 @@ def test_thick_slices_and_different_spacings_are_said(folders):
     assert "--spacing 2 1 0.5" in different
 
 
-# Grey values
-
-
-def test_signed_grey_values_share_a_window_around_the_objects(tmp_path):
-    images, masks = tmp_path / "scans", tmp_path / "truth"
-    images.mkdir()
-    masks.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(2):
-        mask = np.zeros((20, 20, 20), np.uint8)
-        mask[5:10, 5:10, 5:10] = 1
-        scan = np.where(mask, rng.uniform(20, 50, mask.shape), rng.choice([-1000, 1000], mask.shape))
-        write_nifti(images / f"{number}.nii", scan.astype(np.int16))
-        write_nifti(masks / f"{number}.nii", mask)
-    pairs = volumes.read_folder(images, masks)
-    assert volumes.common_window(pairs) == pytest.approx([-10, 80], abs=2)
-    positive = [pair._replace(image=pair.image + 2000) for pair in pairs]
-    assert volumes.common_window(positive) is None
-
-
 # Resampling
 
 
@@ -465,6 +445,7 @@ def test_the_three_views_pass_through_the_object():
 
 
 def test_a_scan_with_a_name_of_any_bytes_has_its_picture(tmp_path):
-    sample = Volume("a", np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1), np.ones((4, 4, 4), bool), [0], [63])
+    absolute = grey_values.GreyRange(np.array([0]), np.array([63]))
+    sample = Volume("a", np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1), np.ones((4, 4, 4), bool), absolute)
     views.plot_volumes([(os.fsdecode(b"t\xe9te.nii") + "\n2% foreground", sample, None)], tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size[0] > 100

@@ -270,7 +270,7 @@ def predict_tiles(
         predict: tiles (N, *tile, C) of the image's type -> values (N, *tile, K).
         tile: sides of a tile; where the image is smaller, it is reflected.
         overlap: voxels that neighbouring tiles share, at least, in [0, tile).
-        batch: tiles per call of `predict`.
+        batch: tiles per call of `predict`, from one row and the next if need be; only the last call may get fewer.
 
     Yields:
         Slabs (d, *sides[1:], K) of the result, float32, from the first to the last: in memory is one row of tiles.
@@ -280,18 +280,23 @@ def predict_tiles(
     rows, *others = (axis_tiles(*axis) for axis in zip(sides, tile, overlap, strict=True))
     row_ends = [start for start, _ in rows[1:]] + [sides[0]]
     places = list(itertools.product(*others))
+    all_places = ((row, *place) for row in rows for place in places)
+
+    def predicted():
+        while group := list(itertools.islice(all_places, batch)):
+            tiles = np.stack([cut_patch(image, [start for start, _ in place], tile) for place in group])
+            yield from zip(group, predict(tiles), strict=True)
+
+    results = predicted()
     pending = None
     for row, end in zip(rows, row_ends, strict=True):
-        for first in range(0, len(places), batch):
-            group = [(row, *place) for place in places[first : first + batch]]
-            results = predict(np.stack([cut_patch(image, [start for start, _ in place], tile) for place in group]))
+        for place, values in itertools.islice(results, len(places)):
             if pending is None:
-                pending = np.zeros((tile[0], *sides[1:], results.shape[-1]), np.float32)
-            for place, values in zip(group, results, strict=True):
-                region = pending[:, *(slice(start, start + len(weights)) for start, weights in place[1:])]
-                weight = functools.reduce(np.multiply.outer, [weights for _, weights in place])[..., None]
-                inside = tuple(slice(side) for side in region.shape)
-                region += (values * weight)[inside]
+                pending = np.zeros((tile[0], *sides[1:], values.shape[-1]), np.float32)
+            region = pending[:, *(slice(start, start + len(weights)) for start, weights in place[1:])]
+            weight = functools.reduce(np.multiply.outer, [weights for _, weights in place])[..., None]
+            inside = tuple(slice(side) for side in region.shape)
+            region += (values * weight)[inside]
         done = end - row[0]
         yield pending[:done].copy()
         pending = np.concatenate([pending[done:], np.zeros_like(pending[:done])])

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import command_line, grey_values, model_file, patches, scale
+from lab import command_line, grey_values, library_limits, model_file, patches, scale
 
-# By the number of axes: the side of the largest tiles, which take about 1 GB in the network, and what neighbours share.
-LIMITS = {2: (1024, 32), 3: (128, 16)}
+# By the number of axes: the side of the largest tiles, and what neighbours share. Two such pictures at a time, or one
+# volume, take about 1 GB in the network.
+LIMITS = {2: (768, 32), 3: (128, 16)}
 PIXELS = 2**18  # predicted at a time where tiles are small
 SLAB = 2**22  # pixels that a mask is looked at at a time
 
@@ -83,17 +84,22 @@ def probabilities(
     tile = choose_tile(models, image.shape[:-1])
     mirrored = [flip for num in range(ndim + 1) for flip in itertools.combinations(range(1, ndim + 1), num)]
     mirrored = mirrored if flips else [()]
+    batch = max(library_limits.LEAST_IMAGES[ndim], PIXELS // math.prod(tile))
 
     def predict(tiles):
         total = np.float32(0)
+        together = max(1, batch // len(tiles))  # mirror images of few tiles fill a call up, as more tiles would
         for (network, _), prepared in zip(models, prepare, strict=True):
             seen = prepared(tiles)
-            for flip in mirrored:
-                total = total + np.flip(network.predict_on_batch(np.flip(seen, flip)), flip)
+            for first in range(0, len(mirrored), together):
+                group = mirrored[first : first + together]
+                views = np.concatenate([np.flip(seen, flip) for flip in group])
+                probs = np.split(library_limits.predict_batch(network, views), len(group))
+                for flip, values in zip(group, probs, strict=True):
+                    total = total + np.flip(values, flip)
         return total / (len(models) * len(mirrored))
 
     overlap = [min(LIMITS[ndim][1], side // 2) for side in tile]
-    batch = max(1, PIXELS // math.prod(tile))
     for slab in patches.predict_tiles(image, predict, tile, overlap, batch):
         yield slab[..., 0]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import backend
+from lab import backend, library_limits
 
 PREDICT_BATCH = 16  # images at a time where nothing is trained
 KEPT = 2  # checkpoints: should the newest be damaged, the one before it serves
@@ -166,6 +166,10 @@ def feed(batches: Callable[[], Iterator], validation: tuple):
 
     The thread that autotunes a pipeline sleeps for ever longer spells, and `fit` waits for it after the last step:
     seen to take 7 s on top of 13 s. Where several processes share a batch, each makes all of it and keeps its rows.
+
+    On TensorFlow no batch to validate on is smaller than `library_limits.LEAST_IMAGES`. Where the last one would be,
+    all hold a few images more. One picture alone is scored together with its copy: means over images stay, and so do
+    ratios of sums, but for their constant `smooth`.
     """
     import keras
 
@@ -178,14 +182,21 @@ def feed(batches: Callable[[], Iterator], validation: tuple):
     open_shapes = [(None,) * (array.ndim - 1) + array.shape[-1:] for array in validation]
     specs = tuple(tf.TensorSpec(shape, tf.float32) for shape in open_shapes)
     training = tf.data.Dataset.from_generator(batches, output_signature=specs).prefetch(2)
-    validation = tf.data.Dataset.from_tensor_slices(validation).batch(PREDICT_BATCH)
+    validation = tuple(library_limits.fill_batch(array) for array in validation)
+    validation = tf.data.Dataset.from_tensor_slices(validation).batch(validation_batch(validation[0]))
     return training.with_options(options), validation.with_options(options)
+
+
+def validation_batch(images) -> int:
+    """Images at a time: PREDICT_BATCH, or the next number whose last batch is not below the least of one call."""
+    num, least = len(images), library_limits.LEAST_IMAGES[images.ndim - 2]
+    return next(batch for batch in itertools.count(PREDICT_BATCH) if num % batch == 0 or num % batch >= least)
 
 
 def predict(model, images) -> np.ndarray:
     """Probabilities for images (N, ..., C), in batches: (N, ..., 1), float32."""
-    starts = range(0, len(images), PREDICT_BATCH)
-    return np.concatenate([model.predict_on_batch(images[start : start + PREDICT_BATCH]) for start in starts])
+    batches = (images[start : start + PREDICT_BATCH] for start in range(0, len(images), PREDICT_BATCH))
+    return np.concatenate([library_limits.predict_batch(model, batch) for batch in batches])
 
 
 def detach(model, build: Callable):

@@ -163,6 +163,34 @@ def test_tiles_of_a_network_leave_no_seam(tmp_path, monkeypatch):
     assert np.abs(tiled - whole).max() < 0.02
 
 
+@pytest.mark.parametrize(("sides", "flips", "calls"), [
+    ((16, 16), False, 1),  # the only tile, and a copy of it
+    ((16, 16), True, 2),  # its four mirror images
+    ((16, 28), False, 1),
+    ((40, 16), False, 2),  # three tiles and a copy of the last one: they lie in rows of one
+    ((40, 16), True, 6),
+    ((28, 28), False, 2),
+])  # fmt: skip
+def test_pictures_are_predicted_in_pairs_and_copies_are_thrown_away(sides, flips, calls, tmp_path, monkeypatch):
+    """A network of one 1x1 convolution sees no borders: the values are those of the whole picture."""
+    monkeypatch.setitem(prediction.LIMITS, 2, (16, 4))
+    monkeypatch.setattr(prediction, "PIXELS", 1)
+    network, preprocessing = load_model(threshold_network(), tmp_path / "model.keras")
+    sizes = []
+
+    class Counting:
+        def predict_on_batch(self, images):
+            sizes.append(len(images))
+            return network.predict_on_batch(images)
+
+    models = [model_file.Model(Counting(), preprocessing)]
+    picture = np.random.default_rng(0).integers(100, 155, (*sides, 1), np.uint8)
+    slabs = predict.probabilities(models, picture, predict.prepare_pictures(models, picture), flips)
+    alone = network.predict_on_batch(picture[None] / np.float32(255))[0, ..., 0]
+    np.testing.assert_allclose(np.concatenate([*slabs]), alone, atol=1e-5)
+    assert sizes == [2] * calls
+
+
 def test_a_network_of_fixed_size_is_used_in_its_size(tmp_path):
     network = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(64), layers.Reshape((8, 8, 1))])
     network.layers[1].set_weights([np.eye(64), np.zeros(64)])

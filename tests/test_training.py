@@ -161,6 +161,39 @@ def test_a_training_that_diverges_ends_and_says_so_in_its_history():
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("num", [1, 2, 16, 17, 33, 64, 273])  # 273 leaves a rest of 1 from 16, and from 17 too
+def test_no_validation_batch_holds_a_single_picture_and_every_image_comes_once(num, ndim):
+    images = np.arange(num, dtype=np.float32).reshape(num, *[1] * (ndim + 1))
+    _, validation = training.feed(lambda: iter(()), (images, images))
+    batches = [images.numpy().ravel() for images, _ in validation]
+    assert min(map(len, batches)) >= (2 if ndim == 2 else 1)
+    assert [*np.concatenate(batches)] == ([0, 0] if (num, ndim) == (1, 2) else [*range(num)])
+
+
+@pytest.mark.parametrize("num", [1, 17])
+def test_validation_scores_are_those_of_the_images_in_one_batch(num):
+    model = compiled()
+    images, masks = data_synth.make_circles(num, 16, seed=(0, 9), radius=(2, 5))
+    history = training.fit(model, batches, epochs=1, steps=3, validation=(images, masks))
+    probs = model.predict_on_batch(images)
+    for metric in training.make_metrics():
+        metric.update_state(masks, probs)
+        np.testing.assert_allclose(history[f"val_{metric.name}"], [metric.result()], rtol=1e-5)
+    loss = np.mean(training.choose_loss("dice+bce")(masks, probs))
+    np.testing.assert_allclose(history["val_loss"], [loss], rtol=1e-5)
+
+
+@pytest.mark.parametrize("num", [1, 16, 17])
+def test_images_are_predicted_in_any_number(num):
+    images, _ = data_synth.make_circles(num, 16, seed=1, radius=(2, 5))
+    model = compiled()
+    probs = training.predict(model, images)
+    expected = np.concatenate([model.predict_on_batch(image[None]) for image in images])
+    assert probs.shape == (num, 16, 16, 1)
+    np.testing.assert_allclose(probs, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
 def test_the_loss_is_the_sum_of_dice_and_cross_entropy_per_image(ndim):
     from metrics import dice_loss
 

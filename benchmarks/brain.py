@@ -50,17 +50,17 @@ HALVES = {  # (depth, height, width) of training and test part
 
 def read_parts(halves: str) -> tuple:
     """The training and the test part of the template, as samples."""
-    from lab import pictures, scans, volumes
+    from lab import grey_values, scans
     from volume_segmentation import Volume
 
     folder = Path(importlib.util.find_spec("nilearn").origin).parent / "datasets" / "data"
     head, grey = (
         scans.open_scan(folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz") for kind in ("t1", "gm")
     )
-    limits = pictures.grey_range(volumes.every_few_slices(head.voxels[..., None]), pictures.STRETCHED)
+    own_range = grey_values.range_of(grey_values.few_slices(head.voxels[..., None]), grey_values.STRETCHED)
     mask = np.asarray(grey.voxels) > 127
     return tuple(
-        Volume(name, head.voxels[part][..., None], mask[part], *limits, head.spacing)
+        Volume(name, head.voxels[part][..., None], mask[part], own_range, head.spacing)
         for name, part in zip(("training", "test"), HALVES[halves], strict=True)
     )
 

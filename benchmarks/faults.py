@@ -318,11 +318,11 @@ def _make_bad_files(folder: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from lab import backend, model_file, pictures
+    from lab import backend, grey_values, model_file
 
     keras = backend.import_keras()
     inputs = keras.Input((None, None, 1))
-    settings = pictures.describe_training(np.random.default_rng(0).random((4, 16, 16, 1)), pictures.ABSOLUTE)
+    settings = grey_values.describe_training(np.random.default_rng(0).random((4, 16, 16, 1)), grey_values.ABSOLUTE)
 
     def save(name, outputs, weights=None):
         network = keras.Model(inputs, outputs)

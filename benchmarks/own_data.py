@@ -5,8 +5,8 @@
 
 The pictures are those of `benchmarks/photographs.py`, in grey, with its masks: coins (enlarged by a half), nuclei of a
 stained section and, if asked for, galaxies. A band of 256 pixels across the picture holds the eight crops of 128x128,
-4 by 2, evenly spaced; the split says where it lies. Tested is what lies at least GAP pixels away from it. Each crop is
-a picture with a grey range of its own, as if read from a folder; all eight are trained on, the last weights are tested.
+4 by 2, evenly spaced; the split says where it lies. Tested is what lies at least GAP pixels away from it. The crops get
+their grey ranges as if read from a folder; all eight are trained on, the last weights are tested.
 
 All sides meet the same crops in the same order, for at most --seconds of training, tracing included, and at most
 --crops of them; `bound` in a row says what came first. A rate that falls to zero has to know how many steps there will
@@ -42,7 +42,7 @@ from PIL import Image
 import unet_segmentation as script
 from benchmarks import _common, photographs
 from benchmarks.intervals import paired, told
-from lab import backend, model_file, patches, pictures, prediction
+from lab import backend, grey_values, model_file, patches, pictures, prediction
 
 NAME = "own_data"
 DATA = {"coins": 1.5, "nuclei": 1, "galaxies": 1}  # by how much the photographs are enlarged
@@ -78,14 +78,14 @@ def split(image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[list, np.ndar
     samples = []
     for start in itertools.product((first, first + CROP), places):
         place = tuple(slice(start[axis], start[axis] + CROP) for axis in (long, short))  # rows first
-        limits = pictures.grey_range(image[place], pictures.STRETCHED)
-        samples.append(pictures.Sample(f"crop {start}", image[place], mask[place], *limits))
+        own_range = grey_values.range_of(image[place], grey_values.STRETCHED)
+        samples.append(pictures.Sample(f"crop {start}", image[place], mask[place], own_range))
     return samples, tested
 
 
-def score(network, image, mask, tested, flips: bool = False) -> float:
-    """Hard Dice on the tested pixels: 2 |A.B| / (|A| + |B|)."""
-    settings = {**pictures.STRETCHED, "size": [CROP, CROP], "divisor": 8, "channels": 1, "ndim": 2}
+def score(network, image, mask, tested, grey: dict, flips: bool = False) -> float:
+    """Hard Dice on the tested pixels: 2 |A.B| / (|A| + |B|); `grey` are the settings of the grey values."""
+    settings = {**grey, "size": [CROP, CROP], "divisor": 8, "channels": 1, "ndim": 2}
     models = [model_file.Model(network, settings)]
     slabs = prediction.probabilities(models, image, prediction.prepare_pictures(models, image), flips)
     return dice(mask, prediction.segment(slabs, mask.shape)[0], tested)
@@ -186,8 +186,9 @@ def work(args: argparse.Namespace) -> None:
     """What the process of a side does: train, score, print the rows as the last line."""
     image, mask = read_data(args.data[0])
     samples, tested = split(image, mask, args.splits[0])
+    grey, parts, _ = grey_values.settle({"training": samples}, "auto")
     side = {"speed": speed, **dict.fromkeys(MONAI, monai_side)}.get(args.work, keras_side)
-    print(json.dumps(side(samples, (image, mask, tested), args)))
+    print(json.dumps(side(parts["training"], (image, mask, tested, grey), args)))
 
 
 def run_side(side: str, data: str, seed: int, crops: int, rate: float | None, args: argparse.Namespace):

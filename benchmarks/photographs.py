@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks._common import ROOT, table, write
-from lab import backend, pictures, prediction, results
+from lab import backend, grey_values, pictures, prediction, results
 
 MASKS = ROOT / "benchmarks" / "photographs"
 TUNED_ON = ("coins", "cell", "cup")
@@ -188,7 +188,7 @@ def plot(panels: dict[str, dict], shown: tuple[str, ...], scores: dict, path: Pa
     grid = figure.subplots(len(panels), len(shown) + 1, squeeze=False, height_ratios=heights)
     for line, (name, masks) in zip(grid, panels.items(), strict=True):
         picture = masks["photograph"][..., None]
-        image = pictures.preprocess(picture, *pictures.grey_range(picture, pictures.STRETCHED))
+        image = grey_values.range_of(picture, grey_values.STRETCHED).prepare(picture)
         for axes, method in zip(line, ("photograph", *shown), strict=True):
             axes.axis("off")
             axes.imshow(pictures.overlay(image, masks[method] if method in shown else np.zeros(picture.shape[:2])))

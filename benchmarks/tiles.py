@@ -18,7 +18,7 @@ from PIL import Image
 
 import predict
 from benchmarks._common import ROOT, busy, in_turns, ratio, write
-from lab import backend, model_file, pictures, prediction
+from lab import backend, grey_values, model_file, prediction
 
 SIDE = 16_000
 
@@ -49,7 +49,7 @@ def save_cheap_model(path: Path) -> None:
     network = keras.Model(inputs, layer(inputs))
     layer.set_weights([np.full((1, 1, 1, 1), 200.0), np.array([-100.0])])
     seen = np.random.default_rng(0).random((4, 128, 128, 1))
-    model_file.save_model(network, path, pictures.describe_training(seen, pictures.ABSOLUTE))
+    model_file.save_model(network, path, grey_values.describe_training(seen, grey_values.ABSOLUTE))
 
 
 def throughput(path: Path, rounds: int = 5) -> dict:

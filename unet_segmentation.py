@@ -16,16 +16,15 @@ became of each. `--recipe photographs` draws circles under many kinds of light a
 import argparse
 import functools
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 import data_synth
 from lab import (
-    backend,
     command_line,
+    experiment,
     grey_values,
     memory,
     model_file,
@@ -34,9 +33,10 @@ from lab import (
     results,
     scale,
     splits,
-    tracking,
     training,
 )
+from lab.experiment import Evaluation
+from lab.source import Source
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 
@@ -64,6 +64,7 @@ LAB = {
 }
 RECIPES = {
     "lab": LAB,
+    "own-pictures": {**LAB, "train_size": None},  # what --images means, unless a recipe is named
     "report": {
         **LAB,
         "fixed_images": True,
@@ -163,7 +164,35 @@ def check_network(input_shape, filters: int, depth: int) -> None:
         )
 
 
+def build(args: argparse.Namespace, source: Source):
+    """The network of the command line for the data, for images of any size."""
+    model = build_unet((None, None, source.channels), args.filters, skips=args.skips)
+    if args.images:
+        training.start_at_share(model, (masks for _, masks in source.batches(0)))
+    fixed = build_unet((*source.sides, source.channels), args.filters, skips=args.skips)
+    memory.check_step(fixed, args.batch_size, args.optimizer, "images")
+    if args.start_from:
+        model_file.copy_weights(args.start_from, model)
+    return model
+
+
 # The data
+
+
+def epochs(args: argparse.Namespace, draw: Callable) -> Callable[[int], Iterator[tuple]]:
+    """The batches of an epoch: of new images, or with --fixed-images of the same ones in another order.
+
+    `draw(num, *stream)` gives (images, masks) of a stream of the seed. Only what is needed is ever in memory.
+    """
+    fixed = draw(args.train_images) if args.fixed_images else None
+
+    def batches(epoch):
+        order = np.random.default_rng((args.seed, epoch)).permutation(args.train_images)
+        for batch, start in enumerate(range(0, args.train_images, args.batch_size)):
+            chosen = order[start : start + args.batch_size]  # the last batch may be shorter
+            yield tuple(array[chosen] for array in fixed) if fixed else draw(len(chosen), epoch, batch)
+
+    return batches
 
 
 def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: int | None = None, raw: bool = False):
@@ -181,131 +210,117 @@ def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: 
     return images, masks
 
 
-def read_own(args: argparse.Namespace) -> list[tuple[dict, dict | None, str]]:
-    """For each fold the settings of the grey values, the user's pictures by part, training, validation and test (None
-    for circles), and what is to be said of the grey values."""
-    if args.images is None:
-        return [(grey_values.STRETCHED if args.recipe == "photographs" else grey_values.ABSOLUTE, None, "")]
+def circles(args: argparse.Namespace) -> Source:
+    """Circles on noise, or scenes of circles for photographs."""
+    photographs = args.recipe == "photographs"
+    held_out = {VALIDATION: args.val_images, TEST: args.test_images}
+    validation, test = (make_circles(args, num, stream) for stream, num in held_out.items())
+    return Source(
+        name="circles",
+        origin="data_synth.make_circles",
+        batches=epochs(args, functools.partial(draw_circles, args)),
+        num_training=args.train_images,
+        sides=(args.train_size, args.train_size),
+        channels=1,
+        validation=validation,
+        test=test,
+        num_test=args.test_images,
+        # Objects of photographs have other sizes than circles here.
+        preprocessing={**grey_values.STRETCHED, "scales": scale.SCALES} if photographs else grey_values.ABSOLUTE,
+        # Of full size: small images hold more of a circle, and with it other grey values, than pictures to predict.
+        typical=lambda: make_circles(args, 128, TYPICAL)[0],
+        raw=(lambda: [make_circles(args, n, s, raw=True) for s, n in held_out.items()]) if photographs else None,
+        settings={"data": "circles"},
+        remarks=(f"circles: trained on images of {describe_sizes(args.train_size, args.size)}",),
+    )
+
+
+def draw_circles(args: argparse.Namespace, num: int, *stream: int):
+    """Images and masks to train on."""
+    return make_circles(args, num, TRAIN, *stream, size=args.train_size)
+
+
+def split_pictures(args: argparse.Namespace) -> list[dict]:
+    """The user's pictures by part, training, validation and test, for each fold."""
     samples = pictures.read_folder(args.images, args.masks)
     if args.folds:
-        found = splits.folds(samples, args.seed, args.folds, args.size)
-    else:
-        found = [splits.split(samples, args.seed, args.size)]
-    return [grey_values.settle(parts, args.grey_range) for parts in found]
+        return splits.folds(samples, args.seed, args.folds, args.size)
+    return [splits.split(samples, args.seed, args.size)]
 
 
-def draw(args: argparse.Namespace, own: dict | None, num: int, size: int, *stream: int):
-    """Images and masks to train on, (num, size, size, C), of a stream: circles, or crops of one's own pictures."""
-    if own is None:
-        return make_circles(args, num, *stream, size=size)
+def own_pictures(args: argparse.Namespace, parts: dict[str, list]) -> Source:
+    """The user's pictures: random crops to train on, and crops that cover pictures to validate and to test on."""
+    preprocessing, ranged, remark = grey_values.settle(parts, args.grey_range)
     augment = patches.vary if args.augment else None
-    return patches.random_patches(own["training"], num, size, (args.seed, *stream), augment)
+    train_size = args.train_size or args.size
+    held_out = {"validation": args.val_images, "test": args.test_images}
 
+    def crops(num, size, *stream):
+        return patches.random_patches(ranged["training"], num, size, (args.seed, *stream), augment)
 
-def training_batches(args: argparse.Namespace, own: dict | None, epoch: int) -> Iterator[tuple]:
-    """Yield the (images, masks) of one epoch; only what is needed is ever in memory."""
+    def grid(part, change=list):
+        return patches.grid_patches(change(ranged[part]), args.size, held_out[part])
 
-    def images(num, *stream):
-        return draw(args, own, num, args.train_size, TRAIN, *stream)
-
-    fixed = images(args.train_images) if args.fixed_images else None
-    order = np.random.default_rng((args.seed, epoch)).permutation(args.train_images)
-    for batch, start in enumerate(range(0, args.train_images, args.batch_size)):
-        chosen = order[start : start + args.batch_size]  # the last batch may be shorter
-        yield tuple(a[chosen] for a in fixed) if fixed else images(len(chosen), epoch, batch)
-
-
-def held_out_images(args: argparse.Namespace, own: dict | None, part: str, num: int, raw: bool = False):
-    """(images, masks) to validate or test on, and the place of each crop of one's own pictures; `raw`: the grey values
-    as they are in the file."""
-    if own is None:
-        return make_circles(args, num, {"validation": VALIDATION, "test": TEST}[part], raw=raw), None
-    return patches.grid_patches(grey_values.raw(own[part]) if raw else own[part], args.size, num)
-
-
-def fit_train_size(args: argparse.Namespace, wanted: bool) -> str:
-    """Settle `--train-size`; return the sentence that says what is trained on.
-
-    A size that nobody `wanted`, the recipe's, gives way to --size where it does not suit the data. Small images suit
-    one circle that covers at most a quarter of them, on average: with less background each circle has nearly the same
-    place, and the network learns that and fails on full images. Several circles, or none, stay in full images, which
-    decide how crowded they are; one's own pictures are cut to --size.
-    """
-    smallest, largest = args.radius
-    covered = math.pi / 3 * (smallest**2 + smallest * largest + largest**2)  # mean area of radii that are uniform
-    room = covered <= args.train_size**2 / 4 and 2 * largest <= args.train_size - 1
-    suits = args.images is None and tuple(args.circles) == (1, 1) and room and args.train_size <= args.size
-    if not wanted and not suits:
-        args.train_size = args.size
-    crowded = " (which leave little background around them: expect a lower score)" if wanted and not suits else ""
-    sizes = f"{args.train_size}x{args.train_size} pixels{crowded}, scored on {args.size}x{args.size}"
-    return f"{'own pictures' if args.images else 'circles'}: trained on images of {sizes}"
-
-
-# Train, score, write
-
-
-FILES = ("model.keras", "history.json", "scores.json", "per_image.csv", "curves.png", "predictions.png",
-         "split.json", "dataset.png")  # fmt: skip
-
-
-def train(model, args: argparse.Namespace, own: dict | None, validation: tuple, **more):
-    """Compile and fit; the weights of the last epoch remain. Return the history, a dict. `more`: see `training.fit`."""
-    steps = math.ceil(args.train_images / args.batch_size)
-    model.compile(
-        optimizer=training.choose_optimizer(args.optimizer, args.learning_rate, args.schedule, args.epochs * steps),
-        loss=training.choose_loss(args.loss, args.smooth),
-        metrics=training.make_metrics(),
+    validation, _ = grid("validation")
+    test, places = grid("test")
+    return Source(
+        name="own pictures",
+        origin=str(args.images),
+        batches=epochs(args, lambda num, *stream: crops(num, train_size, TRAIN, *stream)),
+        num_training=args.train_images,
+        sides=(train_size, train_size),
+        channels=ranged["training"][0].image.shape[-1],
+        validation=validation,
+        test=test,
+        num_test=len(test[0]),
+        test_names=places,
+        preprocessing=preprocessing,
+        typical=lambda: crops(128, args.size, TYPICAL)[0],
+        raw=lambda: [grid(part, grey_values.raw)[0] for part in held_out],
+        settings={"data": splits.describe(parts)},
+        files=splits.files(ranged, pictures.plot_dataset),
+        remarks=(f"own pictures: trained on images of {describe_sizes(train_size, args.size)}", remark),
     )
-    batches = functools.partial(training_batches, args, own)
-    return training.fit(model, batches, epochs=args.epochs, steps=steps, validation=validation, **more)
 
 
-def finish(args, network, own: dict | None, prepared: dict, sets: dict, found: dict, out: Path) -> list[str]:
-    """Write the network, score it on the test set, write and draw the rest; complete `found`.
+def describe_sizes(train_size: int, size: int) -> str:
+    """The sides of the images that are trained on and scored on."""
+    return f"{train_size}x{train_size} pixels, scored on {size}x{size}"
 
-    What fails costs its own piece: a sentence for each is returned.
-    """
-    (images, masks), places = sets["test"]
-    if args.recipe == "photographs":
-        prepared = {**prepared, "scales": scale.SCALES}  # objects of pictures have other sizes than circles here
 
-    def save(path):
-        # Of full size: small images hold more of a circle, and with it other grey values, than pictures to predict.
-        typical, _ = draw(args, own, 128, args.size, TYPICAL)
-        model_file.save_model(network, path, grey_values.describe_training(typical, prepared))
+# The scores
 
-    def score_test():
-        probs = training.predict(network, images)
-        found["test"], rows = results.score(masks, probs)
-        raw = None
-        if own or args.recipe == "photographs":
-            nums = {"validation": args.val_images, "test": args.test_images}
-            raw = [held_out_images(args, own, part, num, raw=True)[0] for part, num in nums.items()]
-        found["baselines"] = results.baselines(sets["validation"][0], (images, masks), raw)
-        found["failure"] = results.describe_failure(found["history"], masks, probs)
-        dice = np.array([row["image_dice"] for row in rows])
-        if places:
-            rows = [{"crop": place, **row} for place, row in zip(places, rows, strict=True)]
-        return {
+
+def evaluate(network, source: Source, history: dict) -> Evaluation:
+    """Scores on the test images, beside those of what needs no network."""
+    images, masks = source.test
+    probs = training.predict(network, images)
+    scores, rows = results.score(masks, probs)
+    dice = np.array([row["image_dice"] for row in rows])
+    if source.test_names:
+        rows = [{"crop": place, **row} for place, row in zip(source.test_names, rows, strict=True)]
+    baselines = results.baselines(source.validation, source.test, source.raw and source.raw())
+    what = "crops of your pictures" if source.test_names else "images"
+    return Evaluation(
+        scores,
+        baselines,
+        results.describe_failure(history, masks, probs),
+        f"Test set, {len(images)} {what}:\n" + results.format_table({**baselines, "U-Net": scores}),
+        {
             "per_image.csv": lambda path: results.write_table(rows, path),
             "predictions.png": lambda path: results.plot_predictions(images, masks, probs, dice, path),
-        }
+        },
+    )
 
-    pieces = {}
-    if own:
-        samples = [sample for part in own.values() for sample in part]
-        names = {part: [sample.name for sample in found] for part, found in own.items()}
-        pieces["split.json"] = lambda path: results.write_json(path, names)
-        pieces["dataset.png"] = lambda path: pictures.plot_dataset(samples, path)
-    return results.write_run(out, FILES, found, save, score_test, pieces)
+
+# The command line
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     """Read and check the command line; a bad one ends in one sentence and exit code 2."""
     parser = command_line.make_parser(__doc__)
     recipes = "sets the flags with several defaults: the lab's, the textbook's of the lab report, one for photographs"
-    parser.add_argument("--recipe", choices=RECIPES, default="lab", help=recipes)
+    parser.add_argument("--recipe", choices=RECIPES, help=f"{recipes} (default: lab, with --images own-pictures)")
     switch = {"action": argparse.BooleanOptionalAction}
     own = parser.add_argument_group("your own pictures, in place of circles").add_argument
     own("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
@@ -329,13 +344,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     chosen("--noise", **ends, help="standard deviation of the noise in grey values, 0 or more; or MIN MAX")
     command_line.add_training_flags(parser.add_argument_group("training").add_argument, RECIPES, "image")
     command_line.add_output_flags(parser.add_argument_group("output").add_argument, "outputs/unet")
-    return command_line.parse(parser, check_args, argv)
+
+    def recipe(args):
+        return args.recipe or ("own-pictures" if args.images else "lab")
+
+    return command_line.parse(parser, check_args, argv, recipe, RECIPES)
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Fill in the recipe; raise ValueError for settings that cannot work, before anything slow begins."""
-    wanted = hasattr(args, "train_size")
-    command_line.fill_from_recipe(args, RECIPES)
+    """Raise ValueError for settings that cannot work, before anything slow begins."""
     command_line.check_training_flags(args, ("train_images", "val_images", "test_images"))
     if (args.images is None) != (args.masks is None):
         raise ValueError("--images and --masks belong together: give both, or neither for circles.")
@@ -348,112 +365,47 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("contrast", "noise"):
         if (num := len(getattr(args, name))) > 2:
             raise ValueError(f"--{name} takes one value or the two ends of a range; got {num} values.")
-    check_network((args.size, args.size, 1), args.filters, depth=3)
-    args.said = fit_train_size(args, wanted)
-    check_network((args.train_size, args.train_size, 1), args.filters, depth=3)
-    if args.train_size > args.size:
-        raise ValueError(f"--train-size {args.train_size} is larger than --size {args.size}; take at most that.")
+    train_size = args.train_size or args.size
+    for size in (args.size, train_size):
+        check_network((size, size, 1), args.filters, depth=3)
+    if train_size > args.size:
+        raise ValueError(f"--train-size {train_size} is larger than --size {args.size}; take at most that.")
     kept = args.val_images + args.test_images + args.fixed_images * args.train_images
-    command_line.check_room(3 * 4 * kept * args.size**2, "images, masks and probabilities")  # float32
+    memory.check_room(3 * 4 * kept * args.size**2, "images, masks and probabilities")  # float32
     if args.images is None:
-        make_circles(args, 1, TEST)
-        make_circles(args, 1, TEST, size=args.train_size)
+        check_circles(args)
 
 
-def prepare(args: argparse.Namespace, own: dict | None):
-    """What every process of a training needs: precision, network, and (images, masks) with their places by part."""
-    precision = backend.start(args.precision, args.deterministic, args.seed)
-    model = build_network(args, own)
-    fixed = build_unet((args.train_size, args.train_size, model.input_shape[-1]), args.filters, skips=args.skips)
-    step = memory.training_memory(fixed, args.batch_size, args.optimizer)["total"]
-    command_line.check_room(step * memory.MIB, f"a training step of {args.batch_size} images")
-    if args.start_from:
-        model_file.copy_weights(args.start_from, model)
-    sets = {"training": (draw(args, own, args.batch_size, args.train_size, TRAIN, 0, 0), None)}  # a batch, to be shown
-    sets["validation"] = held_out_images(args, own, "validation", args.val_images)
-    sets["test"] = held_out_images(args, own, "test", args.test_images)
-    backend.check_shares(args.train_images, args.batch_size, "training images")
-    backend.check_shares(len(sets["validation"][0][0]), backend.num_devices(), "validation images")
-    return precision, model, sets
+def check_circles(args: argparse.Namespace) -> None:
+    """Raise ValueError for circles that cannot be drawn, or that small training images would not teach.
 
-
-def build_network(args: argparse.Namespace, own: dict | None):
-    """The network of the settings, for images of any size."""
-    if own is None:
-        return build_unet((None, None, 1), args.filters, skips=args.skips)
-    model = build_unet((None, None, own["training"][0].image.shape[-1]), args.filters, skips=args.skips)
-    training.start_at_share(model, (masks for _, masks in training_batches(args, own, 0)))
-    return model
-
-
-def follow(args: argparse.Namespace, own: dict | None) -> dict:
-    """Take part in the training of process 0: the same steps on other rows, and nothing written."""
-    _, model, sets = prepare(args, own)
-    if not backend.from_first_process(b""):
-        train(model, args, own, sets["validation"][0])
-    backend.leave()
-    return {}
+    Small images suit one circle that covers at most a quarter of them, on average: with less background each circle has
+    nearly the same place, and the network learns that and fails on full images. Several circles, or none, stay in full
+    images, which decide how crowded they are.
+    """
+    make_circles(args, 1, TEST)
+    make_circles(args, 1, TEST, size=args.train_size)
+    smallest, largest = args.radius
+    covered = math.pi / 3 * (smallest**2 + smallest * largest + largest**2)  # mean area of radii that are uniform
+    if args.train_size < args.size and (tuple(args.circles) != (1, 1) or covered > args.train_size**2 / 4):
+        raise ValueError(
+            f"training images of {args.train_size}x{args.train_size} pixels suit one circle that covers at most a "
+            f"quarter of them; add --train-size {args.size}."
+        )
 
 
 @command_line.script
 def main(argv=None) -> dict:
     """Train, score, plot and track one network, or one per fold; return the test scores, of folds the mean."""
     args = parse_args(argv)
-    process = backend.connect(args.distributed)
-    found = []
-    for fold, (prepared, own, said) in enumerate(read_own(args), 1):
-        if fold > 1:
-            backend.connect(False)  # the devices of this host: the fold before has left them
-        out_dir = args.out_dir / f"fold-{fold}" if args.folds else args.out_dir
-        if process > 0:
-            found.append(follow(args, own))
-            continue
-        with command_line.output_folder(out_dir, (args.images, args.masks)) as out:
-            found.append(run(args, own, prepared, said, out, f", fold {fold} of {args.folds}" if args.folds else ""))
-    return results.summarize_folds(found, args.out_dir) if args.folds and process == 0 else found[0]
-
-
-def run(args: argparse.Namespace, own: dict | None, prepared: dict, said: str, out: Path, which: str) -> dict:
-    """What `main` does for one network, in the folder `out`."""
-    tracking.open_store(EXPERIMENT, out)  # before Keras is imported: an unusable store is told in seconds
-    precision, model, sets = prepare(args, own)
-    data = splits.describe(own) if own else "circles"
-    settings = command_line.training_settings(args, precision=precision, data=data)
-    checkpoint = training.Checkpoint(out, settings)
-    finished = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
-    if backend.from_first_process(b"finished" if finished else b""):
-        backend.leave()
-        return finished["test"]
-
-    print(f"U-Net with {model.count_params():,} parameters, {precision}, on {backend.device()}")
-    print(*filter(None, [args.said, said]), sep="\n", flush=True)
-    what, source = ("own pictures", str(args.images)) if own else ("circles", "data_synth.make_circles")
-    with tracking.tracked_run(
-        EXPERIMENT,
-        run_name=command_line.run_name(what, args) + which,
-        params={**settings, "out_dir": out, "parameters": model.count_params()},
-        tags=backend.provenance(),
-        description=f"U-Net on {what} ({source}), recipe `{args.recipe}`, seed {args.seed}{which}.",
-        resume_run_id=checkpoint.notes.get("run_id"),
-        journal=out,
-    ) as tracked:
-        checkpoint.notes["run_id"] = tracked.run_id
-        for name, ((images, masks), _) in sets.items():
-            num = args.train_images if name == "training" else len(images)
-            tracked.dataset(images, masks, name=f"{what}, {name}", context=name, source=source, num_samples=num)
-        started = time.perf_counter()
-        history = train(model, args, own, sets["validation"][0], checkpoint=checkpoint, on_epoch_end=tracked.metrics)
-        found = {"history": history, "training_seconds": time.perf_counter() - started, "settings": settings}
-        found |= {"parameters": model.count_params(), "provenance": {**backend.provenance(), "precision": precision}}
-        network = training.detach(model, lambda: build_unet(model.input_shape[1:], args.filters, skips=args.skips))
-        failures = finish(args, network, own, prepared, sets, found, out)
-        results.log_run(tracked, FILES, found, args.register)
-    checkpoint.delete()
-    if "test" in found:
-        print(f"\nTest set, {len(sets['test'][0][0])} {'crops of your pictures' if own else 'images'}:")
-        print(results.format_table({**found["baselines"], "U-Net": found["test"]}))
-    command_line.end(found, failures, f"MLflow run: {tracked.run_id}, to see it: {tracking.how_to_view()}")
-    return found["test"]
+    run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluate)
+    if args.images is None:
+        return run(functools.partial(circles, args))
+    sources = [functools.partial(own_pictures, args, parts) for parts in split_pictures(args)]
+    if not args.folds:
+        return run(*sources)
+    scores = [run(source, fold=fold) for fold, source in enumerate(sources, 1)]
+    return experiment.summarize_folds(scores, args.out_dir)
 
 
 if __name__ == "__main__":

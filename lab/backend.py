@@ -259,15 +259,16 @@ def choose_precision(wanted: str) -> str:
     return "mixed_bfloat16" if native else "float32"
 
 
-def precision_for_volumes(precision: str, least_depth: int) -> str:
-    """The precision to train volumes in that are `least_depth` voxels deep at the network's coarsest level.
+def precision_for(precision: str, sides: tuple[int, ...], depth: int = 3) -> str:
+    """The precision to train images of these sides in, by a network of `depth` poolings.
 
-    On processors, oneDNN's gradient of a 3D kernel in bfloat16 reads memory that is not its own where the depth is 2:
-    seen with TensorFlow 2.21 and AVX-512, NaN or several times the true value. Depths of 1, 3 to 6, 8, 16 and 32 were
-    right.
+    On processors, oneDNN's gradient of a 3D kernel in bfloat16 reads memory that is not its own where volumes are 2
+    voxels deep at the coarsest level: seen with TensorFlow 2.21 and AVX-512, NaN or several times the true value.
+    Depths of 1, 3 to 6, 8, 16 and 32 were right.
     """
     keras = import_keras()
-    if precision != "mixed_bfloat16" or least_depth != 2 or keras.backend.backend() != "tensorflow":
+    wrong = precision == "mixed_bfloat16" and len(sides) == 3 and sides[0] // 2**depth == 2
+    if not wrong or keras.backend.backend() != "tensorflow":
         return precision
     import tensorflow as tf
 

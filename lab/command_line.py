@@ -15,7 +15,6 @@ import argparse
 import atexit
 import contextlib
 import functools
-import math
 import os
 import re
 import shutil
@@ -25,15 +24,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lab import backend, results
+from lab import backend
 from lab.backend import LostProcess
 from lab.results import COMPLETE, PARTIAL, move_into_place
 from lab.signals import Stopped, ignore_signals, signals_raise
 
 SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
-    "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory", "changed",
-    "said",
+    "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory",
 )  # fmt: skip
 
 
@@ -129,8 +127,22 @@ def _patient_output() -> Iterator[None]:
 # Flags
 
 
-def parse(parser: argparse.ArgumentParser, check: Callable, argv=None) -> argparse.Namespace:
-    """Parse a command line and check it; a bad one is one sentence and exit code 2. Touches nothing on disk."""
+def parse(
+    parser: argparse.ArgumentParser,
+    check: Callable,
+    argv=None,
+    recipe_of: Callable[[argparse.Namespace], str] | None = None,
+    recipes: dict[str, dict] | None = None,
+) -> argparse.Namespace:
+    """Parse a command line and check it; a bad one is one sentence and exit code 2. Touches nothing on disk.
+
+    Where there are `recipes`, flags that are not given have the values of the row that `recipe_of(args)` names. What is
+    returned is complete: nobody writes to it.
+    """
+    if recipe_of:
+        first = parser.parse_args(argv)
+        recipe = recipe_of(first)
+        parser.set_defaults(recipe=recipe, **recipes[recipe])
     args = parser.parse_args(argv)
     try:
         check(args)
@@ -146,6 +158,20 @@ def make_parser(doc: str, usage: str = "%(prog)s [options]") -> argparse.Argumen
     )
 
 
+class _OneOrThree(argparse.Action):
+    """One number for all axes, or three: depth, height, width."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) not in (1, 3):
+            parser.error(f"{option_string} takes one number, or three: depth height width; got {len(values)}.")
+        setattr(namespace, self.dest, tuple(values) * (3 // len(values)))
+
+
+def one_or_three(kind: type) -> dict:
+    """Options of a flag that takes one number for all axes, or three."""
+    return {"type": kind, "nargs": "+", "action": _OneOrThree}
+
+
 def recipe_flag(add: Callable, recipes: dict[str, dict], flag: str, **options) -> None:
     """Add a flag whose default stands in the table of recipes; --help shows it for each of them."""
     name = flag.lstrip("-").replace("-", "_")
@@ -155,14 +181,6 @@ def recipe_flag(add: Callable, recipes: dict[str, dict], flag: str, **options) -
     default = "; ".join([str(shown.get(first)), *others])
     options["help"] += f" (default: {default})"
     add(flag, default=argparse.SUPPRESS, **options)
-
-
-def fill_from_recipe(args: argparse.Namespace, recipes: dict[str, dict]) -> None:
-    """Give every flag that was not set the value of the recipe; keep in `args.changed` which were set otherwise."""
-    row = recipes[args.recipe]
-    args.changed = [name for name, value in row.items() if _list(getattr(args, name, value)) != _list(value)]
-    for name, value in row.items():
-        setattr(args, name, getattr(args, name, value))
 
 
 def _list(value) -> list:
@@ -239,42 +257,17 @@ def training_settings(args: argparse.Namespace, **more) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if name not in NOT_OF_THE_TRAINING}
 
 
-def check_room(num_bytes: float, what: str) -> None:
-    """Raise ValueError if `num_bytes` are more than the memory that is free now."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    if num_bytes > free:
-        raise ValueError(
-            f"{what} would take {num_bytes / 2**30:,.1f} GiB of memory, of which {free / 2**30:.1f} GiB are free; "
-            "take fewer or smaller ones."
-        )
-
-
 def flag_of(name: str) -> str:
     """The flag of an argument: train_size -> --train-size."""
     return "--" + name.replace("_", "-")
 
 
-def run_name(what: str, args: argparse.Namespace) -> str:
+def run_name(what: str, args: argparse.Namespace, recipes: dict[str, dict]) -> str:
     """A run's name: data, recipe, what differs from it, seed. (MLflow's own names come from Python's random numbers,
     so that a fixed seed gives every run the same.)"""
-    differences = [f"{flag_of(name)[2:]} {' '.join(map(str, _list(getattr(args, name))))}" for name in args.changed]
+    changed = [name for name, value in recipes[args.recipe].items() if _list(getattr(args, name)) != _list(value)]
+    differences = [f"{flag_of(name)[2:]} {' '.join(map(str, _list(getattr(args, name))))}" for name in changed]
     return args.run_name or ", ".join(dict.fromkeys([what, args.recipe, *differences, f"seed {args.seed}"]))
-
-
-def end(found: dict, failures: list[str], run: str) -> None:
-    """Say what a training took and where it lies; raise Unfinished for what it lacks."""
-    print(f"\nTrained in {found['training_seconds']:.0f} s. Files: {found['folder']}. {run}")
-    failure = found.get("failure")
-    broken = failure is not None and not all(math.isfinite(loss) for loss in found["history"]["loss"])
-    if failure and not broken:
-        print(f"\nWARNING: {failure}", file=sys.stderr)
-    behind = results.describe_behind(found)
-    if behind:
-        print(f"WARNING: {behind}", file=sys.stderr)
-    if failures or broken:
-        raise Unfinished(" ".join([failure] * broken + failures))
 
 
 # The output folder

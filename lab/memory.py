@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from lab import backend
 from lab.costs import (
     ITEM_BYTES,
     layer_costs,
@@ -39,6 +40,25 @@ SLOT = "slot "  # how the names of the optimizer's tensors begin, which outlive 
 # What a training may take more than predicted: threads meet in another order each time, and the pool keeps its gaps.
 # Covers every row of benchmarks/results/conv3d_study.json, of which the worst took 1.24 of its prediction.
 MARGIN = 1.3
+
+
+# What is free
+
+
+def check_room(num_bytes: float, what: str) -> None:
+    """Raise ValueError if `num_bytes` are more than the memory that is free now."""
+    free = free_memory()
+    if num_bytes > free:
+        raise ValueError(
+            f"{what} would take {num_bytes / GIB:,.1f} GiB of memory, of which {free / GIB:.1f} GiB are free; "
+            "take fewer or smaller ones."
+        )
+
+
+def check_step(model, batch_size: int, optimizer: str, what: str) -> None:
+    """Raise ValueError if a training step of a network with fixed sides takes more memory than is free."""
+    needed = training_memory(model, batch_size, optimizer, backend.processor())["total"]
+    check_room(needed * MIB, f"a training step of {batch_size} {what}")
 
 
 # Memory of a training step

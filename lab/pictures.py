@@ -7,8 +7,6 @@
 What a network sees of the grey values is defined in `lab/grey_values.py`.
 """
 
-import dataclasses
-import functools
 import hashlib
 import math
 import stat
@@ -19,38 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from lab import grey_values
+from lab.sample import Sample
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PIXELS = 500_000_000
 STRIP = 2**22  # pixels that are converted at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """A picture of a folder, or a region of it, with its mask: what `lab/patches.py` cuts patches from."""
-
-    name: str
-    image: np.ndarray  # (H, W, C), as read
-    mask: np.ndarray  # (H, W), bool
-    grey_range: grey_values.GreyRange  # of the whole picture, or one for the folder
-
-    @functools.cached_property
-    def objects(self) -> np.ndarray:
-        """Flat indices of the mask's true pixels, of a million at most."""
-        found = np.flatnonzero(self.mask)
-        return found[:: max(1, math.ceil(len(found) / 2**20))]
-
-    def prepare(self, patch: np.ndarray) -> np.ndarray:
-        """A patch of the image as the network sees it."""
-        return self.grey_range.prepare(patch)
-
-    def region(self, place: tuple[slice, ...]) -> "Sample":
-        """The part of the picture at `place`, with a name that says where it lies."""
-        axes = zip("xyz", reversed(place), strict=False)
-        where = " ".join(f"{axis} {part.start}-{part.stop - 1}" for axis, part in axes)
-        return dataclasses.replace(self, name=f"{self.name} ({where})", image=self.image[place], mask=self.mask[place])
 
 
 # Reading

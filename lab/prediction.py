@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import command_line, grey_values, library_limits, model_file, patches, scale
+from lab import grey_values, library_limits, memory, model_file, patches, scale
 
 # By the number of axes: the side of the largest tiles, and what neighbours share. Two such pictures at a time, or one
 # volume, take about 1 GB in the network.
@@ -112,7 +112,7 @@ def choose_scale(models: list, image: np.ndarray, prepare: list, wanted: float |
         chosen = scale.find_scale(image, lambda picture: probabilities(models, picture, prepare), tried)
     if chosen != 1:
         pixels = math.prod(image.shape[:2]) * max(1, chosen**2)
-        command_line.check_room(4 * pixels * (image.shape[-1] + 2), f"a picture looked at {chosen:g} times as large")
+        memory.check_room(4 * pixels * (image.shape[-1] + 2), f"a picture looked at {chosen:g} times as large")
     return chosen
 
 

@@ -108,59 +108,6 @@ def attempt(what: str, call: Callable[[], object], failures: list[str]):
         failures.append(f"{what} failed ({(str(error) or type(error).__name__).splitlines()[0]}).")
 
 
-def write_run(out: Path, names, found: dict, save: Callable, score_test: Callable, pieces: dict) -> list[str]:
-    """Write the set of files of a finished training: the model first of all, for it is what took the time.
-
-    Args:
-        out: the folder of the run.
-        names: all files that such a set may have.
-        found: `history` and whatever else is known of the run; gets `folder`, where the files are.
-        save: writes the model to a path.
-        score_test: scores the model, adds what it finds to `found`, and returns pieces that draw it.
-        pieces: further files, each with its function.
-
-    Returns:
-        A sentence for each piece that failed: it costs nothing but itself.
-    """
-    history = found["history"]
-    with written_aside(out, names) as aside:
-        failures = write_pieces(aside, {"model.keras": save})
-        pieces = {**pieces, **(attempt("the scores", score_test, failures) or {})}
-        pieces["history.json"] = lambda path: write_json(path, history)
-        pieces["curves.png"] = lambda path: plot_curves(history, path)
-        about = {"last_epoch": {name: values[-1] for name, values in history.items()}}
-        about |= {name: value for name, value in found.items() if name != "history"}
-        pieces["scores.json"] = lambda path: write_json(path, about)
-        failures += write_pieces(aside, pieces)
-    found["folder"] = aside if aside.exists() else out
-    return failures
-
-
-def summarize_folds(found: list[dict], folder: Path) -> dict:
-    """Mean of the test scores over the folds; folds, mean and standard deviation go to folds.json, and are shown."""
-    mean = {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}
-    spread = {name: float(np.std([scores[name] for scores in found], ddof=1)) for name in found[0]}
-    with written_aside(folder) as aside:
-        write_json(aside / "folds.json", {"folds": found, "mean": mean, "standard_deviation": spread})
-    rows = {f"fold {i}": scores for i, scores in enumerate(found, 1)}
-    print("\n" + format_table({**rows, "mean": mean, "standard deviation": spread}))
-    return mean
-
-
-def log_run(run, names, found: dict, register: str | None = None) -> None:
-    """Log files, scores and model of a finished training to its MLflow run; with `register`, as `models:/NAME` too."""
-    for file in sorted(found["folder"].iterdir()):
-        if file.name in names and file.suffix != ".keras":
-            run.artifact(file)
-    scores = {f"test_{name}": value for name, value in found.get("test", {}).items()}
-    run.metrics({**scores, "training_seconds": found["training_seconds"]})
-    run.tags({"collapsed": "yes" if found.get("failure") else "no"})
-    model = found["folder"] / "model.keras"
-    version = run.model(model, register) if model.exists() else None
-    if version:
-        print(f"Registered in MLflow as models:/{register}/{version}.")
-
-
 def write_json(path: Path, value) -> None:
     """Write JSON that every program reads: NaN and infinities, which JSON does not know, become null."""
     path.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
@@ -315,12 +262,11 @@ def describe_failure(history: dict, masks, probs) -> str | None:
     return None
 
 
-def describe_behind(found: dict, margin: float = 0.02) -> str | None:
+def describe_behind(scores: dict, baselines: dict[str, dict], margin: float = 0.02) -> str | None:
     """A sentence if the network's test Dice is behind that of a baseline which needs no network, else None."""
-    rows = {name: row["image_dice"] for name, row in found.get("baselines", {}).items() if name not in KNOWS_MORE}
-    if not rows or "test" not in found:
-        return None
-    dice, best = found["test"]["image_dice"], max(rows, key=rows.get)
+    rows = {name: row["image_dice"] for name, row in baselines.items() if name not in KNOWS_MORE}
+    best = max(rows, key=rows.get)
+    dice = scores["image_dice"]
     if dice >= rows[best] - margin:
         return None
     return (

@@ -7,6 +7,9 @@ what lies at `place`, a tuple of slices.
 """
 
 import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -140,3 +143,13 @@ def describe(parts: dict[str, list]) -> str:
             for part in array:  # a large scan stays on disk
                 digest.update(np.ascontiguousarray(part))
     return f"{len(samples)} samples, {digest.hexdigest()[:16]}"
+
+
+def files(parts: dict[str, list], plot_dataset: Callable[[list, Path], None]) -> dict[str, Callable[[Path], object]]:
+    """The pages that say which samples were read, and what became of each: name -> writes it."""
+    names = {part: [sample.name for sample in samples] for part, samples in parts.items()}
+    every = [sample for samples in parts.values() for sample in samples]
+    return {
+        "split.json": lambda path: path.write_text(json.dumps(names, indent=1) + "\n"),
+        "dataset.png": lambda path: plot_dataset(every, path),
+    }

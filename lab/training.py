@@ -199,14 +199,14 @@ def predict(model, images) -> np.ndarray:
     return np.concatenate([library_limits.predict_batch(model, batch) for batch in batches])
 
 
-def detach(model, build: Callable):
-    """The trained network without optimizer and loss, on this process's own device, in a network that `build` makes.
+def detach(model):
+    """The trained network without optimizer and loss, as a new one on this process's own device.
 
     Saved, it needs nothing of ours: it loads in any Keras 3 program.
     """
     weights = model.get_weights()
     backend.leave()
-    network = build()
+    network = type(model).from_config(model.get_config())
     network.set_weights(weights)
     return network
 

@@ -64,6 +64,12 @@ def plot_volumes(rows: list[tuple], path: Path) -> None:
         figure.savefig(path, dpi=130)
 
 
+def plot_dataset(samples: list, path: Path, most: int = 4) -> None:
+    """A page to check one's own scans on: the first ones, with the true contours."""
+    shown = [(f"{sample.name}\n{sample.mask.mean():.2%} foreground", sample, None) for sample in samples[:most]]
+    plot_volumes(shown, path)
+
+
 def _shown_range(images):
     """From black to white for the slices of a volume, which are drawn alike."""
     return grey_values.shown_range(np.concatenate([image.ravel() for image in images]))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lab import ball_fit, grey_values, model_file, prediction, results, surfaces, volumes
+from lab import ball_fit, model_file, prediction, results, surfaces, volumes
 
 SIGMAS = (1.0, 1.5, 2.0, 3.0)  # of the Gaussian filter before a threshold, in voxels
 COLUMNS = {  # of the table of scores: key and title
@@ -62,13 +62,13 @@ def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, lis
 
 
 def baselines(
-    validation: tuple, test: list, sphere: dict | None = None, raw_validation: tuple | None = None
+    validation: tuple, test: list, sphere: dict | None = None, raw: tuple[tuple, list] | None = None
 ) -> dict[str, dict]:
     """Scores on the test volumes of what needs no network, with settings that are the best on the validation patches.
 
     All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS; where each
     volume is known to hold one `sphere`, of a noise, contrast and radius, the likeliest one; and where grey values are
-    not absolute, the best threshold of the values in the files, which `raw_validation` holds.
+    not absolute, the best threshold of the values in the files, which `raw` holds, validation and test.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -76,7 +76,7 @@ def baselines(
         return gaussian_filter(volumes, sigma, axes=(-4, -3, -2)) if sigma else volumes
 
     def best(images, masks):
-        return results.best_threshold(images, masks, results.object_levels(images, masks) if raw_validation else None)
+        return results.best_threshold(images, masks, results.object_levels(images, masks) if raw else None)
 
     def above(samples, threshold, sigma=0.0):
         for sample in samples:
@@ -94,8 +94,8 @@ def baselines(
         "best threshold": above(test, found[0.0][0]),
         f"Gaussian filter of {width:g}, threshold": above(test, found[width][0], width),
     }
-    if raw_validation:
-        masks_of["best threshold, raw values"] = above(grey_values.raw(test), best(*raw_validation)[0])
+    if raw:
+        masks_of["best threshold, raw values"] = above(raw[1], best(*raw[0])[0])
     if sphere:
         masks_of["likeliest sphere"] = map(fit, test)
     return {name: score_volumes(test, masks)[0] for name, masks in masks_of.items()}

@@ -1,7 +1,7 @@
 """Scans to train on and to predict: folders of scans with masks, their grids and grey values.
 
     from lab import volumes
-    pairs = volumes.read_folder(Path("scans"), Path("masks"), spacing=(1, 1, 1))
+    samples = volumes.read_folder(Path("scans"), Path("masks"), spacing=(1, 1, 1))
 
 Voxels stay on disk (see `lab/scans.py`): what is read is what is cut out.
 """
@@ -10,28 +10,20 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from lab import grey_values
+from lab.sample import Sample
 from lab.scans import Scan, find_scans, look_through, open_scan, parts, read_mask, scratch, stem
 
 THICK = 2.0  # largest over smallest spacing from which on a scan counts as one of thick slices
 
 
-class Pair(NamedTuple):
-    """A scan and its mask, on the grid that is trained on."""
-
-    name: str
-    image: np.ndarray  # (D, H, W, 1), on disk
-    mask: np.ndarray  # (D, H, W), bool, on disk
-    spacing: tuple[float, float, float] | None  # of this grid, in mm
-
-
 # Folders to train on
 
 
-def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list[Pair]:
+def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list[Sample]:
     """Open all scans of a folder with their masks of another, by name (NAME or NAME_mask); the voxels stay on disk.
 
     Args:
@@ -46,7 +38,7 @@ def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list
     """
     if images.resolve() == masks.resolve():
         raise ValueError(f"scans and masks must lie in two folders; both are {images}.")
-    pairs, problems, known = [], [], {}
+    samples, problems, known = [], [], {}
 
     def attempt(function, *arguments):
         try:
@@ -76,12 +68,12 @@ def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list
             attempt(check_same_grid, scan, mask)
         grid = attempt(grid_shape, scan, spacing)
         if not problems:
-            pairs.append(_to_grid(scan, mask, grid))
-    if pairs and not any(pair.mask.any() for pair in pairs):
+            samples.append(_to_grid(scan, mask, grid))
+    if samples and not any(sample.mask.any() for sample in samples):
         problems.append(f"all masks in {masks} are empty: there is nothing to learn.")
     if problems:
         raise ValueError(f"{len(problems)} things are wrong with the scans:\n  " + "\n  ".join(problems))
-    return pairs
+    return samples
 
 
 def stem_of_mask(path: Path) -> str:
@@ -120,21 +112,23 @@ def _sides(voxels):
 def _to_grid(scan, mask, grid):
     sides = zip(scan.spacing or (), scan.voxels.shape, grid, strict=False)
     spacing = tuple(step * old / new for step, old, new in sides) or None
-    return Pair(scan.path.name, resample(scan.voxels, grid)[..., None], resample(mask.voxels, grid), spacing)
+    image = resample(scan.voxels, grid)[..., None]
+    own_range = grey_values.range_of(grey_values.few_slices(image), grey_values.STRETCHED)
+    return Sample(scan.path.name, image, resample(mask.voxels, grid), own_range, spacing)
 
 
-def describe_grids(pairs: list[Pair]) -> list[str]:
+def describe_grids(samples: list[Sample]) -> list[str]:
     """Sentences on what the scans' grids may do to a training: thick slices, different spacings."""
     said = []
-    known = [pair for pair in pairs if pair.spacing]
-    thick = [pair for pair in known if max(pair.spacing) > THICK * min(pair.spacing)]
+    known = [sample for sample in samples if sample.spacing]
+    thick = [sample for sample in known if max(sample.spacing) > THICK * min(sample.spacing)]
     if thick:
-        worst = max(thick, key=lambda pair: max(pair.spacing) / min(pair.spacing))
+        worst = max(thick, key=lambda sample: max(sample.spacing) / min(sample.spacing))
         said.append(
-            f"{len(thick)} of {len(pairs)} scans have thick slices ({worst.name}: {_millimetres(worst.spacing)}): "
+            f"{len(thick)} of {len(samples)} scans have thick slices ({worst.name}: {_millimetres(worst.spacing)}): "
             "patches are not turned out of the slices; between slices the network sees little."
         )
-    steps = np.array([pair.spacing for pair in known])
+    steps = np.array([sample.spacing for sample in known])
     if len(steps) > 1 and (steps.max(axis=0) > 1.25 * steps.min(axis=0)).any():
         middle = " ".join(f"{step:g}" for step in np.median(steps, axis=0).round(3))
         said.append(f"The scans' spacings differ; --spacing {middle} would bring all to one grid.")

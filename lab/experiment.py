@@ -1,0 +1,233 @@
+"""One training from begin to end: the one way for images and volumes, resumed or not, on one host or several.
+
+    scores = experiment.run("2D_UNet_Segmentation", args, RECIPES, make_source, build, evaluate)
+
+What differs comes as values and plain functions: where the data come from, which network is built, how it is scored.
+"""
+
+import argparse
+import dataclasses
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lab import backend, command_line, grey_values, model_file, results, tracking, training
+from lab.source import Source
+
+FILES = (  # all that a training may leave in its folder
+    "model.keras", "history.json", "scores.json", "per_image.csv", "per_volume.csv", "curves.png", "predictions.png",
+    "split.json", "dataset.png",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What the test set says of a network."""
+
+    scores: dict[str, float]
+    baselines: dict[str, dict[str, float]]  # scores of what needs no network
+    failure: str | None  # a sentence, if the network is of no use
+    summary: str  # for the console
+    files: dict[str, Callable[[Path], object]]  # name -> writes it
+
+
+def run(
+    experiment: str,
+    args: argparse.Namespace,
+    recipes: dict[str, dict],
+    make_source: Callable[[], Source],
+    build: Callable[[argparse.Namespace, Source], object],
+    evaluate: Callable[[object, Source, dict], Evaluation],
+    fold: int | None = None,
+) -> dict[str, float]:
+    """Train, score, write, track and tell of one network; return its test scores.
+
+    Args:
+        experiment: the name in MLflow.
+        args: the command line (see `lab/command_line.py`).
+        recipes: the table that `args.recipe` is a row of.
+        make_source: reads or draws the data.
+        build: command line, source -> an uncompiled network for images of any size.
+        evaluate: network, source, history -> what the test set says.
+        fold: of `args.folds`, from 1 on; its files go to a folder of its own.
+    """
+    process = backend.connect(args.distributed)
+    if process > 0:
+        return follow(args, make_source, build)
+    which = f", fold {fold} of {args.folds}" if fold else ""
+    folder = args.out_dir / f"fold-{fold}" if fold else args.out_dir
+    with command_line.output_folder(folder, reads=(args.images, args.masks)) as out:
+        tracking.open_store(experiment, out)  # before Keras is imported: an unusable store is told in seconds
+        source, model, precision = prepare(args, make_source, build)
+        settings = command_line.training_settings(args, precision=precision, **source.settings)
+        checkpoint = training.Checkpoint(out, settings)
+        finished = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
+        if backend.from_first_process(b"finished" if finished else b""):
+            backend.leave()
+            return finished["test"]
+
+        network_name = f"{'3D ' if len(source.sides) == 3 else ''}U-Net"
+        print(f"{network_name} with {model.count_params():,} parameters, {precision}, on {backend.device()}")
+        print(*source.remarks, sep="\n", flush=True)
+        with tracking.tracked_run(
+            experiment,
+            run_name=command_line.run_name(source.name, args, recipes) + which,
+            params={**settings, "out_dir": out, "parameters": model.count_params()},
+            tags=backend.provenance(),
+            description=f"{network_name} on {source.name} ({source.origin}), recipe `{args.recipe}`, "
+            f"seed {args.seed}{which}.",
+            resume_run_id=checkpoint.notes.get("run_id"),
+            journal=out,
+        ) as tracked:
+            checkpoint.notes["run_id"] = tracked.run_id
+            log_data(tracked, source)
+            started = time.perf_counter()
+            history = train(model, source, args, checkpoint, tracked.metrics)
+            about = {"training_seconds": time.perf_counter() - started, "settings": settings}
+            about |= {
+                "parameters": model.count_params(),
+                "provenance": {**backend.provenance(), "precision": precision},
+            }
+            network = training.detach(model)
+            evaluation, written, failures = write(out, network, source, history, about, evaluate)
+            log_results(tracked, written, evaluation, about, args.register)
+        checkpoint.delete()
+    if evaluation:
+        print(f"\n{evaluation.summary}")
+    run_line = f"MLflow run: {tracked.run_id}, to see it: {tracking.how_to_view()}"
+    print(f"\nTrained in {about['training_seconds']:.0f} s. Files: {written}. {run_line}")
+    judge(history, evaluation, failures)
+    return evaluation.scores
+
+
+def judge(history: dict, evaluation: Evaluation | None, failures: list[str]) -> None:
+    """Warn of a network that is of no use; raise Unfinished for what a training lacks."""
+    broken = not all(math.isfinite(loss) for loss in history["loss"])
+    if evaluation and evaluation.failure and not broken:
+        print(f"\nWARNING: {evaluation.failure}", file=sys.stderr)
+    behind = evaluation and results.describe_behind(evaluation.scores, evaluation.baselines)
+    if behind:
+        print(f"WARNING: {behind}", file=sys.stderr)
+    if failures or broken:
+        raise command_line.Unfinished(" ".join([evaluation.failure] * (broken and evaluation is not None) + failures))
+
+
+def prepare(args: argparse.Namespace, make_source: Callable, build: Callable) -> tuple[Source, object, str]:
+    """What every process of a training needs: the data, the network, the precision."""
+    precision = backend.start(args.precision, args.deterministic, args.seed)
+    source = make_source()
+    precision = backend.precision_for(precision, source.sides)
+    model = build(args, source)
+    backend.check_shares(source.num_training, args.batch_size, "training images")
+    backend.check_shares(len(source.validation[0]), backend.num_devices(), "validation images")
+    return source, model, precision
+
+
+def follow(args: argparse.Namespace, make_source: Callable, build: Callable) -> dict:
+    """Take part in the training of process 0: the same steps on other rows, and nothing written."""
+    source, model, _ = prepare(args, make_source, build)
+    if not backend.from_first_process(b""):
+        train(model, source, args)
+    backend.leave()
+    return {}
+
+
+def train(model, source: Source, args: argparse.Namespace, checkpoint=None, on_epoch_end=None) -> dict[str, list]:
+    """Compile and fit; the weights of the last epoch remain. Return the history (see `training.fit`)."""
+    steps = math.ceil(source.num_training / args.batch_size)
+    model.compile(
+        optimizer=training.choose_optimizer(args.optimizer, args.learning_rate, args.schedule, args.epochs * steps),
+        loss=training.choose_loss(args.loss, args.smooth),
+        metrics=training.make_metrics(),
+    )
+    return training.fit(
+        model,
+        source.batches,
+        epochs=args.epochs,
+        steps=steps,
+        validation=source.validation,
+        checkpoint=checkpoint,
+        on_epoch_end=on_epoch_end,
+    )
+
+
+def write(out: Path, network, source: Source, history: dict, about: dict, evaluate: Callable):
+    """Write the files of a finished training, as one set: the model first of all, for it is what took the time.
+
+    What fails costs nothing but itself.
+
+    Returns:
+        What the test set says, None where that failed; the folder of the files; a sentence for each failure.
+    """
+    with results.written_aside(out, FILES) as aside:
+        failures = results.write_pieces(aside, {"model.keras": functools.partial(save_model, network, source)})
+        evaluation = results.attempt("the scores", lambda: evaluate(network, source, history), failures)
+        if evaluation:
+            about = {
+                **about,
+                "test": evaluation.scores,
+                "baselines": evaluation.baselines,
+                "failure": evaluation.failure,
+            }
+        last = {name: values[-1] for name, values in history.items()}
+        pieces = {
+            **source.files,
+            **(evaluation.files if evaluation else {}),
+            "history.json": lambda path: results.write_json(path, history),
+            "curves.png": lambda path: results.plot_curves(history, path),
+            "scores.json": lambda path: results.write_json(path, {"last_epoch": last, **about}),
+        }
+        failures += results.write_pieces(aside, pieces)
+    return evaluation, aside if aside.exists() else out, failures
+
+
+def save_model(network, source: Source, path: Path) -> None:
+    """Write the model file, with what training saw of grey values."""
+    model_file.save_model(network, path, grey_values.describe_training(source.typical(), source.preprocessing))
+
+
+def log_data(tracked: tracking.Run, source: Source) -> None:
+    """Record the three sets of data: shapes, a checksum, where they come from."""
+    first = (
+        source.test
+        if isinstance(source.test, tuple)
+        else (source.test[0].image[None, :], source.test[0].mask[None, ..., None])
+    )
+    sets = {
+        "training": (next(source.batches(0)), source.num_training),
+        "validation": (source.validation, len(source.validation[0])),
+        "test": (first, source.num_test),
+    }
+    for name, ((images, masks), num) in sets.items():
+        about = {"name": f"{source.name}, {name}", "context": name, "source": source.origin}
+        tracked.dataset(images, masks, num_samples=num, **about)
+
+
+def log_results(tracked: tracking.Run, folder: Path, evaluation: Evaluation | None, about: dict, register: str | None):
+    """Record files, scores and model; with `register`, the model as `models:/NAME` too."""
+    for file in sorted(folder.iterdir()):
+        if file.name in FILES and file.suffix != ".keras":
+            tracked.artifact(file)
+    scores = {f"test_{name}": value for name, value in evaluation.scores.items()} if evaluation else {}
+    tracked.metrics({**scores, "training_seconds": about["training_seconds"]})
+    tracked.tags({"collapsed": "yes" if evaluation and evaluation.failure else "no"})
+    model = folder / "model.keras"
+    version = tracked.model(model, register) if model.exists() else None
+    if version:
+        print(f"Registered in MLflow as models:/{register}/{version}.")
+
+
+def summarize_folds(scores: list[dict], folder: Path) -> dict[str, float]:
+    """Mean of the test scores over the folds; folds, mean and standard deviation go to folds.json, and are shown."""
+    mean = {name: float(np.mean([fold[name] for fold in scores])) for name in scores[0]}
+    spread = {name: float(np.std([fold[name] for fold in scores], ddof=1)) for name in scores[0]}
+    with results.written_aside(folder) as aside:
+        results.write_json(aside / "folds.json", {"folds": scores, "mean": mean, "standard_deviation": spread})
+    rows = {f"fold {i}": fold for i, fold in enumerate(scores, 1)}
+    print("\n" + results.format_table({**rows, "mean": mean, "standard deviation": spread}))
+    return mean

@@ -1,0 +1,31 @@
+"""Where the data of a training come from: drawn or read, images or volumes, always by the same names."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+Batch = tuple[np.ndarray, np.ndarray]  # images (N, *sides, C) and masks (N, *sides, 1), float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The data of one training."""
+
+    name: str  # such as "circles" or "own scans"
+    origin: str  # the call that makes them, or their folder
+    batches: Callable[[int], Iterator[Batch]]  # an epoch, from 0 on -> its batches; the same epoch, the same batches
+    num_training: int  # images of an epoch
+    sides: tuple[int, ...]  # of a training image
+    channels: int
+    validation: Batch
+    test: object  # (images, masks) of images; a list of samples of volumes
+    num_test: int
+    preprocessing: dict  # how grey values are prepared, for the model file (see `lab/grey_values.py`)
+    typical: Callable[[], np.ndarray]  # images (N, *sides, C) as the network will meet them
+    test_names: list[str] | None = None  # of images: where each lies
+    raw: Callable[[], tuple] | None = None  # validation and test with the values of the files, where those differ
+    settings: dict = dataclasses.field(default_factory=dict)  # what a resumed training has to meet again
+    files: dict[str, Callable[[Path], object]] = dataclasses.field(default_factory=dict)  # name -> writes it
+    remarks: tuple[str, ...] = ()  # sentences for the console

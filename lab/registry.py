@@ -25,7 +25,8 @@ REQUIREMENTS = ("keras", "numpy", "pillow", "scipy")  # and a backend; MLflow ad
 def log_model(client, run_id: str, file: Path, digest: str) -> str:
     """Log a model file to a run, under the name "model"; return the model's id.
 
-    `digest` tells the file's content: what the run holds already is not logged twice, and a half one is marked FAILED.
+    `digest` is the file's SHA-256: a run that holds that file already does not get it again. What an earlier attempt
+    has logged only half is marked FAILED.
     `mlflow.pyfunc.load_model`, and `mlflow models serve`, give the masks of predict.py (see lab/served_model.py).
     `mlflow.keras.load_model` gives the bare network, from the same file.
     """

@@ -5,8 +5,8 @@
         run.metrics({"loss": 0.3}, step=1)
 
 A store that cannot be used is a `TrackingError` before any training (see lab/store.py). Once training runs, no failure
-of the store stops it. After the first one nothing more is sent until the end of the run. What the store has not got
-then is named, and lies in the output folder until it is sent (see lab/track/send.py).
+of the store stops it. After the first failure nothing more is sent until the end of the run. What the store does not
+have then is named, and waits in the output folder until it is sent (see lab/track/send.py).
 """
 
 import json
@@ -67,7 +67,7 @@ def tracked_run(
         parent_run_id: the run under which this one is listed.
         resume_run_id: the run that goes on instead of a new one. If the store does not hold it, that is said, and a
             new run begins.
-        journal: the output folder, which keeps what the store has not got. None: only the memory keeps it.
+        journal: the output folder, where a file keeps what could not be sent. None: only the memory keeps it.
     """
     experiment_id = open_store(experiment)
     mlflow = store.import_mlflow()
@@ -102,13 +102,13 @@ def tracked_run(
 
 
 class Run:
-    """An open run. No method raises because of the store: what that has not got is in `missing`."""
+    """An open run. No method raises because the store fails: what the store does not have is named in `missing`."""
 
     def __init__(self, client, found, journal: str | Path | None):
         self.run_id = found.info.run_id
         self._client = client
         self._unsent = Unsent(self.run_id, journal)
-        # A resumed run has no end yet, and records its files again. It keeps its params: MLflow refuses other values.
+        # A resumed run has no end yet, and will record its files again. Its params stay: MLflow refuses other values.
         again = ("end", "file", "model")
         self._unsent.items = [item for item in self._unsent.items if item["kind"] not in again]
         waiting = [item["values"] for item in self._unsent.items if item["kind"] == "params"]
@@ -116,7 +116,7 @@ class Run:
 
     @property
     def missing(self) -> list[str]:
-        """What the store has not got."""
+        """The names of all that the store does not have."""
         return self._unsent.missing
 
     def metrics(self, values: dict[str, float], step: int | None = None, timestamp: int | None = None) -> None:
@@ -177,7 +177,7 @@ class Run:
     def model(self, file: str | Path, register: str | None = None) -> str | None:
         """Record a model file under the name "model" (see lab/registry.py); with `register`, as `models:/NAME` too.
 
-        Returns the version that was registered; None too where the store fails and the model is sent later.
+        Returns the version that was registered; None if none was, or if the model has to be sent later.
         """
         what = f"model as {register}" if register else "model"
         return self._record("model", what, register=register, **self._unsent.file_item(file))
@@ -204,7 +204,7 @@ class Run:
         return None
 
     def _close(self, status: str) -> None:
-        """End the run in the store, and send what waits; say what the store still has not got."""
+        """Send the end of the run, and what waits; name what could not be sent."""
         has_failed = bool(self._unsent.items)
         end = {"kind": "end", "what": f"the end of the run ({status})", "status": status, "timestamp": _now()}
         self._unsent.items.append(end)

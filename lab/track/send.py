@@ -1,11 +1,13 @@
-"""Send to MLflow what it could not take while a script ran.
+"""Send to MLflow what a script could not send, because the store failed.
 
     python -m lab.track.send outputs/unet
 
-A store that fails does not stop a script. What the store has not got then lies in the output folder: in a file
-`mlflow_unsent_<run id>.json`, and in the files that this one names. It is sent at the end of the script, at the next
-start of a script in that folder, or by this command, in the same directory and with the same MLFLOW_TRACKING_URI.
-Sent twice, it leaves what it leaves when it is sent once: an answer may get lost, and nobody knows then what arrived.
+A script goes on when its store fails. What it could not send waits in its output folder, in the file
+`mlflow_unsent_<run id>.json`; pictures and models are named there by their paths, and not copied. At its end the script
+sends all of it. If the store still fails then, the next start of a script in that folder does it, or this command: run
+it in the same directory and with the same MLFLOW_TRACKING_URI as the script.
+
+Sending twice does no harm, for nothing doubles: when an answer of the store gets lost, nobody knows what arrived.
 """
 
 import argparse
@@ -27,14 +29,14 @@ ARTIFACTS = ("text", "file", "model")  # kinds of items that go to the artifact 
 
 
 class Gone(Exception):
-    """A file that should be sent is not there any more, or another one lies in its place."""
+    """A file that waits to be sent is not there any more, or another one lies in its place."""
 
 
 class Unsent:
-    """What MLflow has not got of one run: items, in the order in which the script told them.
+    """The items of one run that MLflow does not have yet, in the order in which the script told them.
 
-    An item is a dictionary: its `kind`, its name for the user (`what`), and what `_send_item` needs. While there are
-    items, a file in `folder` holds them; without a folder they are in memory only.
+    An item is a dictionary: its `kind`, its name for the user (`what`), and what `_send_item` needs. As long as there
+    are items, a file in `folder` holds them. Without a folder only the memory does.
     """
 
     def __init__(self, run_id: str, folder: str | Path | None):
@@ -44,27 +46,29 @@ class Unsent:
         if self.file and self.file.exists():
             self.items = json.loads(self.file.read_text(encoding="utf-8"))["items"]
         self.refused: list[str] = []  # the names of what the store will never take
-        self._warned = False
+        self._has_warned = False  # that the file cannot be written
 
     @property
     def missing(self) -> list[str]:
-        """The names of all that the store has not got."""
+        """The names of all that the store does not have."""
         return self.refused + [item["what"] for item in self.items]
 
     def file_item(self, path: str | Path) -> dict:
-        """How an item names a file: by its place in the folder, which may move, and by its content."""
+        """How an item names a file: by its path in the folder, which may be moved, and by its content."""
         path = Path(path).absolute()
         inside = self.file and path.is_relative_to(self.file.parent)
         return {"path": str(path.relative_to(self.file.parent) if inside else path), "sha256": _digest(path)}
 
     def send(self, client) -> str | None:
-        """Send all items. Each one that is sent, or refused for good, leaves the list.
+        """Send all items. An item leaves the list when it is sent, or when the store refuses it for good.
 
-        What goes to the artifact store comes last: where that alone fails, the numbers and the end of the run are
-        recorded. Returns what the last item brought: the version of a model that was registered.
+        The items of the artifact store come last: if only that one fails, the numbers and the end of the run arrive.
+
+        Returns:
+            The version of a model, if the last item registered one.
 
         Raises:
-            Exception: of any kind, where the store fails.
+            Exception: of any kind, if the store fails; the items that were not sent stay in the list.
         """
         version = None
         for item in sorted(self.items, key=lambda item: item["kind"] in ARTIFACTS):
@@ -121,7 +125,7 @@ class Unsent:
         return None
 
     def _find_file(self, item: dict) -> Path:
-        """The file of an item; `Gone` where a later run has written another one in its place."""
+        """The file of an item. Raises `Gone` if a later run has written another one in its place."""
         path = Path(self.file.parent if self.file else "", item["path"])
         if not path.is_file() or _digest(path) != item["sha256"]:
             raise Gone(f"{path} is gone, or another file lies there")
@@ -135,7 +139,7 @@ class Unsent:
         try:
             with signals_wait():
                 if not self.items:
-                    self.file.unlink()
+                    self.file.unlink(missing_ok=True)
                     return
                 with open(aside, "w", encoding="utf-8") as stream:
                     json.dump({"run_id": self.run_id, "items": self.items}, stream, indent=1)
@@ -143,15 +147,15 @@ class Unsent:
                     os.fsync(stream.fileno())
                 os.replace(aside, self.file)
         except OSError as error:
-            if not self._warned:
+            if not self._has_warned:
                 warn(f"{self.file} cannot be written ({error.strerror}): what MLflow missed is kept in memory only.")
-            self._warned = True
+            self._has_warned = True
 
     def tell_missing(self, because: str = "") -> None:
-        """Name what the store has not got, and the command that sends it."""
+        """Name what the store does not have, and the command that sends it."""
         if self.missing:
-            names = "; ".join(self.missing[:3])
-            more = f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
+            names = "; ".join(self.missing[:10])
+            more = f" and {len(self.missing) - 10} more" if len(self.missing) > 10 else ""
             is_kept = self.items and self.file and self.file.exists()
             later = f" Send it later: python -m lab.track.send {shlex.quote(str(self.folder))}" if is_kept else ""
             warn(f"not recorded in MLflow run {self.run_id}: {names}{more}{because}.{later}")
@@ -162,22 +166,25 @@ def _digest(path: Path) -> str:
 
 
 def send_left(client, folder: Path) -> bool:
-    """Send what earlier runs left in a folder, and say so; return whether nothing is left."""
+    """Send what earlier runs left in a folder, and say so; return whether all of it was sent."""
     complete = True
     for file in sorted(folder.glob(FILE.format("*"))):
         unsent = Unsent(file.stem.rpartition("_")[2], folder)
         try:
             client.get_run(unsent.run_id)
             unsent.send(client)
-            note(f"MLflow run {unsent.run_id} has got what it had missed.")
-        except Exception as error:  # of this run: the others may do better
+            if unsent.refused:
+                unsent.tell_missing()
+            else:
+                note(f"MLflow run {unsent.run_id} now has what it had missed.")
+        except Exception as error:  # another run in the folder may succeed
             complete, why = False, first_line(error)
             if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
                 why = (
                     f"the store {client.tracking_uri} does not hold the run; set MLFLOW_TRACKING_URI to the store "
                     "that does, or delete the file"
                 )
-            warn(f"{file} still keeps what MLflow run {unsent.run_id} has not got ({why}).")
+            warn(f"{file} still keeps what MLflow run {unsent.run_id} misses ({why}).")
         unsent.write()
     return complete
 
@@ -196,7 +203,9 @@ def main(argv=None) -> None:
         if complete:
             close_dead_runs(client)
     except TrackingError as error:
-        sys.exit(f"send: error: {error}")
+        sys.exit(f"{parser.prog}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(0 if complete else 1)
 
 

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -41,15 +42,17 @@ ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
 def start(folder: Path, script: str, flags: str, **environment: str) -> subprocess.Popen:
-    """Start a script of the lab in `folder`, its console in a file there."""
+    """Start a script of the lab, or a module such as "-m lab.track.send", in `folder`, its console in a file there."""
 
     def hear():  # a shell's background job ignores Ctrl-C, and so would its children
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    command = [sys.executable, "-u", str(_common.ROOT / script), *flags.split()]
+    program = script.split() if script.startswith("-m ") else [str(_common.ROOT / script)]
+    command = [sys.executable, "-u", *program, *flags.split()]
     console = open(folder / "console", "w")  # noqa: SIM115  closed with the process
     streams = {"stdout": console, "stderr": console}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    clean["PYTHONPATH"] = str(_common.ROOT)
     return subprocess.Popen(command, cwd=folder, env={**clean, **environment}, preexec_fn=hear, **streams)
 
 
@@ -98,7 +101,7 @@ def digest(model: Path) -> str:
 
 def rubbish(folder: Path) -> list[str]:
     """What an output folder should not hold."""
-    kept = ("checkpoint-", "mlflow_pending")
+    kept = ("checkpoint-", "mlflow_unsent")
     hidden = [path.name for path in folder.glob(".*")] if folder.exists() else []
     return hidden + [path.name for path in folder.glob("*partial*") if not path.name.startswith(kept)]
 
@@ -177,16 +180,20 @@ def left_over(children: list, seconds: float = 5) -> list:
 
 
 def servers(rounds: int):
-    """A server stopped, frozen or killed in mid-run and at its end: after the next start nothing is missing."""
+    """A server stopped, frozen or killed in mid-run and at its end: nothing is missing once the rest is sent.
+
+    What the end of a run misses is sent by the command, what its middle misses by the next start in the folder.
+    """
+    by_start, by_command = ("unet_segmentation.py", f"{TRAINING} 1 --out-dir out"), ("-m lab.track.send", "out")
     with tempfile.TemporaryDirectory() as name, postgresql(Path(name)) as database:
         stores = {"SQLite": f"sqlite:///{name}/server.db"} | ({"PostgreSQL": database} if database else {})
         for kind, store in stores.items():
             for fault in (signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL):
-                for when in ("Epoch 3/40", "Epoch 40/40"):
-                    yield (f"server {fault.name}, {kind}", *_lost_server(Path(name), store, fault, when))
+                for when, later in (("Epoch 3/40", by_start), ("Epoch 40/40", by_command)):
+                    yield (f"server {fault.name}, {kind}", *_lost_server(Path(name), store, fault, when, later))
 
 
-def _lost_server(shared: Path, store: str, fault: int, when: str) -> tuple[bool, str]:
+def _lost_server(shared: Path, store: str, fault: int, when: str, later: tuple[str, str]) -> tuple[bool, str]:
     port = free_port()
     address = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
     with tempfile.TemporaryDirectory() as name:
@@ -197,20 +204,26 @@ def _lost_server(shared: Path, store: str, fault: int, when: str) -> tuple[bool,
             os.killpg(process.pid, fault)
             code = training.wait()
         console = (folder / "console").read_text(errors="replace")
+        run_id = re.search("MLflow run: ([0-9a-f]{32})", console)[1]
         with server(shared, store, port):
-            again, second = run(folder, "unet_segmentation.py", f"{TRAINING} 1 --out-dir out", **address)
-            found = _history(port, folder)
-        return code == again == 0 and found == (list(range(1, 41)), "FINISHED"), f"{found}\n{console}\n{second}"
+            again, second = run(folder, *later, **address)
+            found = _found(port, run_id)
+        left = list((folder / "out").glob("mlflow_unsent_*"))
+    files = ["curves.png", "history.json", "per_image.csv", "predictions.png", "scores.json"]
+    whole = (list(range(1, 41)), "FINISHED", files, ["READY"])
+    return code == again == 0 and found == whole and not left, f"{found}\n{console}\n{second}"
 
 
-def _history(port: int, folder: Path) -> tuple[list[int], str]:
-    """Steps of the loss and status of the first run of the newest two on a server."""
+def _found(port: int, run_id: str) -> tuple[list[int], str, list[str], list[str]]:
+    """What a server holds of a run: the steps of its loss, its status, its files, the statuses of its models."""
     import mlflow
 
     client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
-    experiment = client.get_experiment_by_name("2D_UNet_Segmentation")
-    run = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=2)[1]
-    return [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")], run.info.status
+    run = client.get_run(run_id).info
+    models = client.search_logged_models([run.experiment_id], f"source_run_id = '{run_id}'")
+    files = sorted(file.path for file in client.list_artifacts(run_id))
+    steps = [point.step for point in client.get_metric_history(run_id, "loss")]
+    return steps, run.status, files, [model.status for model in models if model.status != "FAILED"]
 
 
 def at_once(rounds: int):

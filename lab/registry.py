@@ -1,6 +1,6 @@
 """Models in MLflow: logged with what answers for a picture as it is on disk, registered, and fetched again.
 
-model_id = registry.log_model(Path("outputs/unet/model.keras"))          # to the active run
+model_id = registry.log_model(client, run_id, Path("outputs/unet/model.keras"), digest)
 with registry.files(["models:/circles@champion"]) as (path,): ...        # a file, to be opened as any other
 """
 
@@ -13,7 +13,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import model_file, store
+from lab import backend, model_file, store
+from lab.dead_runs import fail_half_models
 from lab.store import TrackingError
 
 FILE = "artifacts/model.keras"  # in a logged model
@@ -21,17 +22,24 @@ SCHEMES = ("runs:/", "models:/")
 REQUIREMENTS = ("keras", "numpy", "pillow", "scipy")  # and a backend; MLflow adds itself
 
 
-def log_model(file: Path) -> str:
-    """Log a model file to the active run, under the name "model"; return the model's id.
+def log_model(client, run_id: str, file: Path, digest: str) -> str:
+    """Log a model file to a run, under the name "model"; return the model's id.
 
+    `digest` is the file's SHA-256: a run that holds that file already does not get it again. What an earlier attempt
+    has logged only half is marked FAILED.
     `mlflow.pyfunc.load_model`, and `mlflow models serve`, give the masks of predict.py (see lab/served_model.py).
     `mlflow.keras.load_model` gives the bare network, from the same file.
     """
-    import keras
     import numpy as np
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
+    run = client.get_run(run_id)
+    fail_half_models(client, run_id)
+    for model in client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'"):
+        if model.status == "READY" and model.tags.get("sha256") == digest:
+            return model.model_id
+    keras = backend.import_keras()
     sides = (-1,) * model_file.read_preprocessing(file)["ndim"]
     signature = ModelSignature(
         # MLflow's only type that lets 8 and 16 bits, grey and colour pass unchanged.
@@ -39,15 +47,24 @@ def log_model(file: Path) -> str:
         Schema([TensorSpec(np.dtype("uint8"), sides, "mask"), TensorSpec(np.dtype("float32"), sides, "probability")]),
         ParamSchema([ParamSpec("threshold", "double", 0.5)]),
     )
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    installed = {keras.backend.backend(): sys.modules[keras.backend.backend()].__version__}
+    installed |= {name: importlib.metadata.version(name) for name in REQUIREMENTS}
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith("mlflow.source")}
+    # Model.log itself would create the model in the experiment of the active run only.
+    model_id = client.create_logged_model(
+        run.info.experiment_id, "model", run_id, tags={"sha256": digest, **tags}, params=run.data.params
+    ).model_id
+    with (
+        store.as_default(client.tracking_uri),
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # that there is no example of an input: it would be predicted here
         copy = shutil.copy(file, Path(folder) / "model.keras")  # MLflow does not find a path with % in it
-        backend = keras.backend.backend()
-        installed = {backend: sys.modules[backend].__version__}
-        installed |= {name: importlib.metadata.version(name) for name in REQUIREMENTS}
-        return Model.log(
+        Model.log(
             artifact_path=None,
-            name="model",
+            model_id=model_id,
+            run_id=run_id,
             flavor=ServedAndKeras,
             flavor_name="mlflow.pyfunc",
             python_model=str(Path(__file__).with_name("served_model.py")),
@@ -55,7 +72,8 @@ def log_model(file: Path) -> str:
             code_paths=[str(Path(__file__).parent)],
             pip_requirements=[f"{name}=={version}" for name, version in installed.items()],
             signature=signature,
-        ).model_id
+        )
+    return model_id
 
 
 class ServedAndKeras:
@@ -73,9 +91,12 @@ class ServedAndKeras:
 
 
 def register(client, model_id: str, run_id: str, name: str) -> str:
-    """Make a logged model the newest version of `models:/NAME`; return the version."""
+    """Make a logged model the newest version of `models:/NAME`, unless it is a version already; return which one."""
     from mlflow import MlflowException
 
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.source == f"models:/{model_id}":
+            return str(version.version)
     try:
         client.create_registered_model(name)
     except MlflowException as error:

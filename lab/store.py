@@ -11,8 +11,8 @@ import shlex
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -67,6 +67,18 @@ def locate() -> tuple[str, Path | None]:
         if make_url(uri).database != file.as_posix():  # a % or ? in the path needs escaping
             uri = URL.create("sqlite", database=file.as_posix()).render_as_string()
     return uri, file
+
+
+@contextmanager
+def as_default(uri: str) -> Iterator[None]:
+    """Let plain `mlflow` calls and subprocesses, in whatever directory, mean this store within the block."""
+    mlflow = import_mlflow()
+    former = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri writes it, for subprocesses
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(former)  # None takes the variable away
 
 
 def how_to_view() -> str:

@@ -1,30 +1,27 @@
 """One MLflow run, opened and closed properly; shared by every script.
 
+    open_store("2D_UNet_Segmentation", args.out_dir)
     with tracked_run("2D_UNet_Segmentation", params=vars(args), journal=args.out_dir) as run:
         run.metrics({"loss": 0.3}, step=1)
 
 A store that cannot be used is a `TrackingError` before any training (see lab/store.py). Once training runs, no failure
-of the store stops it: what the store missed waits in memory and in a file of the journal's folder, and is sent when
-the store is back, or at the next start. What has not got there by the end is in `Run.missing`, and is named.
+of the store stops it. After the first failure nothing more is sent until the end of the run. What the store does not
+have then is named, and waits in the output folder until it is sent (see lab/track/send.py).
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from lab import store
-from lab.dead_runs import close_dead_runs, fail_half_models, is_gone, process_tags
+from lab.dead_runs import close_dead_runs, process_tags
 from lab.signals import Stopped, is_stop, raise_swallowed, signals_raise, signals_wait
 from lab.store import TrackingError, check_server, first_line, how_to_view, masked, note, warn
+from lab.track.send import Unsent, send_left
 
 __all__ = ["Run", "Stopped", "TrackingError", "how_to_view", "masked", "open_store", "signals_raise", "tracked_run"]
-
-WAIT_SECONDS = 30  # after a failure, how long the store is left alone
-PLACES = ("database", "artifacts")  # of a store; either may fail alone
-JOURNAL = "mlflow_pending_{}.jsonl"  # of one run, by its id: one line for each thing that the store has not got
 
 
 def open_store(experiment: str, journal: str | Path | None = None) -> str:
@@ -37,7 +34,7 @@ def open_store(experiment: str, journal: str | Path | None = None) -> str:
     client, experiment_id = store.open_experiment(experiment)
     try:
         if journal is not None:
-            _send_journals(client, Path(journal))
+            send_left(client, Path(journal))
         close_dead_runs(client)
     except Exception as error:  # the new run does not need it
         warn(f"MLflow could not mend what earlier runs left open ({first_line(error)}); the next start tries again.")
@@ -60,6 +57,7 @@ def tracked_run(
 
     Normal end, `sys.exit(0)`: FINISHED. Exception, other exit codes: FAILED. Ctrl-C, SIGTERM, SIGHUP: KILLED.
     The exception goes on its way; SIGTERM becomes exit code 143. MLflow itself tags user, script and commit.
+    Within the block, subprocesses and plain `mlflow` calls, in whatever directory, mean the same store.
     Raises TrackingError if the run cannot be opened.
 
     Args:
@@ -69,21 +67,17 @@ def tracked_run(
         parent_run_id: the run under which this one is listed.
         resume_run_id: the run that goes on instead of a new one. If the store does not hold it, that is said, and a
             new run begins.
-        journal: the folder of the file that keeps what the store missed, `mlflow_pending_<run id>.jsonl`.
+        journal: the output folder, where a file keeps what could not be sent. None: only the memory keeps it.
     """
-    experiment_id = open_store(experiment, journal)
+    experiment_id = open_store(experiment)
     mlflow = store.import_mlflow()
-    uri, file = store.locate()
+    uri, _ = store.locate()
     client = mlflow.MlflowClient(uri)
     first_tags = process_tags(parent_run_id)
     about = {"mlflow.note.content": description} if description else {}
-    environment = os.environ.get("MLFLOW_TRACKING_URI")
     run, status = None, "FINISHED"
-    with signals_raise():
+    with store.as_default(uri), signals_raise():
         try:
-            # Within the block, subprocesses and plain `mlflow` calls, in whatever directory, mean the same store.
-            # set_tracking_uri writes MLFLOW_TRACKING_URI for them; it is put back below.
-            mlflow.set_tracking_uri(uri)
             with signals_wait():
                 try:
                     found = _reopen(client, resume_run_id, first_tags) if resume_run_id else None
@@ -93,8 +87,7 @@ def tracked_run(
                         f"MLflow cannot start a run in experiment {experiment!r} of {uri} ({first_line(error)}); "
                         "check that the store can be written to."
                     ) from None
-                run = Run(client, found, uri, file, journal)
-                run._queue = [entry for entry in run._queue if entry["kind"] != "end"]  # a resumed run goes on
+                run = Run(client, found, journal)
             with signals_raise():  # what foreign code swallowed is raised here, before the status is settled
                 run.tags({**about, **(tags or {})})
                 run.params(params or {})
@@ -106,26 +99,25 @@ def tracked_run(
             with signals_wait():
                 if run:
                     run._close(status)
-                mlflow.set_tracking_uri(environment)  # None takes the variable away
 
 
 class Run:
-    """An open run. No method raises because of the store: what that has not got is in `missing`."""
+    """An open run. No method raises because the store fails: what the store does not have is named in `missing`."""
 
-    def __init__(self, client, found, uri: str, file: Path | None, journal: str | Path | None):
+    def __init__(self, client, found, journal: str | Path | None):
         self.run_id = found.info.run_id
-        self._client, self._uri, self._file = client, uri, file
-        self._settled = set(found.data.params)  # of a resumed run: MLflow refuses another value
-        self._journal = Path(journal).absolute() / JOURNAL.format(self.run_id) if journal is not None else None
-        self._queue = _read_journal(self._journal)  # what the store has not got, oldest first
-        self._lost: list[str] = []  # what it refused, or what cannot wait
-        self._down: dict[str, float] = {}  # each of PLACES that failed: left alone until this time.monotonic()
-        self._told: set[str] = set()  # which of the two the user knows to fail
+        self._client = client
+        self._unsent = Unsent(self.run_id, journal)
+        # A resumed run has no end yet, and will record its files again. Its params stay: MLflow refuses other values.
+        again = ("end", "file", "model")
+        self._unsent.items = [item for item in self._unsent.items if item["kind"] not in again]
+        waiting = [item["values"] for item in self._unsent.items if item["kind"] == "params"]
+        self._settled = set(found.data.params).union(*waiting)
 
     @property
     def missing(self) -> list[str]:
-        """What the store has not got."""
-        return self._lost + [entry["what"] for entry in self._queue]
+        """The names of all that the store does not have."""
+        return self._unsent.missing
 
     def metrics(self, values: dict[str, float], step: int | None = None, timestamp: int | None = None) -> None:
         """Record numbers, in one request. NaN stays NaN; MLflow stores an infinity as the largest float.
@@ -156,7 +148,8 @@ class Run:
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Record a file as an artifact, in `folder` if given."""
-        self._record("file", f"file {Path(path).name}", path=str(Path(path).absolute()), folder=folder)
+        name = f"{folder}/{Path(path).name}" if folder else Path(path).name
+        self._record("file", f"file {name}", folder=folder, **self._unsent.file_item(path))
 
     def dataset(self, images, masks, *, name: str, context: str, source: str, num_samples: int | None = None) -> None:
         """Record a data set's shapes, its checksum, and `source`, the call that makes it again.
@@ -184,35 +177,10 @@ class Run:
     def model(self, file: str | Path, register: str | None = None) -> str | None:
         """Record a model file under the name "model" (see lab/registry.py); with `register`, as `models:/NAME` too.
 
-        Returns the version that was registered. A model that the store does not take at once is not kept for later.
+        Returns the version that was registered; None if none was, or if the model has to be sent later.
         """
-        from lab import registry
-
-        raise_swallowed()
-        what = "model"
-        try:
-            with self._signals_wait():
-                check_server(self._uri, seconds=2)
-                import mlflow
-
-                # Models are logged to the active run only; end_run("RUNNING") leaves it open for what follows.
-                mlflow.start_run(run_id=self.run_id, nested=True)
-                try:
-                    model_id = registry.log_model(Path(file))
-                finally:
-                    mlflow.end_run("RUNNING")
-                if register:
-                    what = f"model as {register}"
-                    return registry.register(self._client, model_id, self.run_id, register)
-        except BaseException as error:
-            self._lost.append(what)
-            if what == "model":
-                self._queue.append({"what": "the mark of a half-logged model", "kind": "half model"})
-            if not isinstance(error, Exception):
-                raise
-            self._down = dict.fromkeys(PLACES, 0.0)
-            warn(f"MLflow could not record the {what} ({first_line(error)}); it is not kept for later.")
-        return None
+        what = f"model as {register}" if register else "model"
+        return self._record("model", what, register=register, **self._unsent.file_item(file))
 
     def _short(self, value: object, path: str, limit: int) -> str:
         text = str(value)
@@ -221,125 +189,36 @@ class Run:
         self.text(text, path)
         return f"{len(text)} characters, see the artifact {path}"
 
-    def _record(self, kind: str, what: str, **content) -> None:
-        """Send one thing, after those that wait; `what` is its name for the user."""
+    def _record(self, kind: str, what: str, **content) -> str | None:
+        """Send one item, or keep it where others wait already; `what` is its name for the user."""
         raise_swallowed()
-        self._queue.append({"what": what, "kind": kind, **content})
-        if time.monotonic() < self._down.get(_place(kind), 0):
-            self._write_journal(self._queue[-1:], append=True)
-        else:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Send what waits, oldest first; the place that fails is left alone for a while."""
-        for entry in list(self._queue) if not self._down or self._server_answers() else []:
-            place = _place(entry["kind"])
-            if time.monotonic() < self._down.get(place, 0):
-                continue
-            try:
-                with self._signals_wait():
-                    self._send(entry)
-                    self._queue.remove(entry)
-                self._down.pop(place, None)
-            except Exception as error:
-                self._note_failure(entry, place, error)
-        for place in self._told - {_place(entry["kind"]) for entry in self._queue}:
-            note(f"MLflow answers again: what its {place} missed is recorded.")
-            self._told.remove(place)
-        self._write_journal(self._queue)
-
-    def _signals_wait(self):
-        """A server has its own transactions, and may keep us waiting: Ctrl-C need not wait for it."""
-        return signals_wait() if self._file else nullcontext()
-
-    def _server_answers(self) -> bool:
-        """A quick question after a failure, so that a dead server does not cost its time-outs again."""
+        others_wait = bool(self._unsent.items)
+        self._unsent.items.append({"kind": kind, "what": what, **content})
         try:
-            check_server(self._uri, seconds=2)
-            return True
-        except TrackingError:
-            self._down = dict.fromkeys(PLACES, time.monotonic() + WAIT_SECONDS)
-            return False
-
-    def _note_failure(self, entry: dict, place: str, error: Exception) -> None:
-        what, because = entry["what"], first_line(error)
-        file_is_gone = entry["kind"] == "file" and not Path(entry["path"]).exists()
-        if file_is_gone or getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
-            if not self._lost:
-                warn(f"MLflow could not record {what} ({because}); the script goes on without it.")
-            self._queue.remove(entry)
-            self._lost.append(what)
-            return
-        if place not in self._told:
-            warn(f"MLflow could not record {what} ({because}); it is kept for later, and the script goes on.")
-        self._told.add(place)
-        self._down[place] = time.monotonic() + WAIT_SECONDS
-
-    def _send(self, entry: dict) -> None:
-        """Call MLflow. What is sent twice, because an answer was lost, leaves what it leaves when it is sent once."""
-        from mlflow import MlflowException
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-
-        client, run_id = self._client, self.run_id
-        match entry["kind"]:
-            case "metrics":
-                point = entry["timestamp"], entry["step"]
-                client.log_batch(run_id, metrics=[Metric(*item, *point) for item in entry["values"].items()])
-            case "params":
-                client.log_batch(run_id, params=[Param(*item) for item in entry["values"].items()])
-            case "tags":
-                client.log_batch(run_id, tags=[RunTag(*item) for item in entry["values"].items()])
-            case "text":
-                client.log_text(run_id, entry["text"], entry["path"])
-            case "file":
-                client.log_artifact(run_id, entry["path"], entry["folder"])
-            case "dataset":
-                tags = [InputTag(*item) for item in entry["tags"].items()]
-                inputs = [DatasetInput(Dataset(**entry["dataset"]), tags)]
-                try:
-                    client.log_inputs(run_id, datasets=inputs)
-                except MlflowException as error:
-                    if "IntegrityError" not in str(error):
-                        raise
-                    # Another process recorded the same data set at the same moment; now MLflow finds it there.
-                    client.log_inputs(run_id, datasets=inputs)
-            case "half model":
-                fail_half_models(client, run_id)
-            case "end":
-                client.set_terminated(run_id, entry["status"], entry["timestamp"])
-
-    def _write_journal(self, entries: list[dict], append: bool = False) -> None:
-        """Let the journal hold what waits; where nothing waits, there is none."""
-        if self._journal is None or not (entries or self._journal.exists()):
-            return
-        lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-        try:
-            if append:
-                with self._journal.open("a", encoding="utf-8") as file:
-                    file.write(lines)
-            elif entries:
-                aside = self._journal.with_name(f".partial-{self._journal.name}")
-                aside.write_text(lines, encoding="utf-8")
-                os.replace(aside, self._journal)
-            else:
-                self._journal.unlink(missing_ok=True)
-        except OSError as error:
-            warn(f"{self._journal} cannot be written ({error.strerror}): what MLflow missed is kept in memory only.")
-            self._journal = None
+            if not others_wait:
+                return self._unsent.send(self._client)
+        except Exception as error:
+            warn(f"MLflow could not record {what} ({first_line(error)}); the script goes on, and sends it at the end.")
+        finally:
+            self._unsent.write()
+        return None
 
     def _close(self, status: str) -> None:
-        end = {"what": f"the end of the run ({status})", "kind": "end", "status": status, "timestamp": _now()}
-        self._queue.append(end)
-        self._down = dict.fromkeys(PLACES, 0.0)  # try both again, but ask a server first whether it is there
-        self._flush()
-        self._tell_missing()
-
-    def _tell_missing(self) -> None:
-        missing = self.missing
-        if missing:
-            more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-            kept = f" The next start sends what {self._journal} holds." if self._queue and self._journal else ""
-            warn(f"not recorded in MLflow run {self.run_id}: {'; '.join(missing[:10])}{more}.{kept}")
+        """Send the end of the run, and what waits; name what could not be sent."""
+        has_failed = bool(self._unsent.items)
+        end = {"kind": "end", "what": f"the end of the run ({status})", "status": status, "timestamp": _now()}
+        self._unsent.items.append(end)
+        because = ""
+        try:
+            if has_failed:
+                check_server(self._client.tracking_uri, seconds=2)  # a dead server would cost its time-outs again
+            self._unsent.send(self._client)
+            if has_failed:
+                note("MLflow answers again: what it had missed is recorded.")
+        except Exception as error:
+            because = f" ({first_line(error)})"
+        self._unsent.write()
+        self._unsent.tell_missing(because)
 
 
 def _status(error: BaseException) -> str:
@@ -348,52 +227,8 @@ def _status(error: BaseException) -> str:
     return "FINISHED" if isinstance(error, SystemExit) and error.code in (None, 0) else "FAILED"
 
 
-def _place(kind: str) -> str:
-    return "artifacts" if kind in ("text", "file") else "database"
-
-
 def _now() -> int:
     return int(time.time() * 1000)  # milliseconds
-
-
-# What earlier runs left
-
-
-def _read_journal(path: Path | None) -> list[dict]:
-    entries = []
-    if path is not None and path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(json.JSONDecodeError):  # the last line, cut off
-                entries.append(json.loads(line))
-    return entries
-
-
-def _send_journals(client, folder: Path) -> None:
-    """Send what earlier runs could not record; a journal that is empty then goes."""
-    from mlflow import MlflowException
-
-    uri, file = store.locate()
-    for path in sorted(folder.glob(JOURNAL.format("*"))):
-        run_id = path.stem.rpartition("_")[2]
-        try:
-            found = client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            warn(
-                f"{path} keeps what MLflow run {run_id} could not record, but the store {uri} does not hold that run; "
-                "set MLFLOW_TRACKING_URI to the store that does, or delete the file."
-            )
-            continue
-        run = Run(client, found, uri, file, folder)
-        has_ended = any(entry["kind"] == "end" for entry in run._queue)
-        if not has_ended and not is_gone(found.data.tags):
-            continue  # its process will send them
-        num_waiting = len(run._queue)
-        run._flush()
-        run._tell_missing()
-        if sent := num_waiting - len(run.missing):
-            note(f"MLflow run {run_id} now holds {sent} things that it had missed.")
 
 
 def _reopen(client, run_id: str, tags: dict[str, str]):

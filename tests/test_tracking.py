@@ -21,6 +21,7 @@ import pytest
 
 from lab import dead_runs, grey_values, tracking
 from lab import store as lab_store
+from lab.track import send
 from lab.tracking import TrackingError, how_to_view, masked, open_store, tracked_run
 
 ROOT = Path(tracking.__file__).parent.parent
@@ -347,12 +348,12 @@ def test_model_is_loadable_in_silence_and_has_a_name(store, capfd):
         assert run.model(file) is None
         run.metrics({"after": 1.0})
         assert only_run().info.status == "RUNNING"
-        assert [run.model(file, register="unet") for _ in range(2)] == ["1", "2"]
+        assert [run.model(file, register="unet") for _ in range(2)] == ["1", "1"]  # the same file: it does not double
     assert run.missing == []
     assert only_run().info.status == "FINISHED"
     assert capfd.readouterr() == ("", "")
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
-    for uri in (f"runs:/{run.run_id}/model", "models:/unet/2"):
+    for uri in (f"runs:/{run.run_id}/model", "models:/unet/1"):
         loaded = mlflow.keras.load_model(uri)
         np.testing.assert_allclose(loaded.predict(images, verbose=0), network.predict(images, verbose=0), rtol=1e-5)
 
@@ -730,13 +731,15 @@ def test_server_that_is_no_mlflow_is_one_error(store, monkeypatch, health):
             open_store("Lab")
 
 
-def test_server_that_dies_mid_run_costs_seconds_and_two_lines(store, monkeypatch, capfd):
+def test_server_that_dies_mid_run_costs_seconds_and_two_lines_of_which_the_last_names_the_command(
+    store, monkeypatch, capfd
+):
     with serving() as (address, end):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         begin = time.monotonic()
-        with tracked_run("Lab") as run:
+        with tracked_run("Lab", journal=Path(".")) as run:
             run.metrics({"loss": 1.0}, step=0)
-            assert run.missing == []
+            assert run.missing == unsent_files() == []
             end()
             for step in range(1, 51):
                 run.metrics({"loss": 1.0}, step=step)
@@ -745,200 +748,225 @@ def test_server_that_dies_mid_run_costs_seconds_and_two_lines(store, monkeypatch
     output, errors = capfd.readouterr()
     assert output == ""
     first, last = errors.splitlines()
-    assert "could not record metrics at step 1 " in first
-    assert "metrics at step 1; " in last and "41 more" in last
+    assert "could not record metrics at step 1 " in first and "the script goes on" in first
+    assert "metrics at step 1; " in last and "41 more" in last and last.endswith("python -m lab.track.send .")
 
 
-def test_warnings_of_a_run_show_no_password(store, monkeypatch, capfd):
+def test_neither_the_warnings_of_a_run_nor_its_file_show_a_password(store, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with serving() as (address, end):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("//", "//me:s3cret@"))
-        with tracked_run("Lab") as run:
+        with tracked_run("Lab", journal=store) as run:
             end()
             run.tags({"a": "b"})
             run.text("a", "a.txt")
-    errors = capfd.readouterr().err
-    assert len(errors.splitlines()) == 2 and "s3cret" not in errors and "me:***@127" in errors
+        with pytest.raises(SystemExit) as exit:
+            send.main([str(store)])
+    errors = capfd.readouterr().err + str(exit.value.code)
+    assert len(errors.splitlines()) == 3 and "s3cret" not in errors and "me:***@127" in errors
+    (file,) = unsent_files()
+    assert "s3cret" not in file.read_text()
 
 
 # Stores that fail in the middle
 
 
-def test_database_that_fails_mid_run_does_not_stop_the_work_and_gets_all_of_it(store, capfd):
-    with tracked_run("Lab", params={"a": 1}) as run:
-        with closing(sqlite3.connect("mlflow.db")) as database:
-            database.execute("ALTER TABLE metrics RENAME TO gone")
-        run.metrics({"loss": 1.0}, step=7)
-        run.metrics({"loss": 1.0}, step=8)
-        run.tags({"still": "recorded"})
-        assert run.missing == ["metrics at step 7", "metrics at step 8", "tags still"]
-        with closing(sqlite3.connect("mlflow.db")) as database:
-            database.execute("ALTER TABLE gone RENAME TO metrics")
-        run.metrics({"loss": 1.0}, step=9)
-    assert run.missing == []
-    assert [point.step for point in client().get_metric_history(run.run_id, "loss")] == [7, 8, 9]
-    assert only_run().data.tags["still"] == "recorded"
-    assert only_run().info.status == "FINISHED"
-    first, last = capfd.readouterr().err.splitlines()
-    assert "could not record metrics at step 7" in first and "no such table: metrics" in first
-    assert "answers again" in last
+def spoil():
+    """Make the database unreadable; return the function that makes it whole again."""
+    whole = Path("mlflow.db").read_bytes()
+    Path("mlflow.db").write_bytes(b"overwritten" * 1000)
+    return lambda: Path("mlflow.db").write_bytes(whole)
+
+
+def unsent_files():
+    return list(Path.cwd().rglob("mlflow_unsent_*"))
+
+
+def steps(run):
+    return [point.step for point in client().get_metric_history(run.run_id, "loss")]
+
+
+def dump():
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        return list(database.iterdump())
+
+
+def test_after_a_failure_nothing_is_sent_until_the_end_unless_another_start_sends_it(store, capfd):
+    with tracked_run("Lab", journal=store) as run:
+        run.metrics({"loss": 1.0}, step=1)
+        assert unsent_files() == []
+        mend = spoil()
+        run.metrics({"loss": 1.0}, step=2)
+        mend()
+        run.tags({"a": "b"})
+        assert run.missing == ["metrics at step 2", "tags a"] and steps(run) == [1] and len(unsent_files()) == 1
+        open_store("Lab", journal=store)
+        assert steps(run) == [1, 2] and only_run().info.status == "RUNNING" and unsent_files() == []
+        run.metrics({"loss": 1.0}, step=3)
+        assert steps(run) == [1, 2] and len(unsent_files()) == 1
+    assert steps(run) == [1, 2, 3] and only_run().data.tags["a"] == "b" and only_run().info.status == "FINISHED"
+    assert run.missing == unsent_files() == []
+    first, _, last = capfd.readouterr().err.splitlines()
+    assert "could not record metrics at step 2" in first and "answers again" in last
 
 
 def test_database_that_vanishes_mid_run_does_not_hide_the_scripts_own_error(store, capfd):
     with pytest.raises(ZeroDivisionError), tracked_run("Lab") as run:
-        (store / "mlflow.db").write_bytes(b"overwritten" * 1000)
+        spoil()
         1 / 0  # noqa: B018
     assert run.missing == ["the end of the run (FAILED)"]
-    assert "the end of the run (FAILED)" in capfd.readouterr().err
-    (store / "mlflow.db").unlink()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "the end of the run (FAILED)" in line and "file is not a database" in line
 
 
-def spoil(store):
-    """Make the database unreadable; returns the function that makes it whole again."""
-    whole = (store / "mlflow.db").read_bytes()
-    (store / "mlflow.db").write_bytes(b"overwritten" * 1000)
-    return lambda: (store / "mlflow.db").write_bytes(whole)
-
-
-def journals(folder):
-    return list(folder.glob("mlflow_pending_*"))
-
-
-def test_what_an_outage_missed_is_sent_at_the_next_start_once_and_whole(store, capfd):
-    (store / "curves.png").write_bytes(b"png")
+def test_command_sends_all_that_an_outage_missed_and_sending_it_twice_changes_nothing(store, capfd):
+    Path("out").mkdir()
+    model, *_ = model_file_in(store / "out")
+    Path("out/curves.png").write_bytes(b"png")
     images = np.zeros((4, 8, 6, 1), "float32")
-    with pytest.raises(ZeroDivisionError), tracked_run("Lab", journal=store) as run:
+    with pytest.raises(ZeroDivisionError), tracked_run("Lab", journal="out") as run:
         run.metrics({"loss": 0.5}, step=1, timestamp=1_700_000_000_000)
-        assert journals(store) == []
-        mend = spoil(store)
+        mend = spoil()
         for step in (1, 2):  # the first one is there already
             run.metrics({"loss": 1 / (2 * step)}, step=step, timestamp=1_700_000_000_000)
-        run.metrics({"nan": float("nan")}, step=1)
+        run.metrics({"nan": float("nan"), "infinity": float("inf")}, step=1)
         run.params({"late": "x"})
         run.tags({"a": "old"})
         run.tags({"a": "new"})
         run.text("{}", "model/architecture.json")
-        run.artifact(store / "curves.png", "figures")
+        run.artifact("out/curves.png", "figures")
         run.dataset(images, images, name="train", context="training", source="circles")
+        assert run.model(model, register="circles") is None
         1 / 0  # noqa: B018
     end = time.time() * 1000
-    assert run.missing[:2] == ["metrics at step 1", "metrics at step 2"]
-    assert run.missing[-2:] == ["dataset train", "the end of the run (FAILED)"] and len(run.missing) == 10
-    (file,) = journals(store)
-    assert str(file) in capfd.readouterr().err
-    with file.open("a") as journal:
-        journal.write('{"kind": "tags", "what": "cut o')  # as by a process that is killed while it writes
+    assert run.missing[::9] == ["metrics at step 1", "model as circles"] and len(run.missing) == 11
+    assert capfd.readouterr().err.splitlines()[-1].endswith("python -m lab.track.send out")
     mend()
-    assert only_run().info.status == "RUNNING"
+    Path("out").rename("moved")
+    (file,) = unsent_files()
+    kept = file.read_bytes()
 
-    open_store("Lab", journal=store)
-    assert f"{run.run_id} now holds 10 things" in capfd.readouterr().err
-    assert journals(store) == []
+    command = start("import runpy; runpy.run_module('lab.track.send', run_name='__main__')", store, "moved")
+    assert command.communicate() == ("", f"note: MLflow run {run.run_id} now has what it had missed.\n")
     found = only_run()
-    assert found.info.status == "FAILED" and found.info.end_time <= end
+    assert (command.returncode, unsent_files(), found.info.status) == (0, [], "FAILED") and found.info.end_time <= end
     assert [(m.step, m.value) for m in client().get_metric_history(run.run_id, "loss")] == [(1, 0.5), (2, 0.25)]
-    assert len(client().get_metric_history(run.run_id, "nan")) == 1
     assert found.data.params == {"late": "x"} and found.data.tags["a"] == "new"
-    names = {path.name for path in (store / "mlruns").rglob("*") if path.is_file()}
-    assert names == {"architecture.json", "curves.png"}
     assert len(found.inputs.dataset_inputs) == 1
+    artifacts = [path.relative_to(store / "mlruns/Lab") for path in Path("mlruns").absolute().rglob("*.*")]
+    assert {path.name for path in artifacts if path.parts[0] == run.run_id} == {"architecture.json", "curves.png"}
+    (version,) = client().search_model_versions("name = 'circles'")
+    assert version.run_id == run.run_id
+
+    before = dump()
+    file.write_bytes(kept)
+    with pytest.raises(SystemExit) as done:
+        send.main(["moved"])
+    assert (done.value.code, unsent_files(), dump()) == (0, [], before)
+
+
+OUTAGE = """
+import time
+from pathlib import Path
+from lab.tracking import tracked_run
+with tracked_run("Lab", journal=".") as run:
+    Path("mlflow.db").rename("away")
+    Path("mlflow.db").write_bytes(b"overwritten" * 1000)
+    run.metrics({"loss": 1.0}, step=1, timestamp=4_000_000_000_000)
+    print(run.run_id, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_next_start_sends_what_a_killed_run_had_missed_and_closes_it(store, capfd):
+    process = start(OUTAGE, store)
+    run_id = process.stdout.readline().strip()
+    process.kill()
+    process.communicate()
+    Path("away").replace("mlflow.db")
+    open_store("Lab", journal=store)
+    assert only_run().data.metrics == {"loss": 1.0} and unsent_files() == []
+    assert (only_run().info.status, only_run().info.end_time) == ("KILLED", 4_000_000_000_000)
+    assert f"run {run_id} now has what it had missed" in capfd.readouterr().err
     open_store("Lab", journal=store)
     assert capfd.readouterr().err == ""
 
 
-def test_what_waits_is_sent_within_the_run_once_the_store_is_left_alone_long_enough(store, monkeypatch, capfd):
-    monkeypatch.setattr(tracking, "WAIT_SECONDS", 0.5)
+def test_resumed_run_keeps_its_id_its_params_and_what_could_not_yet_be_sent(store):
+    with pytest.raises(KeyboardInterrupt), tracked_run("Lab", journal=store) as first:
+        mend = spoil()
+        first.params({"epochs": 3})
+        first.metrics({"loss": 1.0}, step=1, timestamp=1_700_000_000_000)
+        raise KeyboardInterrupt
+    mend()
+    with tracked_run("Lab", params={"epochs": 4}, resume_run_id=first.run_id, journal=store) as run:
+        assert only_run().info.status == "RUNNING" and run.missing[:2] == ["params epochs", "metrics at step 1"]
+        for step in (1, 2):
+            run.metrics({"loss": 1.0}, step=step, timestamp=1_700_000_000_000)
+    assert run.run_id == first.run_id and run.missing == unsent_files() == []
+    assert steps(run) == [1, 2] and only_run().data.params == {"epochs": "3"} and only_run().info.status == "FINISHED"
+
+
+def test_what_another_store_does_not_know_is_kept_and_named_and_no_later_file_is_taken_for_its_own(
+    store, monkeypatch, migrated_database, capfd
+):
+    Path("curves.png").write_bytes(b"of the first run")
     with tracked_run("Lab", journal=store) as run:
-        mend = spoil(store)
+        mend = spoil()
         run.metrics({"loss": 1.0}, step=1)
-        (file,) = journals(store)
-        run.metrics({"loss": 1.0}, step=2)
-        assert len(file.read_text().splitlines()) == 2  # not asked again so soon, and kept
-        mend()
-        time.sleep(0.6)
-        run.metrics({"loss": 1.0}, step=3)
-        assert run.missing == journals(store) == []
-        assert [point.step for point in client().get_metric_history(run.run_id, "loss")] == [1, 2, 3]
-    first, last = capfd.readouterr().err.splitlines()
-    assert "could not record metrics at step 1" in first and "kept for later" in first
-    assert "answers again" in last
-
-
-def test_journal_of_a_process_that_still_works_is_left_to_it(store):
-    with tracked_run("Lab", journal=store) as run:
-        mend = spoil(store)
-        run.metrics({"loss": 1.0}, step=1)
-        mend()
-        open_store("Lab", journal=store)
-        assert len(journals(store)) == 1
-    assert journals(store) == []
-    assert only_run().data.metrics == {"loss": 1.0}
-
-
-def test_resumed_run_keeps_what_could_not_yet_be_sent(store):
-    with tracked_run("Lab", journal=store) as first:
-        (store / "mlruns" / "Lab" / first.run_id).write_text("a file")
-        first.text("{}", "a.json")
-        mend = spoil(store)
-    mend()  # the artifacts' folder is still blocked at the next start
-    with tracked_run("Lab", resume_run_id=first.run_id, journal=store) as run:
-        assert run.missing == ["text a.json"] and len(journals(store)) == 1
-        (store / "mlruns" / "Lab" / first.run_id).unlink()
-        assert only_run().info.status == "RUNNING"
-    assert run.missing == journals(store) == []
-    assert len(list((store / "mlruns").rglob("a.json"))) == 1
-
-
-def test_journal_of_another_store_is_kept_and_named(store, capfd):
-    file = store / f"mlflow_pending_{'0' * 32}.jsonl"
-    file.write_text('{"what": "tags a", "kind": "tags", "values": {"a": "b"}}\n')
+        run.artifact("curves.png")
+    mend()
+    shutil.copy(migrated_database, "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    capfd.readouterr()
     open_store("Lab", journal=store)
-    assert file.exists()
     (line,) = capfd.readouterr().err.splitlines()
-    assert str(file) in line and "does not hold that run" in line
+    assert run.run_id in line and "does not hold the run" in line and len(unsent_files()) == 1
+    Path("curves.png").write_bytes(b"of the next run")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    open_store("Lab", journal=store)
+    assert steps(run) == [1] and unsent_files() == []
+    first, last = capfd.readouterr().err.splitlines()
+    assert "curves.png is gone, or another file lies there" in first and "not recorded" in last and "curves.png" in last
 
 
-def test_journal_that_cannot_be_written_does_not_stop_the_work(store, capfd):
+def test_folder_that_cannot_be_written_does_not_stop_the_work(store, capfd):
     with tracked_run("Lab", journal=store / "gone") as run:
-        mend = spoil(store)
-        run.metrics({"loss": 1.0}, step=1)
+        mend = spoil()
+        for step in (1, 2):
+            run.metrics({"loss": 1.0}, step=step)
         mend()
-    assert only_run().data.metrics == {"loss": 1.0}
-    assert "kept in memory only" in capfd.readouterr().err
+    assert steps(run) == [1, 2]
+    assert capfd.readouterr().err.count("kept in memory only") == 1
 
 
 def test_what_mlflow_refuses_is_named_and_not_sent_again(store, capfd):
     with tracked_run("Lab", params={"a": 1}, journal=store) as run:
         run.params({"a": 2})
         run.metrics({"loss": 1.0}, step=1)
-    assert run.missing == ["params a"] and journals(store) == []
-    assert only_run().data.metrics == {"loss": 1.0}
+        assert steps(run) == [1]
+    assert run.missing == ["params a"] and unsent_files() == []
     first, last = capfd.readouterr().err.splitlines()
-    assert "could not record params a" in first and "goes on without it" in first
-    assert "not recorded" in last and "params a" in last
+    assert "could not record params a" in first and "left out" in first
+    assert "not recorded" in last and "params a" in last and "lab.track.send" not in last
 
 
-def test_model_that_meets_an_outage_is_named_and_leaves_no_half_one(store, capfd):
-    file, *_ = model_file_in(store)
-    with tracked_run("Lab") as run:
-        (store / "mlruns" / "Lab").rmdir()
-        (store / "mlruns" / "Lab").write_text("a file")
-        assert run.model(file, register="unet") is None
-    assert run.missing == ["model"]  # the mark that it is a half one was sent
-    models = client().search_logged_models([only_run().info.experiment_id])
-    assert [model.status for model in models] == ["FAILED"]
-    assert "could not record the model" in capfd.readouterr().err
-
-
-def test_artifact_folder_that_fails_mid_run_does_not_stop_the_work(store):
-    with tracked_run("Lab") as run:
-        shutil.rmtree(store / "mlruns")
-        (store / "mlruns").write_text("a file")
-        run.text("{}", "model/architecture.json")
-        run.artifact(store / "missing.png")
+def test_artifact_store_that_fails_alone_costs_no_number_and_leaves_no_half_model(store):
+    model, *_ = model_file_in(store)
+    with tracked_run("Lab", journal=store) as run:
+        Path("mlruns/Lab").rmdir()
+        Path("mlruns/Lab").write_text("a file")
+        assert run.model(model, register="circles") is None
         run.metrics({"loss": 1.0}, step=1)
-    assert run.missing == ["text model/architecture.json", "file missing.png"]
-    assert only_run().data.metrics == {"loss": 1.0}
+    assert run.missing == ["model as circles"]
+    ended = only_run().info
+    assert steps(run) == [1] and ended.status == "FINISHED"
+    Path("mlruns/Lab").unlink()
+    open_store("Lab", journal=store)
+    assert unsent_files() == [] and only_run().info.end_time == ended.end_time
+    models = client().search_logged_models([ended.experiment_id])
+    assert sorted(model.status for model in models) == ["FAILED", "FAILED", "READY"]
+    assert len(client().search_model_versions("name = 'circles'")) == 1
 
 
 def test_wrong_use_still_raises(store):

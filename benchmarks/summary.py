@@ -49,6 +49,7 @@ QUESTIONS = {  # what each benchmark asks, by its record
     "brain": "does a 3D U-Net find grey matter in a brain template, beside MONAI's networks?",
     "faults": "what of kills, signals, dead servers, full disks and bad input is survived?",
     "shared_server": "is everything there when four scripts at once write to one server?",
+    "same_bits": "does the code of now give the bits of the record?",
 }
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 STUDY = [  # what is shown of the memory study: side, filters, kernel, downsampling, precision

@@ -1,11 +1,13 @@
 """The benchmarks' small helpers by arithmetic, their commands, their records."""
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
 import time
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +27,7 @@ from benchmarks import (
     object_sizes,
     own_data,
     processors,
+    same_bits,
     scores,
     time_to_score,
     train_step,
@@ -82,6 +85,7 @@ COMMANDS = {
     **{f"time_to_score: {side}": flags for side, flags in time_to_score.FLAGS.items()},
     "time_to_score: monai": time_to_score.DATA,
     "memory": memory.SMALL,
+    **{f"same_bits: {name}": flags for name, (script, flags) in same_bits.CASES.items() if script.startswith("unet")},
     **{f"gpu: {flags}": flags for plan in (gpu.CARD, gpu.PROCESSOR) for flags in (plan["flags"], plan["large"])},
 }
 
@@ -324,6 +328,77 @@ def test_the_processor_of_the_records_is_no_other_one(monkeypatch, results):
     assert _common.rows("processors") == []
 
 
+def model_with(path, weights, names):
+    """A model file with arrays in it, written in the order of `names`."""
+    import h5py
+
+    with h5py.File(path.with_suffix(".h5"), "w") as file:
+        for name in names:
+            file[f"layers/{name}/vars/0"] = weights[name]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(path.with_suffix(".h5"), "model.weights.h5")
+        archive.writestr("preprocessing.json", '{"size": [8, 8]}')
+
+
+def test_digests_depend_on_every_weight_and_not_on_the_order_in_the_file(tmp_path):
+    def digests(names, **changed):
+        model_with(tmp_path / "model.keras", {**weights, **changed}, names)
+        return same_bits.digests(tmp_path)
+
+    weights = {"conv": np.arange(6, dtype=np.float32).reshape(2, 3), "mask": np.zeros(2, np.float32)}
+    found = digests(["conv", "mask"])
+    assert found.keys() == {"weights of model.keras", "preprocessing of model.keras"}
+    assert digests(["mask", "conv"]) == found
+    next_number = np.nextafter(weights["mask"], np.float32(1))
+    for changed in ({"mask": next_number}, {"mask": weights["mask"].astype(float)}, {"conv": weights["conv"].T}):
+        again = digests(["conv", "mask"], **changed)
+        assert [part for part in found if again[part] != found[part]] == ["weights of model.keras"]
+
+
+def test_digests_depend_on_the_numbers_of_tables_and_scores_and_not_on_times(tmp_path):
+    def digests(seconds, dice):
+        (tmp_path / "fold-1").mkdir(exist_ok=True)
+        scores = {"training_seconds": seconds, "test": {"image_dice": dice}, "baselines": {"threshold": 0.5}}
+        (tmp_path / "fold-1" / "scores.json").write_text(json.dumps(scores))
+        (tmp_path / "predictions.csv").write_text(f"picture,seconds,remark,dice\na.png,{seconds},,{dice}\n")
+        return same_bits.digests(tmp_path)
+
+    found = digests(seconds=1.5, dice=0.75)
+    assert found.keys() == {"scores of fold-1/scores.json", "rows of predictions.csv"}
+    assert digests(seconds=2.5, dice=0.75) == found
+    assert not digests(seconds=1.5, dice=0.25).items() & found.items()
+    assert same_bits.read_rows(tmp_path / "predictions.csv") == [{"dice": 0.25}]
+
+
+def test_a_line_says_which_parts_differ_those_that_only_one_side_has_too():
+    recorded = {"weights": "a", "history": "b", "rows": "c"}
+    assert same_bits.verdict("lab", recorded, dict(reversed(recorded.items()))) == "same: lab"
+    found = {"weights": "a", "history": "z", "scores": "d"}
+    assert same_bits.verdict("lab", recorded, found) == "DIFFERENT: lab (history, rows, scores)"
+
+
+def test_bits_are_compared_where_processor_and_versions_are_those_of_the_record():
+    here = _common.circumstances()
+    there = {**here, "date": "2000-01-01", "versions": {**here["versions"], "torch": "0"}}
+    assert same_bits.why_not_comparable(there, here) is None
+    there = {**there, "machine": {**here["machine"], "cores": 99}, "versions": {**here["versions"], "keras": "0"}}
+    told = same_bits.why_not_comparable(there, here)
+    assert told.count(";") == 1 and "in the record 99" in told and told.endswith("in the record 0.")
+
+
+def test_without_a_record_or_with_a_part_of_one_nothing_is_run(results, capsys):
+    with pytest.raises(SystemExit) as ended:
+        same_bits.main([])
+    assert ended.value.code == 2 and "Nothing is recorded yet" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        same_bits.main(["--record", "--only", "lab"])
+
+
+def test_a_case_is_run_after_those_that_it_needs():
+    assert same_bits.with_needed(["predict_by_two", "resumed"]) == ["lab", "resumed", "folds", "predict_by_two"]
+    assert same_bits.with_needed(same_bits.NAMES) == list(same_bits.NAMES)
+
+
 def test_importing_the_benchmarks_and_the_report_only_defines():
     names = [f"benchmarks.{path.stem}" for path in FOLDER.glob("*.py")] + ["report.build"]
     code = (
@@ -353,6 +428,7 @@ SHAPES = {  # by record: what each of its rows has
     "photographs": set(),
     "processors": {"what"},
     "prediction": {"precision", "side", "images_per_second"},
+    "same_bits": set(),
     "scores": {"row", "seed", "command", "date", "test", "baselines", "last_epoch", "failure", "val_dice_coeff"},
     "shared_server": set(),
     "tiles": set(),

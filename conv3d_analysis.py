@@ -311,8 +311,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError for settings that cannot work, before anything slow begins."""
-    args.input_shape = tuple(args.input_shape)
-    check_network(args.input_shape, args.filters, args.kernel_size, args.downsampling)
+    check_network(tuple(args.input_shape), args.filters, args.kernel_size, args.downsampling)
     limits = {"filters": 4096, "kernel_size": 31, "batch_size": 10**6, "steps": 10**4, "seed": 2**32 - 1}
     for name, most in limits.items():
         least = 0 if name == "seed" else 1
@@ -321,7 +320,9 @@ def check_args(args: argparse.Namespace) -> None:
     if args.fit_in is not None and not 0 < args.fit_in <= 4096:
         raise ValueError(f"--fit-in must be above 0 and at most 4096 GiB, such as 4; got {args.fit_in:g}.")
     if max(args.input_shape) > 4096:
-        raise ValueError(f"--input-shape {args.input_shape} is larger than 4096; the memory of no machine holds that.")
+        raise ValueError(
+            f"--input-shape {tuple(args.input_shape)} is larger than 4096; the memory of no machine holds that."
+        )
     check_size(args)
 
 
@@ -330,11 +331,11 @@ def check_size(args: argparse.Namespace) -> None:
     filters = args.filters if args.fit_in is None else max(FILTERS)
     weights = 4 * args.kernel_size**3 * 46 * filters**2  # bytes of all blocks; 46 = 1 + 2 + 4 + 8 + 16 + 8 + 4 + 2 + 1
     if args.fit_in is not None:
-        command_line.check_room(12 * weights, "the networks of the table")  # about as many stand in a row
+        memory.check_room(12 * weights, "the networks of the table")  # about as many stand in a row
         return
     voxels = args.batch_size * np.prod(args.input_shape[:3], dtype=float) / (8 if args.downsampling == "early" else 1)
     least = 4 * weights + 2 * voxels * filters  # weights, gradients, what adam keeps; one tensor of bfloat16
-    command_line.check_room(least, "a training step of this network")
+    memory.check_room(least, "a training step of this network")
 
 
 # From end to end
@@ -350,7 +351,7 @@ def log(args: argparse.Namespace, config: dict, found: dict, curves: dict, folde
     with tracking.tracked_run(
         EXPERIMENT,
         run_name=args.run_name or describe_config(config),
-        params={**vars(args), "parameters": found["parameters"]},
+        params={**vars(args), **config, "parameters": found["parameters"]},
         tags={**backend.provenance(), "metrics.source": "simulated"},
         description=description,
         journal=args.out_dir,
@@ -372,7 +373,7 @@ def main(argv=None) -> str:
     """Analyse one network and log it; return the MLflow run's id ("" after --fit-in, which has no run)."""
     args = parse_args(argv)
     keys = ("input_shape", "filters", "kernel_size", "downsampling", "precision", "batch_size", "optimizer")
-    config = {key: getattr(args, key) for key in keys}
+    config = {key: getattr(args, key) for key in keys} | {"input_shape": tuple(args.input_shape)}
     if args.fit_in is not None:
         print(describe_fit(args.fit_in, config))
         return ""

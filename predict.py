@@ -134,13 +134,13 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
 # Files
 
 
-def find_inputs(args: argparse.Namespace) -> tuple[list[Path], dict[str, Path]]:
+def find_inputs(args: argparse.Namespace, ndim: int) -> tuple[list[Path], dict[str, Path]]:
     """The pictures or scans, those of folders included, or this shard's share of them; the true masks by name."""
-    find = scans.find_scans if args.ndim == 3 else pictures.find_pictures
+    find = scans.find_scans if ndim == 3 else pictures.find_pictures
     found = [p for path in args.pictures for p in (find(path) if path.is_dir() else [path])]
     stems = {}
     for path in dict.fromkeys(found):
-        if args.ndim == 2 and scans.suffix_of(path).startswith(".nii"):
+        if ndim == 2 and scans.suffix_of(path).startswith(".nii"):
             raise ValueError(f"{path} is a scan, the model {args.model} is for pictures; train volume_segmentation.py.")
         if stem(path) in stems:
             raise ValueError(f"{stems[stem(path)]} and {path} would get the same output names; predict them apart.")
@@ -151,7 +151,7 @@ def find_inputs(args: argparse.Namespace) -> tuple[list[Path], dict[str, Path]]:
     if args.shard:
         number, count = args.shard
         found = sorted(found)[number - 1 :: count]
-    truths, of_mask = {}, volumes.stem_of_mask if args.ndim == 3 else pictures.stem_of_mask
+    truths, of_mask = {}, volumes.stem_of_mask if ndim == 3 else pictures.stem_of_mask
     for path in find(args.masks) if args.masks else []:
         if of_mask(path) in truths:
             raise ValueError(f"{truths[of_mask(path)]} and {path} are masks of the same picture: remove one.")
@@ -222,8 +222,6 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--threshold must be in [0, 1], such as 0.5; got {args.threshold}.")
     if args.scale is not None and not 1 / 16 <= args.scale <= 16:
         raise ValueError(f"--scale must be 1/16 to 16, such as 2 for objects half as large; got {args.scale:g}.")
-    if args.shard:
-        args.out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard)
 
 
 @command_line.script
@@ -237,19 +235,20 @@ def main(argv=None) -> int:
 def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
     """What `main` does with the models' files."""
     found = [model_file.read_preprocessing(path) for path in paths]  # before Keras is imported: told at once
-    args.ndim = found[0]["ndim"]
-    if args.scale is not None and args.ndim == 3:
+    ndim = found[0]["ndim"]
+    if args.scale is not None and ndim == 3:
         raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
-    files, truths = find_inputs(args)
-    with command_line.output_folder(args.out_dir, reads=(*files, *truths.values())) as folder:
+    files, truths = find_inputs(args, ndim)
+    out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard) if args.shard else args.out_dir
+    with command_line.output_folder(out_dir, reads=(*files, *truths.values())) as folder:
         backend.import_keras()
         models = load_models(paths)
         made_with = describe_making(args, paths)
         known = {path.name: path for path in files}
-        names = {path.name: output_names(path, args.ndim) for path in files}
+        names = {path.name: output_names(path, ndim) for path in files}
         taken = {name for of_picture in names.values() for name in of_picture}
         for row in table.read(folder / TABLE, COLUMNS):  # a.bmp gets the files that a.png had: no row stays without
-            if row["picture"] not in known and taken & {*output_names(Path(row["picture"]), args.ndim)}:
+            if row["picture"] not in known and taken & {*output_names(Path(row["picture"]), ndim)}:
                 names[row["picture"]] = []
 
         def stays(row):
@@ -286,7 +285,7 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
     skipped = f"; {len(finished)} of {len(files)} were finished before" if finished else ""
     failed = f"; {failures} of {len(files)} failed" if failures else ""
     if failures < len(files):
-        print(f"Files: {args.out_dir}{skipped}{failed}")
+        print(f"Files: {out_dir}{skipped}{failed}")
     return 0 if not failures else 2 if failures == len(files) else 1
 
 
@@ -296,7 +295,7 @@ def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made
     if args.masks and truth is None:
         raise ValueError(f"{path} has no mask in {args.masks}.")
     with results.written_aside(folder) as aside:
-        predict = predict_scan if args.ndim == 3 else predict_picture
+        predict = predict_scan if models[0].preprocessing["ndim"] == 3 else predict_picture
         row = predict(models, path, truth, args, aside)
     row |= {"seconds": time.perf_counter() - started, "file": str(path), "made_with": made_with}
     table.append(folder / TABLE, COLUMNS, [row])

@@ -51,7 +51,7 @@ HALVES = {  # (depth, height, width) of training and test part
 def read_parts(halves: str) -> tuple:
     """The training and the test part of the template, as samples."""
     from lab import grey_values, scans
-    from volume_segmentation import Volume
+    from lab.sample import Sample
 
     folder = Path(importlib.util.find_spec("nilearn").origin).parent / "datasets" / "data"
     head, grey = (
@@ -60,7 +60,7 @@ def read_parts(halves: str) -> tuple:
     own_range = grey_values.range_of(grey_values.few_slices(head.voxels[..., None]), grey_values.STRETCHED)
     mask = np.asarray(grey.voxels) > 127
     return tuple(
-        Volume(name, head.voxels[part][..., None], mask[part], own_range, head.spacing)
+        Sample(name, head.voxels[part][..., None], mask[part], own_range, head.spacing)
         for name, part in zip(("training", "test"), HALVES[halves], strict=True)
     )
 
@@ -93,24 +93,36 @@ def best_interval(train, test) -> dict:
 def lab_side(train, test, args) -> list[dict]:
     """The lab's 3D U-Net, as `volume_segmentation.py --images ... --patch 48` trains it, for each budget."""
     import volume_segmentation as script
-    from lab import backend, patches, volume_results
+    from lab import backend, experiment, patches, training, volume_results
 
-    settings = script.parse_args(["--images", "scans", "--masks", "masks", "--patch", str(PATCH), *args.flags])
-    settings.seed, own = args.seed, {"training": [train]}
-    backend.start("auto", False, args.seed)
-    validation = patches.grid_patches([train], PATCH, 2)[0]
+    flags = ["--images", "scans", "--masks", "masks", "--patch", str(PATCH), *args.flags]
+    flags += ["--seed", str(args.seeds[0]), "--val-patches", "2"]
+    usual = script.parse_args(flags)
+    augment = None
+    if usual.augment:
+        planes = script.turning_planes([train], usual.patch)
+        augment = functools.partial(patches.vary, planes=planes, **script.VARIED)
+    backend.start("auto", False, usual.seed)
 
-    def steps_to_come(steps):
-        settings.train_patches, settings.epochs = settings.batch_size * steps, 1
+    def prepare(steps):
+        num = str(usual.batch_size * steps)
+        settings = script.parse_args([*flags, "--epochs", "1", "--train-patches", num])
+        source = script.source_of(
+            settings,
+            {"validation": [train], "test": [test]},
+            usual.patch,
+            lambda epoch: script.random_batches(settings, [train], usual.patch, epoch, augment),
+            name="own scans",
+            origin="nilearn",
+            preprocessing={},
+        )
+        # The script's `build` makes another network first, to predict the memory; this one's random weights would
+        # then not be those of the recorded rows.
+        model = script.build_unet((None, None, None, 1), usual.filters, script.DEPTH, usual.skips)
+        training.start_at_share(model, (masks for _, masks in source.batches(0)))
+        return model, lambda: experiment.train(model, source, settings)
 
-    return train_for_budgets(
-        lambda: script.build_network(settings, own),
-        lambda model: script.train(model, settings, own, validation),
-        steps_to_come,
-        lambda model: volume_results.predict_volume(model, test, settings.patch),
-        test,
-        args,
-    )
+    return train_for_budgets(prepare, lambda model: volume_results.predict_volume(model, test, usual.patch), test, args)
 
 
 def slices_side(train, test, args) -> list[dict]:
@@ -119,20 +131,15 @@ def slices_side(train, test, args) -> list[dict]:
     import volume_segmentation
     from lab import backend, patches, training
 
-    settings = script.parse_args(["--images", "scans", "--masks", "masks"])
-    settings.seed = args.seed
-    backend.start("auto", False, args.seed)
+    settings, seed = script.parse_args(["--images", "scans", "--masks", "masks"]), args.seeds[0]
+    backend.start("auto", False, seed)
     vary = functools.partial(patches.vary, **volume_segmentation.VARIED)
 
     def batch(num, *stream):
-        images, masks = patches.random_patches([train], num, SLICE, (args.seed, *stream), vary)
+        images, masks = patches.random_patches([train], num, SLICE, (seed, *stream), vary)
         return images[:, 0], masks[:, 0]
 
-    def steps_to_come(steps):
-        settings.train_images, settings.epochs = settings.batch_size * steps, 1
-
-    def fit(model):
-        steps = settings.train_images // settings.batch_size
+    def fit(model, steps):
         model.compile(
             optimizer=training.choose_optimizer(settings.optimizer, settings.learning_rate, settings.schedule, steps),
             loss=training.choose_loss(settings.loss),
@@ -147,20 +154,24 @@ def slices_side(train, test, args) -> list[dict]:
         image = np.pad(image, [(0, 0), (0, -height % 8), (0, -width % 8), (0, 0)], mode="reflect")
         return training.predict(model, image)[:, :height, :width, 0]
 
-    return train_for_budgets(
-        lambda: script.build_unet((None, None, 1), SLICE_FILTERS), fit, steps_to_come, predict, test, args
-    )
+    def prepare(steps):
+        model = script.build_unet((None, None, 1), SLICE_FILTERS)
+        return model, lambda: fit(model, steps)
+
+    return train_for_budgets(prepare, predict, test, args)
 
 
-def train_for_budgets(make, fit, steps_to_come, predict, test, args) -> list[dict]:
-    """Train a new network for each budget, of as many steps as fit into it; a row for each."""
+def train_for_budgets(prepare, predict, test, args) -> list[dict]:
+    """Train a new network for each budget, of as many steps as fit into it; a row for each.
+
+    `prepare(steps)` gives the network and a function that trains it so many steps.
+    """
     rows, seconds_per_step, start = [], None, 0.0
     for budget in [None, *args.budgets]:  # the first one finds out how long steps take
         for steps in (1, 100) if budget is None else (max(2, round((budget - start) / seconds_per_step)),):
-            steps_to_come(steps)
-            model = make()
+            model, fit = prepare(steps)
             started = time.perf_counter()
-            fit(model)
+            fit()
             seconds = time.perf_counter() - started
             if steps == 1:
                 start = seconds  # tracing, and one validation
@@ -182,7 +193,7 @@ def monai_side(train, test, args) -> list[dict]:
     from lab import backend, patches
 
     vary = functools.partial(patches.vary, **script.VARIED)  # as ours
-    torch.manual_seed(args.seed)
+    torch.manual_seed(args.seeds[0])
     channels = (8, 16, 32, 64)
     if args.work == "UNet":
         network = nets.UNet(3, 1, 1, channels=channels, strides=(2, 2, 2), num_res_units=2)
@@ -210,7 +221,7 @@ def monai_side(train, test, args) -> list[dict]:
     for budget in args.budgets:
         started = time.perf_counter()
         while seconds + time.perf_counter() - started < budget:
-            batch = patches.random_patches([train], BATCH, PATCH, (args.seed, 0, steps), vary)
+            batch = patches.random_patches([train], BATCH, PATCH, (args.seeds[0], 0, steps), vary)
             images, masks = map(channels_first, batch)
             adam.zero_grad()
             loss_of(forward(images), masks).backward()
@@ -327,7 +338,6 @@ def main(argv=None) -> None:
     add("--work", help=argparse.SUPPRESS)
     add("--rate", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    args.seed = args.seeds[0]
     if args.work:
         return work(args)
     rows = []

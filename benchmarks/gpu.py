@@ -130,7 +130,7 @@ def feeding(plan: dict) -> Iterator[dict]:
     """Images per second that the script trains on with large batches, and that its generator makes alone."""
     args = unet.parse_args(plan["large"].split())
     first, *_, last = [epoch["seconds"] for epoch in train(plan["large"])]  # the first epoch compiles
-    batches = unet.training_batches(args, None, 0)
+    batches = unet.circles(args).batches(0)
     started = time.perf_counter()
     num = sum(len(images) for images, _ in itertools.islice(batches, 32))
     made = num / (time.perf_counter() - started)

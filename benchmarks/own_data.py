@@ -33,7 +33,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,7 +41,9 @@ from PIL import Image
 import unet_segmentation as script
 from benchmarks import _common, photographs
 from benchmarks.intervals import paired, told
-from lab import backend, grey_values, model_file, patches, pictures, prediction
+from lab import backend, experiment, grey_values, model_file, patches, pictures, prediction
+from lab.sample import Sample
+from lab.source import Source
 
 NAME = "own_data"
 DATA = {"coins": 1.5, "nuclei": 1, "galaxies": 1}  # by how much the photographs are enlarged
@@ -79,7 +80,7 @@ def split(image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[list, np.ndar
     for start in itertools.product((first, first + CROP), places):
         place = tuple(slice(start[axis], start[axis] + CROP) for axis in (long, short))  # rows first
         own_range = grey_values.range_of(image[place], grey_values.STRETCHED)
-        samples.append(pictures.Sample(f"crop {start}", image[place], mask[place], own_range))
+        samples.append(Sample(f"crop {start}", image[place], mask[place], own_range))
     return samples, tested
 
 
@@ -99,24 +100,26 @@ def dice(mask: np.ndarray, found: np.ndarray, tested: np.ndarray) -> float:
 # The sides, each a process of its own
 
 
-def own_settings(args: argparse.Namespace) -> argparse.Namespace:
-    """The settings of a training on one's own pictures, of `args.crops` crops in EPOCHS epochs."""
-    augment = ["--no-augment"] if args.work == "no augmentation" else []
-    settings = script.parse_args(["--images", "pictures", "--masks", "masks", "--seed", str(args.splits[0]), *augment])
-    settings.epochs, settings.train_images = EPOCHS, args.crops // EPOCHS  # of which --crops is a multiple
-    return settings
+def own_settings(args: argparse.Namespace, crops: int, epochs: int = EPOCHS) -> argparse.Namespace:
+    """The settings of a training on one's own pictures, of so many crops in all, a multiple of `epochs`."""
+    flags = ["--images", "pictures", "--masks", "masks", "--seed", str(args.splits[0])]
+    flags += ["--epochs", str(epochs), "--train-images", str(crops // epochs)]
+    flags += ["--no-augment"] if args.work == "no augmentation" else []
+    flags += ["--start-from", str(MODEL)] if args.work == "start from circles" else []
+    return script.parse_args(flags)
 
 
-def train_ours(settings: argparse.Namespace, samples: list, start_from: Path | None = None):
+def own_source(settings: argparse.Namespace, samples: list) -> Source:
+    """What the script makes of the crops; nobody looks at the scores of its validation."""
+    return script.own_pictures(settings, {"training": samples, "validation": samples[:1], "test": samples[:1]})
+
+
+def train_ours(settings: argparse.Namespace, source: Source):
     """Train our network: the model, the seconds that took, and its weights after each epoch."""
     backend.start("auto", False, settings.seed)
-    own, weights = {"training": samples}, []
-    model = script.build_network(settings, own)
-    if start_from:
-        model_file.copy_weights(start_from, model)
-    validation = patches.grid_patches(samples[:1], CROP, 1)[0]  # looked at by nobody
+    model, weights = script.build(settings, source), []
     started = time.perf_counter()
-    script.train(model, settings, own, validation, on_epoch_end=lambda *_: weights.append(model.get_weights()))
+    experiment.train(model, source, settings, on_epoch_end=lambda *_: weights.append(model.get_weights()))
     return model, time.perf_counter() - started, weights
 
 
@@ -124,23 +127,25 @@ def keras_side(samples, test, args) -> list[dict]:
     """Our training or a variant of it; of ours, the mean of weights and the flips too."""
     if args.work == "richer":
         patches.vary = functools.partial(patches.vary, **RICHER)  # this process trains nothing else
-    start_from = MODEL if args.work == "start from circles" else None
-    model, seconds, weights = train_ours(own_settings(args), samples, start_from)
+    settings = own_settings(args, args.crops)
+    source = own_source(settings, samples)
+    model, seconds, weights = train_ours(settings, source)
+    score_test = functools.partial(score, model, *test, source.preprocessing)
     row = {"seconds": seconds, "crops": args.crops, "parameters": model.count_params()}
-    found = [{"side": args.work, **row, "dice": score(model, *test)}]
+    found = [{"side": args.work, **row, "dice": score_test()}]
     if args.work == "ours":
-        found.append({"side": "flips", **row, "dice": score(model, *test, flips=True)})
+        found.append({"side": "flips", **row, "dice": score_test(flips=True)})
         model.set_weights([np.mean(arrays, axis=0) for arrays in zip(*weights[-AVERAGED:], strict=True)])
-        found.append({"side": "mean of weights", **row, "dice": score(model, *test)})
+        found.append({"side": "mean of weights", **row, "dice": score_test()})
     return found
 
 
 def speed(samples, test, args) -> dict[str, float]:
     """Seconds of our first step, tracing and a validation included, and of each further one."""
-    settings, seconds = own_settings(args), []
+    seconds = []
     for steps in (1, 9):
-        settings.epochs, settings.train_images = 1, steps * BATCH
-        seconds.append(train_ours(settings, samples)[1])
+        settings = own_settings(args, steps * BATCH, epochs=1)
+        seconds.append(train_ours(settings, own_source(settings, samples))[1])
     return {"start": seconds[0], "step": (seconds[1] - seconds[0]) / 8}
 
 
@@ -167,9 +172,9 @@ def monai_side(samples, test, args) -> list[dict]:
         with torch.inference_mode():
             return np.moveaxis(torch.sigmoid(forward(images)).numpy(), 1, -1)
 
-    settings, crops, started = own_settings(args), 0, time.perf_counter()
-    batches = (script.training_batches(settings, {"training": samples}, epoch) for epoch in range(EPOCHS))
-    for images, masks in itertools.chain.from_iterable(batches):
+    source = own_source(own_settings(args, args.crops), samples)
+    crops, started = 0, time.perf_counter()
+    for images, masks in itertools.chain.from_iterable(map(source.batches, range(EPOCHS))):
         if time.perf_counter() - started >= args.seconds:
             break
         adam.zero_grad()
@@ -178,7 +183,7 @@ def monai_side(samples, test, args) -> list[dict]:
         crops += len(images)
     row = {"side": args.work, "rate": args.rates[0], "seconds": time.perf_counter() - started, "crops": crops}
     network.eval()
-    row["dice"] = score(SimpleNamespace(predict_on_batch=predict), *test)
+    row["dice"] = score(SimpleNamespace(predict_on_batch=predict), *test, source.preprocessing)
     return [{**row, "parameters": sum(p.numel() for p in network.parameters())}]
 
 
@@ -186,9 +191,8 @@ def work(args: argparse.Namespace) -> None:
     """What the process of a side does: train, score, print the rows as the last line."""
     image, mask = read_data(args.data[0])
     samples, tested = split(image, mask, args.splits[0])
-    grey, parts, _ = grey_values.settle({"training": samples}, "auto")
     side = {"speed": speed, **dict.fromkeys(MONAI, monai_side)}.get(args.work, keras_side)
-    print(json.dumps(side(parts["training"], (image, mask, tested, grey), args)))
+    print(json.dumps(side(samples, (image, mask, tested), args)))
 
 
 def run_side(side: str, data: str, seed: int, crops: int, rate: float | None, args: argparse.Namespace):

@@ -42,7 +42,7 @@ FIRST = "checkpoint-000001.npz"  # a training keeps its newest two
 
 TRAINING = "--deterministic --epochs 2"
 IMAGES = f"{TRAINING} --val-images 4 --test-images 6 --size 48 --filters 4 --train-images 20"  # the last batch is short
-CIRCLES = f"{IMAGES} --radius 3 8"
+CIRCLES = f"{IMAGES} --radius 3 8 --train-size 48"
 LAB = f"{CIRCLES} --epochs 3 --train-size 24 --precision float32"  # while FIRST is kept, an epoch is left to resume
 PICTURES = f"{IMAGES} --precision float32 --masks data/masks --images"
 VOLUMES = f"{TRAINING} --precision float32 --patch 16 --filters 2 --train-patches 5 --val-patches 4"

@@ -40,7 +40,8 @@ def monai_side(seed: int, rate: float) -> None:
     import unet_segmentation as unet
 
     torch.manual_seed(seed)
-    args = unet.parse_args([*DATA.split(), "--seed", str(seed)])
+    # No test set is drawn: that would be on this side's clock.
+    source = unet.circles(unet.parse_args([*DATA.split(), "--seed", str(seed), "--test-images", "1"]))
 
     def images_first(array):
         return torch.from_numpy(array).permute(0, 3, 1, 2)
@@ -51,8 +52,8 @@ def monai_side(seed: int, rate: float) -> None:
     loss_of, adam = DiceLoss(sigmoid=True), torch.optim.Adam(network.parameters(), rate)
     # As the lab chooses, but without Keras, whose import is no business of this side's clock.
     bfloat16 = bool({"avx512_bf16", "amx_bf16"} & set(backend.processor()["flags"]))
-    images, masks = map(images_first, unet.make_circles(args, args.val_images, unet.VALIDATION))
-    batches = itertools.chain.from_iterable(unet.training_batches(args, None, epoch) for epoch in itertools.count())
+    images, masks = map(images_first, source.validation)
+    batches = itertools.chain.from_iterable(map(source.batches, itertools.count()))
     for step, batch in enumerate(batches, 1):
         x, true = map(images_first, batch)
         adam.zero_grad()

@@ -157,7 +157,7 @@ def settle(parts: dict[str, list], wanted: str) -> tuple[dict, dict[str, list], 
     two scanners need ranges of their own. Taken is what makes the objects agree better (see `disagreement`).
 
     Args:
-        parts: training, validation and test samples (see `lab/patches.py`), which have their own `grey_range` each.
+        parts: training, validation and test samples (see `lab/sample.py`), which have their own `grey_range` each.
         wanted: "folder", "picture", or "auto" to measure which of the two suits the training samples.
 
     Returns:

@@ -3,15 +3,9 @@
     images, masks = patches.random_patches(samples, num=8, size=128, seed=0, augment=patches.vary)
     for slab in patches.predict_tiles(image, network.predict_on_batch, tile=(512, 512)): ...
 
-Every image has a trailing channel axis: a picture is (H, W, C), a volume (D, H, W, C). Masks come without it. Either
-may be an array, a memory map, or any object with `shape`, `dtype` and slicing by a tuple of slices: no more than the
-patch is read from it. What patches are cut from, a sample, is any object with
-
-    name       str
-    image      (*sides, C), as stored
-    mask       (*sides), anything but 0 is object
-    objects    flat indices of voxels of objects, by `find_objects`: taken once, not for every patch
-    prepare    a patch of the image (*size, C) as stored -> float32 of the same shape, as the network sees it
+Patches are cut from samples (see `lab/sample.py`). Every image has a trailing channel axis: a picture is (H, W, C), a
+volume (D, H, W, C). Masks come without it. Either may be an array, a memory map, or any object with `shape`, `dtype`
+and slicing by a tuple of slices: no more than the patch is read from it.
 """
 
 import functools
@@ -75,22 +69,6 @@ def per_axis(value: Size, ndim: int) -> tuple[int, ...]:
 # Training and validation
 
 
-def find_objects(mask, most: int = 2**20, at_once: int = 2**24) -> np.ndarray:
-    """Flat indices of the voxels of objects in `mask` (*sides), evenly thinned out to at most `most`.
-
-    A mask on disk is read in slabs of about `at_once` voxels.
-    """
-    rest = math.prod(mask.shape[1:])
-    lines = max(1, at_once // rest)
-    found, step = [], 1
-    for first in range(0, mask.shape[0], lines):
-        slab = np.asarray(mask[(slice(first, first + lines),)])
-        found.append(first * rest + np.flatnonzero(slab)[::step])
-        while sum(map(len, found)) > most:
-            found, step = [places[::2] for places in found], 2 * step
-    return np.concatenate(found)
-
-
 def random_patches(
     samples: Sequence, num: int, size: Size, seed, augment: Callable | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +78,7 @@ def random_patches(
     the first one does is drawn too, so that half of them do in batches of one as well.
 
     Args:
-        samples: see the top of this file.
+        samples: see `lab/sample.py`.
         num: number of patches.
         size: sides of a patch; a sample that is smaller is reflected.
         seed: whatever `np.random.default_rng` takes.

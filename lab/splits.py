@@ -2,8 +2,7 @@
 
     parts = splits.split(samples, seed=0, crop=128)        # {"training": [...], "validation": [...], "test": [...]}
 
-A sample is what `lab/patches.py` cuts patches from; to be split by regions it also has `region(place)`, the sample of
-what lies at `place`, a tuple of slices.
+The samples are those of `lab/sample.py`.
 """
 
 import hashlib

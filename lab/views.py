@@ -2,7 +2,7 @@
 
     views.plot_volumes([("typical: head.nii.gz", sample, probs >= 0.5)], "predictions.png")
 
-A sample is what `lab/patches.py` cuts patches from, with `spacing` (depth, height, width) in millimetres, or None.
+Samples are those of `lab/sample.py`; their `spacing` (depth, height, width) is in millimetres, or None.
 """
 
 import warnings

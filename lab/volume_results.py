@@ -2,7 +2,7 @@
 
     scores, rows = score_volumes(samples, probs)
 
-A sample is what `lab/patches.py` cuts patches from, with `spacing` (depth, height, width) in millimetres, or None.
+Samples are those of `lab/sample.py`; their `spacing` (depth, height, width) is in millimetres, or None.
 """
 
 from collections.abc import Iterable

@@ -27,7 +27,7 @@ import unet_segmentation as unet
 from benchmarks import _common, ablation, time_to_score
 from benchmarks import scores as runs_of_scores
 from benchmarks.intervals import over_seeds, paired, wilson
-from lab import backend, command_line, results, tracking, training
+from lab import backend, command_line, experiment, results, tracking, training
 from lab.costs import layer_costs
 from lab.memory import training_memory
 from lab.surfaces import surface_dice, surface_distances
@@ -51,12 +51,12 @@ def trained(name: str, seed: int, flags: str, skips: bool | str = True):
     args = unet.parse_args([*SMALL.split(), *flags.split(), "--seed", str(seed)])
     backend.start(args.precision, args.deterministic, args.seed)
     model = unet.build_unet((args.size, args.size, 1), args.filters, skips=skips)
-    validation = unet.make_circles(args, args.val_images, unet.VALIDATION)
-    images, masks = unet.make_circles(args, args.test_images, unet.TEST)
+    source = unet.circles(args)
+    images, masks = source.test
     settings = command_line.training_settings(args)
     with tracking.tracked_run(EXPERIMENT, run_name=f"{name}, seed {seed}", params=settings) as run:
         started = time.perf_counter()
-        history = unet.train(model, args, None, validation, on_epoch_end=run.metrics)
+        history = experiment.train(model, source, args, on_epoch_end=run.metrics)
         seconds = time.perf_counter() - started
         probs = training.predict(model, images)
         scores, _ = results.score(masks, probs)

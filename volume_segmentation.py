@@ -109,10 +109,14 @@ def spheres(args: argparse.Namespace) -> Source:
     )
 
 
-def own_scans(args: argparse.Namespace) -> Source:
-    """Random patches of the user's scans; whole ones to test on."""
+def split_scans(args: argparse.Namespace) -> tuple[dict[str, list[Sample]], list[str]]:
+    """The user's scans by part, training, validation and test; and sentences about their grids."""
     samples = volumes.read_folder(args.images, args.masks, args.spacing)
-    split = splits.split(samples, args.seed, max(args.patch or (48,)))
+    return splits.split(samples, args.seed, max(args.patch or (48,))), volumes.describe_grids(samples)
+
+
+def own_scans(args: argparse.Namespace, split: dict[str, list[Sample]], remarks=()) -> Source:
+    """Random patches of the user's scans; whole ones to test on."""
     grey, parts, remark = grey_values.settle(split, args.grey_range)
     patch = args.patch or shared_patch(args, parts["training"])
     raw = {part: grey_values.raw(samples) for part, samples in parts.items()}
@@ -131,7 +135,7 @@ def own_scans(args: argparse.Namespace) -> Source:
         raw=lambda: (validation_patches(args, raw, patch), raw["test"]),
         settings={"data": splits.describe(split), "patch": patch},
         files=splits.files(parts, views.plot_dataset),
-        remarks=(*volumes.describe_grids(samples), remark),
+        remarks=(*remarks, remark),
     )
 
 
@@ -292,8 +296,11 @@ def check_args(args: argparse.Namespace) -> None:
 def main(argv=None) -> dict:
     """Train, score, plot and track one network; return its scores on the test set."""
     args = parse_args(argv)
-    source = functools.partial(own_scans if args.images else spheres, args)
-    return experiment.run(EXPERIMENT, args, RECIPES, source, build, functools.partial(evaluate, args))
+    of_args = functools.partial(evaluate, args)
+    run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=of_args)
+    if args.images is None:
+        return run(functools.partial(spheres, args))
+    return run(functools.partial(own_scans, args, *split_scans(args)))
 
 
 if __name__ == "__main__":

@@ -93,29 +93,17 @@ def best_interval(train, test) -> dict:
 def lab_side(train, test, args) -> list[dict]:
     """The lab's 3D U-Net, as `volume_segmentation.py --images ... --patch 48` trains it, for each budget."""
     import volume_segmentation as script
-    from lab import backend, experiment, patches, training, volume_results
+    from lab import backend, experiment, training, volume_results
 
     flags = ["--images", "scans", "--masks", "masks", "--patch", str(PATCH), *args.flags]
     flags += ["--seed", str(args.seeds[0]), "--val-patches", "2"]
     usual = script.parse_args(flags)
-    augment = None
-    if usual.augment:
-        planes = script.turning_planes([train], usual.patch)
-        augment = functools.partial(patches.vary, planes=planes, **script.VARIED)
     backend.start("auto", False, usual.seed)
 
     def prepare(steps):
         num = str(usual.batch_size * steps)
         settings = script.parse_args([*flags, "--epochs", "1", "--train-patches", num])
-        source = script.source_of(
-            settings,
-            {"validation": [train], "test": [test]},
-            usual.patch,
-            lambda epoch: script.random_batches(settings, [train], usual.patch, epoch, augment),
-            name="own scans",
-            origin="nilearn",
-            preprocessing={},
-        )
+        source = script.own_scans(settings, {"training": [train], "validation": [train], "test": [test]})
         # The script's `build` makes another network first, to predict the memory; this one's random weights would
         # then not be those of the recorded rows.
         model = script.build_unet((None, None, None, 1), usual.filters, script.DEPTH, usual.skips)

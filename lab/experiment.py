@@ -108,13 +108,14 @@ def run(
 def judge(history: dict, evaluation: Evaluation | None, failures: list[str]) -> None:
     """Warn of a network that is of no use; raise Unfinished for what a training lacks."""
     broken = not all(math.isfinite(loss) for loss in history["loss"])
-    if evaluation and evaluation.failure and not broken:
-        print(f"\nWARNING: {evaluation.failure}", file=sys.stderr)
+    useless = evaluation.failure if evaluation else None
+    if useless and not broken:
+        print(f"\nWARNING: {useless}", file=sys.stderr)
     behind = evaluation and results.describe_behind(evaluation.scores, evaluation.baselines)
     if behind:
         print(f"WARNING: {behind}", file=sys.stderr)
     if failures or broken:
-        raise command_line.Unfinished(" ".join([evaluation.failure] * (broken and evaluation is not None) + failures))
+        raise command_line.Unfinished(" ".join([useless, *failures] if broken and useless else failures))
 
 
 def prepare(args: argparse.Namespace, make_source: Callable, build: Callable) -> tuple[Source, object, str]:

@@ -100,12 +100,15 @@ def test_a_training_takes_as_many_steps_as_fill_its_time_and_follows_a_machine_t
     monkeypatch.setattr(brain.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(brain, "score", lambda test, probs: {})
 
-    def fit(model):
+    def prepare(steps):
+        todo.append(steps)
+        return SimpleNamespace(count_params=lambda: 7), fit
+
+    def fit():
         clock[0] += 5 + todo[-1] * next(speeds)  # 5 s to trace
 
-    make = lambda: SimpleNamespace(count_params=lambda: 7)  # noqa: E731
     args = SimpleNamespace(budgets=[40, 90])
-    first, second = brain.train_for_budgets(make, fit, todo.append, lambda model: None, None, args)
+    first, second = brain.train_for_budgets(prepare, lambda model: None, None, args)
     assert todo[:2] == [1, 100] and first["steps"] == 349 and first["seconds"] == pytest.approx(5 + 69.8)
     assert second["seconds"] == pytest.approx(90, rel=0.01)
 
@@ -287,7 +290,8 @@ def test_the_rate_of_most_splits_is_shown_and_differences_are_paired():
 
 def test_few_labels_are_trained_on_as_the_script_does_and_in_whole_epochs():
     args = argparse.Namespace(work="ours", splits=[3], crops=own_data.whole("250"))
-    ours, default = own_data.own_settings(args), unet.parse_args(["--images", "a", "--masks", "b"])
+    ours = own_data.own_settings(args, args.crops)
+    default = unet.parse_args(["--images", "a", "--masks", "b"])
     changed = {name for name, value in vars(ours).items() if value != getattr(default, name)}
     assert changed == {"images", "masks", "seed", "epochs", "train_images"}
     assert args.crops == 240 and ours.epochs * ours.train_images == 240 and ours.batch_size == own_data.BATCH

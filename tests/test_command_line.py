@@ -1,5 +1,6 @@
 """How scripts end: sentences, exit codes, signals, consoles that close, and the output folder."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -178,12 +179,15 @@ def test_what_a_killed_script_left_is_finished_or_deleted(tmp_path):
 # Flags
 
 
+CODE = ("lab", "benchmarks", "report")  # folders beside the scripts
 RECIPES = {"one": {"size": 64, "loss": "dice"}, "two": {"size": 128, "loss": "dice"}}
 
 
 def parser():
     made = command_line.make_parser("What it does.\nMore.")
-    made.add_argument("--recipe", choices=RECIPES, default="one")
+    made.add_argument("--recipe", choices=RECIPES)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--run-name")
     for flag, kind in (("--size", int), ("--loss", str)):
         command_line.recipe_flag(made.add_argument, RECIPES, flag, type=kind, help="what it is")
     return made
@@ -195,15 +199,62 @@ def test_help_shows_the_default_of_every_recipe():
 
 
 @pytest.mark.parametrize(
-    ("flags", "size", "changed"),
-    [("", 64, []), ("--recipe two", 128, []), ("--recipe two --size 64", 64, ["size"]), ("--size 64", 64, [])],
+    ("flags", "size", "name"),
+    [
+        ("", 64, "circles, one, seed 0"),
+        ("--seed 3", 64, "circles, one, seed 3"),
+        ("--recipe two", 128, "circles, two, seed 0"),
+        ("--recipe two --size 64", 64, "circles, two, size 64, seed 0"),
+        ("--size 64", 64, "circles, one, seed 0"),
+        ("--run-name mine --size 32", 32, "mine"),
+    ],
 )
-def test_a_recipe_fills_in_what_was_not_set(flags, size, changed):
-    args = parser().parse_args(flags.split())
-    command_line.fill_from_recipe(args, RECIPES)
-    assert args.size == size and args.changed == changed
+def test_a_recipe_gives_what_was_not_set_and_a_runs_name_tells_what_differs_from_it(flags, size, name):
+    checked = []
+    args = command_line.parse(
+        parser(), checked.append, flags.split(), lambda args: args.recipe or next(iter(RECIPES)), RECIPES
+    )
+    assert args.size == size and args.loss == "dice" and checked == [args]
+    assert command_line.run_name("circles", args, RECIPES) == name
 
 
-def test_what_would_not_fit_into_memory_is_refused():
-    with pytest.raises(ValueError, match="images would take .* GiB"):
-        command_line.check_room(2**60, "images")
+def test_what_a_check_refuses_is_one_sentence_and_exit_code_2(capsys):
+    def refuse(args):
+        raise ValueError("--size must be even; got 3.")
+
+    with pytest.raises(SystemExit) as stop:
+        command_line.parse(parser(), refuse, ["--size", "3"])
+    assert stop.value.code == 2 and capsys.readouterr().err.endswith("error: --size must be even; got 3.\n")
+
+
+def lines_that_write_to_arguments(code: str) -> list[int]:
+    """The lines where an attribute of a name that parsed arguments have here, `args` or `settings`, is set."""
+    lines = []
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+                pass
+            case ast.Call(func=ast.Name(id="setattr" | "delattr"), args=[ast.Name(id=name), *_]):
+                pass
+            case ast.Subscript(value=ast.Call(func=ast.Name(id="vars"), args=[ast.Name(id=name)]), ctx=ast.Store()):
+                pass
+            case _:
+                continue
+        if name in ("args", "settings"):
+            lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("name", ["args", "settings"])
+@pytest.mark.parametrize("line", [
+    "{}.a = 1", "x, {}.a = 1, 2", "{}.a += 1", "setattr({}, 'a', 1)", "del {}.a", "vars({})['a'] = 1",
+])  # fmt: skip
+def test_a_line_that_writes_to_arguments_is_found(line, name):
+    assert lines_that_write_to_arguments(f"x = {name}.a\n{line.format(name)}\n") == [2]
+
+
+def test_nobody_writes_to_arguments_after_they_were_parsed():
+    files = [*ROOT.glob("*.py"), *(file for folder in CODE for file in (ROOT / folder).rglob("*.py"))]
+    assert len(files) > 50
+    found = {str(file.relative_to(ROOT)): lines_that_write_to_arguments(file.read_text("utf-8")) for file in files}
+    assert {file: lines for file, lines in found.items() if lines} == {}

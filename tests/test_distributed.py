@@ -19,8 +19,8 @@ if importlib.util.find_spec("jax") is None:  # not imported: JAX sets variables 
     pytest.skip("JAX is for several devices alone: pip install -r tests/requirements.txt", allow_module_level=True)
 
 # A rate that is constant, so that the number of epochs is not compiled in: what is compiled for one test serves in all.
-FLAGS = "--size 16 --radius 2 5 --filters 2 --batch-size 4 --val-images 8 --test-images 4 --precision float32"
-FLAGS += " --schedule constant"
+FLAGS = "--size 16 --train-size 16 --radius 2 5 --filters 2 --batch-size 4 --val-images 8 --test-images 4"
+FLAGS += " --precision float32 --schedule constant"
 STEPS = "--epochs 4 --train-images 14"  # 4 + 4 + 4 + 2: the last batch is shorter
 
 

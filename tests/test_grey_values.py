@@ -10,8 +10,9 @@ from PIL import Image
 import data_synth
 import unet_segmentation
 import volume_segmentation
-from lab import grey_values, patches, pictures, prediction, results
+from lab import grey_values, patches, prediction, results
 from lab.grey_values import GreyRange
+from lab.sample import Sample
 
 
 def prepared(picture, settings=grey_values.STRETCHED):
@@ -154,7 +155,7 @@ def test_a_picture_of_one_value_but_for_an_object_shows_it(ground):
 
 def sample(image, mask):
     image = image[..., None]
-    return pictures.Sample("a", image, mask, grey_values.range_of(image, grey_values.STRETCHED))
+    return Sample("a", image, mask, grey_values.range_of(image, grey_values.STRETCHED))
 
 
 def scene(rng, objects=1, gain=1.0, offset=0.0, side=96):
@@ -208,7 +209,7 @@ def test_the_folders_range_is_that_of_each_channel():
     for objects in (1, 30):
         image, mask = scene(rng, objects)
         image = np.stack([image, 3 * image, 1000 - image], axis=-1)
-        colours.append(pictures.Sample("a", image, mask, grey_values.range_of(image, grey_values.STRETCHED)))
+        colours.append(Sample("a", image, mask, grey_values.range_of(image, grey_values.STRETCHED)))
     low, high = grey_values.settle({"training": colours}, "folder")[0]["window"]
     np.testing.assert_allclose(low[1], 3 * low[0], rtol=0.02)
     np.testing.assert_allclose(low[2], 1000 - high[0], rtol=0.02)
@@ -318,12 +319,11 @@ def test_another_exposure_is_said_where_the_folder_has_one_range():
 
 def test_a_network_behind_a_baseline_is_said():
     rows = {"all background": {"image_dice": 0.1}, "best threshold": {"image_dice": 0.5}}
-    said = results.describe_behind({"baselines": rows, "test": {"image_dice": 0.3}})
+    said = results.describe_behind({"image_dice": 0.3}, rows)
     assert "(Dice 0.3000) is behind 'best threshold' (0.5000)" in said
-    assert results.describe_behind({"baselines": rows, "test": {"image_dice": 0.49}}) is None
+    assert results.describe_behind({"image_dice": 0.49}, rows) is None
     told = {"likeliest sphere": {"image_dice": 0.99}, **rows}  # knows the shape
-    assert results.describe_behind({"baselines": told, "test": {"image_dice": 0.5}}) is None
-    assert results.describe_behind({"baselines": rows}) is None
+    assert results.describe_behind({"image_dice": 0.5}, told) is None
 
 
 def test_what_lies_beyond_the_range_is_drawn_too():

@@ -288,6 +288,25 @@ def test_memory_in_use_is_known_without_proc(tmp_path):
     assert 2**26 < memory.free_memory() < 2**50
 
 
+def test_what_would_not_fit_into_memory_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="images would take .* GiB"):
+        memory.check_room(2**60, "images")
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**30)
+    memory.check_room(2**30, "images")
+    with pytest.raises(ValueError, match="volumes would take 2.0 GiB of memory, of which 1.0 GiB are free"):
+        memory.check_room(2**31, "volumes")
+
+
+def test_a_training_step_that_would_not_fit_is_refused(monkeypatch):
+    network = unet.build_unet((16, 16, 1), filters=2)
+    needed = memory.training_memory(network, 2, "adam", memory.backend.processor())["total"] * memory.MIB
+    monkeypatch.setattr(memory, "free_memory", lambda: needed)
+    memory.check_step(network, 2, "adam", "images")
+    monkeypatch.setattr(memory, "free_memory", lambda: needed / 2)
+    with pytest.raises(ValueError, match="a training step of 2 images would take"):
+        memory.check_step(network, 2, "adam", "images")
+
+
 def test_importing_the_account_imports_no_keras():
     code = "import sys; from lab import memory; assert not {'keras', 'tensorflow', 'psutil'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(conv3d.__file__).parent)

@@ -2,13 +2,15 @@
 
 import functools
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab import patches
+from lab import patches, sample
+from lab.grey_values import GreyRange
 
 
 class Lazy:
@@ -24,20 +26,11 @@ class Lazy:
         return piece
 
 
-class Sample:
+def make_sample(mask, channels=1):
     """Values 0 to 200 that are bright where the mask is."""
-
-    name = "a"
-
-    def __init__(self, mask, channels=1):
-        noise = np.random.default_rng(0).integers(0, 50, (*mask.shape, channels))
-        self.image = (np.where(mask[..., None], 150, 0) + noise).astype(np.uint8)
-        self.mask = mask
-        self.objects = patches.find_objects(mask)
-
-    @staticmethod
-    def prepare(patch):
-        return patch / np.float32(200)
+    noise = np.random.default_rng(0).integers(0, 50, (*mask.shape, channels))
+    image = (np.where(mask[..., None], 150, 0) + noise).astype(np.uint8)
+    return sample.Sample("a", image, mask, GreyRange(np.array([0]), np.array([200])))
 
 
 def mask_with(sides, *voxels):
@@ -106,48 +99,47 @@ def test_tiles_cover_an_axis_with_little_waste(length, least, divisor):
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_every_second_patch_holds_an_object_in_batches_of_any_size(sides, batch):
     """A single voxel: by chance, a patch holds it in 4% of the cases."""
-    sample = Sample(mask_with(sides, tuple(side // 2 for side in sides)))
+    one = make_sample(mask_with(sides, tuple(side // 2 for side in sides)))
     held = [
-        mask.any() for seed in range(400 // batch) for mask in patches.random_patches([sample], batch, 8, (7, seed))[1]
+        mask.any() for seed in range(400 // batch) for mask in patches.random_patches([one], batch, 8, (7, seed))[1]
     ]
     assert 0.4 < np.mean(held) < 0.62
 
 
 def test_aimed_patches_reach_every_object_and_every_corner():
     corners = list(itertools.product((0, 29), (0, 39)))
-    sample = Sample(mask_with((30, 40), *corners))
-    _, masks = patches.random_patches([sample], 200, 16, 0)
+    _, masks = patches.random_patches([make_sample(mask_with((30, 40), *corners))], 200, 16, 0)
     found = {tuple(place) for mask in masks for place in np.argwhere(mask[..., 0])}
     assert found >= set(itertools.product((0, 15), (0, 15))), "a corner of the picture never came"
 
 
 def test_patches_are_as_the_seed_says():
-    sample = Sample(np.random.default_rng(1).random((50, 50)) < 0.1)
-    first, again, other = (patches.random_patches([sample], 4, 16, seed, patches.vary)[0] for seed in (1, 1, 2))
+    one = make_sample(np.random.default_rng(1).random((50, 50)) < 0.1)
+    first, again, other = (patches.random_patches([one], 4, 16, seed, patches.vary)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
-def test_the_objects_of_a_mask_are_found_slab_by_slab_and_thinned_evenly():
+def test_the_objects_of_a_sample_are_those_of_its_mask_thinned_evenly(monkeypatch):
     mask = np.random.default_rng(0).random((70, 60, 60)) < 0.05
-    lazy = Lazy(mask)
-    np.testing.assert_array_equal(patches.find_objects(lazy, at_once=20_000), np.flatnonzero(mask))
-    assert lazy.largest <= 20_000
-    few = patches.find_objects(lazy, most=1000, at_once=20_000)
+    np.testing.assert_array_equal(make_sample(mask).objects, np.flatnonzero(mask))
+    monkeypatch.setattr(sample, "MOST_PLACES", 1000)
+    few = make_sample(mask).objects
     assert 500 <= len(few) <= 1000 and mask.ravel()[few].all()
     thirds = np.histogram(few, 3, (0, mask.size))[0]
     assert thirds.min() > 0.8 * thirds.mean()
-    assert len(patches.find_objects(np.zeros((3, 3), bool))) == 0
+    assert len(make_sample(np.zeros((3, 3), bool)).objects) == 0
 
 
 def test_no_more_than_the_patch_is_read_from_a_sample_on_disk():
-    sample = Sample(mask_with((30, 40, 50), (20, 20, 20)), channels=2)
-    sample.image, sample.mask = Lazy(sample.image), Lazy(sample.mask)
-    images, masks = patches.random_patches([sample], 20, (8, 10, 12), 0, functools.partial(patches.vary, planes=()))
+    whole = make_sample(mask_with((30, 40, 50), (20, 20, 20)), channels=2)
+    known = {"name": "a", "objects": whole.objects, "prepare": whole.prepare}  # the objects are taken once
+    lazy = SimpleNamespace(image=Lazy(whole.image), mask=Lazy(whole.mask), **known)
+    images, masks = patches.random_patches([lazy], 20, (8, 10, 12), 0, functools.partial(patches.vary, planes=()))
     assert images.shape == (20, 8, 10, 12, 2) and masks.shape == (20, 8, 10, 12, 1)
-    (images, masks), places = patches.grid_patches([sample], (8, 10, 12), 1000)
+    (images, masks), places = patches.grid_patches([lazy], (8, 10, 12), 1000)
     assert len(images) == len(masks) == len(places) == 4 * 4 * 5 and places[-1] == "a, x 38, y 30, z 22"
-    assert sample.image.largest == 8 * 10 * 12 * 2 and sample.mask.largest == 8 * 10 * 12
+    assert lazy.image.largest == 8 * 10 * 12 * 2 and lazy.mask.largest == 8 * 10 * 12
 
 
 @pytest.mark.parametrize(("sides", "channels", "options"), [
@@ -158,12 +150,12 @@ def test_no_more_than_the_patch_is_read_from_a_sample_on_disk():
 ])  # fmt: skip
 def test_a_varied_image_keeps_its_mask(sides, channels, options):
     """Bright is object, in every flip and turn; the sides stay."""
-    sample = Sample(np.random.default_rng(2).random(sides) < 0.3, channels)
-    image, seen = sample.prepare(sample.image), set()
+    one = make_sample(np.random.default_rng(2).random(sides) < 0.3, channels)
+    image, seen = one.prepare(one.image), set()
     for seed in range(60):
-        varied, mask = patches.vary(image, sample.mask, np.random.default_rng(seed), **options)
+        varied, mask = patches.vary(image, one.mask, np.random.default_rng(seed), **options)
         assert varied.shape == image.shape and varied.dtype == np.float32
-        assert varied[mask].mean() > varied[~mask].mean() + 0.2 and mask.sum() == sample.mask.sum()
+        assert varied[mask].mean() > varied[~mask].mean() + 0.2 and mask.sum() == one.mask.sum()
         assert (varied[mask].min() > varied[~mask].max()) or "noise" in options or channels > 1
         seen.add(mask.tobytes())
     turns = {(16, 16): 8, (16, 24): 4, (8, 8, 8): 48, (6, 8, 8): 8}[sides]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import unet_segmentation as unet
-from lab import grey_values, model_file
+from lab import experiment, grey_values, model_file
 
 SMALL = ["--size", "32", "--train-size", "16", "--radius", "2", "6", "--filters", "4"]
 SMALL += ["--val-images", "4", "--test-images", "6"]
@@ -119,17 +119,16 @@ def test_a_dead_server_is_told_before_training(tmp_path, monkeypatch, capsys):
 
 
 def test_ordinary_images_are_not_called_strange():
-    args = unet.parse_args([])
-    seen = grey_values.describe_training(unet.draw(args, None, 128, args.size, unet.TYPICAL)[0], grey_values.ABSOLUTE)[
-        "seen"
-    ]
-    images, _ = unet.make_circles(args, 200, unet.TEST)
+    args = unet.parse_args(["--test-images", "200"])
+    source = unet.circles(args)
+    seen = grey_values.describe_training(source.typical(), source.preprocessing)["seen"]
+    images, _ = source.test
     assert [i for i in range(200) if grey_values.describe_strangeness(images[i], seen)] == []
 
 
 def test_a_batch_larger_than_the_training_set_is_the_set():
-    args = unet.parse_args([*SMALL, "--train-images", "3", "--batch-size", "8"])
-    (first, _), (second, _) = (next(unet.training_batches(args, None, epoch)) for epoch in (0, 1))
+    source = unet.circles(unet.parse_args([*SMALL, "--train-images", "3", "--batch-size", "8"]))
+    (first, _), (second, _) = (next(source.batches(epoch)) for epoch in (0, 1))
     assert first.shape == second.shape == (3, 16, 16, 1) and (first != second).any()
 
 
@@ -138,40 +137,54 @@ def test_a_batch_larger_than_the_training_set_is_the_set():
     [
         ("", 64),
         ("--radius 12 12", 64),
-        ("--radius 25 25", 128),  # pi * 25^2 pixels are more than a quarter of 64^2: no room
-        ("--size 32 --radius 2 6", 32),  # smaller than the recipe's own
+        ("--radius 25 25 --train-size 128", 128),
         ("--size 32 --radius 2 6 --train-size 16", 16),
+        ("--size 32 --radius 2 6 --train-size 32", 32),
         ("--train-size 128", 128),
         ("--recipe report", 128),
-        ("--circles 0 1", 128),
-        ("--circles 0 1 --train-size 64", 64),  # wanted, so it is done
+        ("--circles 0 1 --train-size 128", 128),
         ("--recipe photographs", 128),
     ],
 )
-def test_training_images_have_the_side_that_was_asked_for_or_the_recipes_where_it_suits(flags, side):
-    args = unet.parse_args([*flags.split(), "--train-images", "4"])
-    assert args.train_size == side and f"trained on images of {side}x{side}" in args.said
-    images, masks = next(unet.training_batches(args, None, 0))
-    assert images.shape == masks.shape == (4, side, side, 1)
-    assert unet.make_circles(args, 1, unet.TEST)[0].shape == (1, args.size, args.size, 1)
+def test_training_images_have_the_side_that_was_asked_for_or_the_recipes(flags, side):
+    args = unet.parse_args([*flags.split(), "--train-images", "4", "--val-images", "2", "--test-images", "2"])
+    source = unet.circles(args)
+    images, masks = next(source.batches(0))
+    assert images.shape == masks.shape == (4, side, side, 1) and source.sides == (side, side)
+    assert source.validation[0].shape == source.test[0].shape == (2, args.size, args.size, 1)
+    assert any(f"trained on images of {side}x{side}" in remark for remark in source.remarks)
 
 
-@pytest.mark.parametrize(("radius", "said"), [("25", True), ("12", False)])
-def test_a_wanted_side_that_leaves_little_background_is_said(radius, said):
-    args = unet.parse_args(["--radius", radius, radius, "--train-size", "64"])
-    assert ("little background" in args.said) == said
+LITTLE = "training images of 64x64 pixels suit one circle that covers at most a quarter of them; add --train-size 128."
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--radius 25 25", LITTLE),  # pi * 25^2 pixels are more than a quarter of 64^2
+        ("--radius 25 25 --train-size 64", LITTLE),
+        ("--circles 0 1", LITTLE),
+        ("--circles 3 3", LITTLE),
+        ("--size 32 --radius 2 6", "--train-size 64 is larger than --size 32; take at most that."),
+        ("--size 32 --radius 2 6 --recipe report", "--train-size 128 is larger than --size 32; take at most that."),
+    ],
+)
+def test_a_training_size_that_does_not_suit_the_circles_is_refused_with_the_one_that_does(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as stop:
+        unet.parse_args(flags.split())
+    assert stop.value.code == 2 and sentence in capsys.readouterr().err
 
 
 def test_fixed_images_come_back_in_every_epoch_in_another_order():
-    args = unet.parse_args([*SMALL, "--train-images", "6", "--batch-size", "6", "--fixed-images"])
-    first, second = (next(unet.training_batches(args, None, epoch))[0] for epoch in (0, 1))
+    source = unet.circles(unet.parse_args([*SMALL, "--train-images", "6", "--batch-size", "6", "--fixed-images"]))
+    first, second = (next(source.batches(epoch))[0] for epoch in (0, 1))
     assert (first != second).any()
     np.testing.assert_array_equal(np.sort(first.sum(axis=(1, 2, 3))), np.sort(second.sum(axis=(1, 2, 3))))
 
 
 def test_the_images_of_an_epoch_depend_on_nothing_but_seed_and_epoch():
-    args = unet.parse_args(SMALL)
-    for one, other in zip(unet.training_batches(args, None, 3), unet.training_batches(args, None, 3), strict=True):
+    source = unet.circles(unet.parse_args(SMALL))
+    for one, other in zip(source.batches(3), source.batches(3), strict=True):
         np.testing.assert_array_equal(one[0], other[0])
 
 
@@ -240,7 +253,7 @@ def test_the_saved_model_loads_in_a_fresh_process_that_knows_nothing_of_the_lab(
 
 
 def test_a_store_that_breaks_during_training_leaves_complete_files_and_a_warning(store, monkeypatch, capsys):
-    train = unet.train
+    train = experiment.train
 
     def train_and_break(*arguments, **more):
         history = train(*arguments, **more)
@@ -248,7 +261,7 @@ def test_a_store_that_breaks_during_training_leaves_complete_files_and_a_warning
             file.write_bytes(b"broken")
         return history
 
-    monkeypatch.setattr(unet, "train", train_and_break)
+    monkeypatch.setattr(experiment, "train", train_and_break)
     unet.main([*SMALL, "--epochs", "1", "--train-images", "4", "--precision", "float32", "--out-dir", "out"])
     assert len(list(Path("out").iterdir())) == 7  # and what the store missed
     assert "not recorded in MLflow run" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """volume_segmentation.py, shrunk: spheres, own scans and what predict.py makes of them, the planner, bad input."""
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -13,9 +12,11 @@ import pytest
 import data_synth
 import predict
 import volume_segmentation as script
-from lab import volume_results
+from lab import experiment, volume_results
+from lab.sample import Sample
 
 TINY = ["--epochs", "1", "--train-patches", "4", "--batch-size", "2", "--patch", "16", "--filters", "2"]
+FILES = set(experiment.FILES) - {"per_image.csv"}
 
 
 def run(folder, *flags):
@@ -41,7 +42,7 @@ def test_spheres_are_trained_on_scored_and_tracked(store, capsys):
     flags = ["--size", "24", "--radius", "4", "7", "--spheres", "1", "1", "--test-volumes", "2"]
     scores = run(store / "out", *flags)
     files = {path.name for path in (store / "out").iterdir()}
-    assert files == set(script.FILES) - {"split.json", "dataset.png"}
+    assert files == FILES - {"split.json", "dataset.png"}
     found = json.loads((store / "out" / "scores.json").read_text())
     assert found["test"] == scores
     assert set(found["baselines"]) >= {"all background", "best threshold", "likeliest sphere"}
@@ -71,20 +72,11 @@ def test_a_planned_patch_is_that_of_then_when_a_run_goes_on(store, scan_folders,
     assert script.main([*flags, "--resume"]) == scores and "is finished" in capsys.readouterr().out
 
 
-def test_who_takes_part_trains_only_if_the_first_process_does(monkeypatch):
-    trained = []
-    monkeypatch.setattr(script, "prepare", lambda args, own: (None, None, None))
-    monkeypatch.setattr(script, "train", lambda *arguments: trained.append(1))
-    for finished in (b"", b"finished"):
-        monkeypatch.setattr(script.backend, "from_first_process", lambda data, finished=finished: finished)
-        assert script.follow(None, None) == {} and trained == [1]
-
-
 def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_folders, capsys):
     images, masks = scan_folders
     flags = ["--images", str(images), "--masks", str(masks), "--spacing", "1.5"]
     run(store / "out", *flags)
-    assert set(script.FILES) <= {path.name for path in (store / "out").iterdir()}
+    assert {path.name for path in (store / "out").iterdir()} >= FILES
     parts = json.loads((store / "out" / "split.json").read_text())
     assert sorted(sum(parts.values(), [])) == [f"{number}.nii.gz" for number in range(4)]
     assert "surface, mm" in capsys.readouterr().out
@@ -99,32 +91,31 @@ def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_fo
 
 @pytest.mark.parametrize(("patch", "expected"), [("16", "float32"), ("24", "mixed_bfloat16")])
 def test_volumes_that_get_2_voxels_deep_are_not_trained_in_bfloat16(patch, expected):
-    args = script.parse_args(["--size", "24", "--radius", "4", "7", *TINY, "--patch", patch])
-    args.precision = "mixed_bfloat16"
-    precision, model, _ = script.prepare(args, None)
+    flags = ["--size", "24", "--radius", "4", "7", *TINY, "--patch", patch, "--precision", "mixed_bfloat16"]
+    args = script.parse_args(flags)
+    _, model, precision = experiment.prepare(args, lambda: script.spheres(args), script.build)
     assert precision == expected
     assert model.get_layer("bottleneck_conv1").compute_dtype == expected.replace("mixed_", "")
 
 
-def planned(samples, **options):
-    args = script.parse_args(["--images", "a", "--masks", "b"])
-    return script.plan_patch(argparse.Namespace(**{**vars(args), **options}), samples)
+def planned(samples, *flags):
+    return script.plan_patch(script.parse_args(["--images", "a", "--masks", "b", *flags]), samples)
 
 
 def test_more_memory_gives_larger_patches_up_to_the_scans(capsys):
-    volume = script.Volume("a", None, np.zeros((40, 96, 64), bool), None)
-    small, large, all_of_it = (planned([volume], memory=gib, filters=4) for gib in (0.25, 0.6, 100))
+    volume = Sample("a", None, np.zeros((40, 96, 64), bool), None)
+    small, large, all_of_it = (planned([volume], "--memory", gib, "--filters", "4") for gib in ("0.25", "0.6", "100"))
     assert all(a <= b for a, b in zip(small, large, strict=True)) and small != large
     assert all_of_it == (40, 96, 64)
     assert all(side % 8 == 0 for side in (*small, *large))
     assert "taken" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no patch trains within 0.01 GiB"):
-        planned([volume], memory=0.01)
+        planned([volume], "--memory", "0.01")
 
 
 def test_patches_are_turned_in_planes_of_equal_spacing_and_sides_only():
     def plane(spacing, patch):
-        return script.turning_planes([script.Volume("a", None, None, None, spacing)], patch)
+        return script.turning_planes([Sample("a", None, None, None, spacing)], patch)
 
     assert plane((1, 1, 1), (16, 16, 16)) == [(0, 1), (0, 2), (1, 2)]
     assert plane((3, 1, 1), (16, 16, 16)) == [(1, 2)]
@@ -132,8 +123,8 @@ def test_patches_are_turned_in_planes_of_equal_spacing_and_sides_only():
 
 
 def test_an_epochs_patches_are_its_own_and_come_again():
-    args = script.parse_args(["--size", "24", "--radius", "4", "7", *TINY])
-    one, again, other = (list(script.training_batches(args, None, epoch)) for epoch in (0, 0, 1))
+    source = script.spheres(script.parse_args(["--size", "24", "--radius", "4", "7", *TINY]))
+    one, again, other = (list(source.batches(epoch)) for epoch in (0, 0, 1))
     assert [images.shape for images, _ in one] == [(2, 16, 16, 16, 1)] * 2
     np.testing.assert_array_equal(one[0][0], again[0][0])
     assert not np.array_equal(one[0][0], other[0][0])

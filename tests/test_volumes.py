@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from lab import grey_values, scans, views, volumes
-from volume_segmentation import Volume
+from lab.sample import Sample
 
 SHAPE = (4, 5, 6)  # (i, j, k) in the file
 TURNS = [
@@ -446,6 +446,6 @@ def test_the_three_views_pass_through_the_object():
 
 def test_a_scan_with_a_name_of_any_bytes_has_its_picture(tmp_path):
     absolute = grey_values.GreyRange(np.array([0]), np.array([63]))
-    sample = Volume("a", np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1), np.ones((4, 4, 4), bool), absolute)
+    sample = Sample("a", np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1), np.ones((4, 4, 4), bool), absolute)
     views.plot_volumes([(os.fsdecode(b"t\xe9te.nii") + "\n2% foreground", sample, None)], tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size[0] > 100

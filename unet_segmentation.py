@@ -61,6 +61,7 @@ LAB = {
     # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out (Isensee et al. 2021).
     "loss": "dice+bce",
     "filters": 32,
+    "precision": "auto",
 }
 RECIPES = {
     "lab": LAB,

@@ -62,8 +62,20 @@ SPHERES = {
     "schedule": "cosine",
     "loss": "dice+bce",
     "filters": 8,  # steps are worth more than width
+    "precision": "auto",
 }
-RECIPES = {"spheres": SPHERES, "scans": {**SPHERES, "epochs": 30, "patch": None}}
+RECIPES = {
+    "spheres": SPHERES,
+    "scans": {
+        **SPHERES,
+        "epochs": 30,
+        "patch": None,
+        "learning_rate": 4e-3,
+        # A tissue's grey value tells which it is, and bfloat16 keeps 8 bits of it. White matter in six blocks of a
+        # brain, 810 steps at this rate: test Dice 0.94 in float32, 0.88 in bfloat16, on the unseen half 0.96 and 0.92.
+        "precision": "float32",
+    },
+}
 # How much scans are varied beside flips and turns. A tissue's grey value tells which it is: varied as much as pictures
 # are, it hardly does (250 steps at 6e-3 on the data of benchmarks/brain.py, one seed: Dice 0.82, without it 0.90).
 VARIED = {"contrast": 0.05, "brightness": 0.03, "noise": 0.05}

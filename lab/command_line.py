@@ -189,12 +189,8 @@ def add_training_flags(fit: Callable, recipes: dict[str, dict], what: str) -> No
     fit("--smooth", type=float, metavar="S", help=smooth)
     chosen("--filters", type=int, metavar="N", help="channels of the first block")
     fit("--skips", action=argparse.BooleanOptionalAction, default=True, help="the skip connections")
-    fit(
-        "--precision",
-        choices=("auto", "float32", "mixed_bfloat16"),
-        default="auto",
-        help="auto: bfloat16 where the hardware has it",
-    )
+    precisions = ("auto", "float32", "mixed_bfloat16")
+    chosen("--precision", choices=precisions, help="auto: bfloat16 where the hardware has it")
     fit("--seed", type=int, default=0, metavar="N", help="of the weights and the data, 0 to 2^32 - 1")
     fit("--deterministic", action="store_true", help="ask TensorFlow for bit-for-bit repeatable operations")
     fit("--distributed", action="store_true", help="share each batch with processes on other hosts; needs JAX")

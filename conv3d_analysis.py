@@ -19,6 +19,7 @@ import numpy as np
 from lab import backend, command_line, memory, results, tracking
 from lab.fresh_process import FreshProcess
 from lab.memory import layer_costs
+from unet_segmentation import build_unet, check_network
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 EXPERIMENT = "3D_Volumetric_Analysis"
@@ -32,74 +33,26 @@ FILTERS, BATCHES = (8, 16, 32, 64), (1, 2, 4, 8)  # rows and columns of the tabl
 # The network
 
 
-def conv_block(x, filters: int, kernel_size: int, name: str):
-    """(convolution -> ReLU) * 2, same padding: (N, D, H, W, C) -> (N, D, H, W, filters)."""
-    from keras import layers
-
-    options = {"padding": "same", "activation": "relu", "kernel_initializer": "he_normal"}
-    for i in (1, 2):
-        x = layers.Conv3D(filters, kernel_size, name=f"{name}_conv{i}", **options)(x)
-    return x
-
-
 def build_conv3d(
     input_shape: tuple = (32, 32, 32, 1), filters: int = 8, kernel_size: int = 3, downsampling: str = "late"
 ):
-    """Build the 3D twin of the U-Net's first steps (Cicek et al. 2016): two poolings, concatenated skips, sigmoid mask.
+    """The 3D twin of the U-Net's first steps (Cicek et al. 2016): two poolings, concatenated skips, sigmoid mask.
 
-    Blocks of filters and 2 filters, a bottleneck of 4 filters, and back. `downsampling="early"` puts a convolution of
-    stride 2 in front and a transposed one behind: no block then works at full resolution, an eighth of the voxels.
-
-    Args:
-        input_shape: (depth, height, width, channels); sides divisible by 4, or by 8 with early downsampling.
-        filters: channels of the first block, at least 1.
-        kernel_size: side of the kernels, odd and at least 1.
-        downsampling: "late" or "early".
+    Blocks of filters and 2 filters, a bottleneck of 4 filters, and back: `build_unet` of depth 2, whose arguments and
+    errors these are.
 
     Returns:
         An uncompiled `keras.Model`: volumes (N, D, H, W, C) -> probabilities (N, D, H, W, 1), float32.
-
-    Raises:
-        ValueError: for settings outside these ranges.
     """
-    import keras
-    from keras import layers
-
-    check_network(input_shape, filters, kernel_size, downsampling)
-    x = inputs = keras.Input(input_shape, name="volume")
-    if downsampling == "early":
-        x = layers.Conv3D(filters, kernel_size, strides=2, padding="same", activation="relu", name="reduce")(x)
-    encoder1 = conv_block(x, filters, kernel_size, "encoder1")
-    x = layers.MaxPooling3D(2, name="pool1")(encoder1)
-    encoder2 = conv_block(x, filters * 2, kernel_size, "encoder2")
-    x = layers.MaxPooling3D(2, name="pool2")(encoder2)
-    x = conv_block(x, filters * 4, kernel_size, "bottleneck")
-    for level, skip in ((2, encoder2), (1, encoder1)):
-        width = filters * level
-        x = layers.Conv3DTranspose(width, 2, strides=2, padding="same", name=f"up{level}")(x)
-        x = layers.Concatenate(name=f"skip{level}")([x, skip])
-        x = conv_block(x, width, kernel_size, f"decoder{level}")
-    if downsampling == "early":
-        x = layers.Conv3DTranspose(filters, 2, strides=2, padding="same", activation="relu", name="restore")(x)
-    # float32 whatever the precision of the rest: bfloat16 has no number between 0.996 and 1.
-    mask = layers.Conv3D(1, 1, activation="sigmoid", dtype="float32", name="mask")(x)
-    return keras.Model(inputs, mask, name="conv3d")
+    check_volume(input_shape)
+    return build_unet(input_shape, filters, 2, kernel_size=kernel_size, downsampling=downsampling, name="conv3d")
 
 
-def check_network(input_shape, filters: int, kernel_size: int, downsampling: str) -> None:
-    """Raise ValueError for a network that `build_conv3d` cannot build."""
-    if filters < 1:
-        raise ValueError(f"filters must be at least 1; got {filters}.")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"the kernel size must be odd and at least 1, such as 3, 5 or 7; got {kernel_size}.")
-    if downsampling not in ("early", "late"):
-        raise ValueError(f"downsampling must be 'early' or 'late'; got {downsampling!r}.")
-    factor = 8 if downsampling == "early" else 4
-    sides = tuple(input_shape[:3])
-    if len(input_shape) != 4 or min(input_shape) < 1 or any(side % factor for side in sides):
+def check_volume(input_shape) -> None:
+    """Raise ValueError unless this is the shape of a volume with channels."""
+    if len(input_shape) != 4 or input_shape[3] < 1:
         raise ValueError(
-            f"the input shape must be (depth, height, width, channels) with sides divisible by {factor}, which "
-            f"{downsampling} downsampling halves down to 1/{factor}; got {tuple(input_shape)}. Take 32 32 32 1."
+            f"the input shape must be (depth, height, width, channels), such as 32 32 32 1; got {tuple(input_shape)}."
         )
 
 
@@ -311,7 +264,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError for settings that cannot work, before anything slow begins."""
-    check_network(tuple(args.input_shape), args.filters, args.kernel_size, args.downsampling)
+    check_volume(args.input_shape)
+    check_network(args.input_shape, args.filters, 2, args.kernel_size, args.downsampling)
     limits = {"filters": 4096, "kernel_size": 31, "batch_size": 10**6, "steps": 10**4, "seed": 2**32 - 1}
     for name, most in limits.items():
         least = 0 if name == "seed" else 1

@@ -61,6 +61,7 @@ LAB = {
     # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out (Isensee et al. 2021).
     "loss": "dice+bce",
     "filters": 32,
+    "precision": "auto",
 }
 RECIPES = {
     "lab": LAB,
@@ -90,7 +91,7 @@ RECIPES = {
 # The network
 
 
-def conv_block(x, filters: int, name: str | None = None):
+def conv_block(x, filters: int, name: str | None = None, kernel_size: int = 3):
     """(3x3 convolution -> ReLU) * 2, same padding: (N, H, W, C) -> (N, H, W, filters); 3x3x3 on (N, D, H, W, C)."""
     from keras import layers
 
@@ -98,11 +99,21 @@ def conv_block(x, filters: int, name: str | None = None):
     start = "he_normal"  # keeps the variance through ReLU layers (He et al. 2015)
     for i in (1, 2):
         own_name = name and f"{name}_conv{i}"
-        x = convolution(filters, 3, padding="same", activation="relu", kernel_initializer=start, name=own_name)(x)
+        x = convolution(
+            filters, kernel_size, padding="same", activation="relu", kernel_initializer=start, name=own_name
+        )(x)
     return x
 
 
-def build_unet(input_shape: tuple = (128, 128, 1), filters: int = 32, depth: int = 3, skips: bool | str = True):
+def build_unet(
+    input_shape: tuple = (128, 128, 1),
+    filters: int = 32,
+    depth: int = 3,
+    skips: bool | str = True,
+    kernel_size: int = 3,
+    downsampling: str = "late",
+    name: str = "unet",
+):
     """Build a U-Net (Ronneberger et al. 2015) with padded convolutions: the mask is as large as the image.
 
     Encoder blocks of filters, 2 filters, 4 filters, ... with 2x2 max pooling after each; a bottleneck of
@@ -116,50 +127,63 @@ def build_unet(input_shape: tuple = (128, 128, 1), filters: int = 32, depth: int
         filters: channels of the first block, at least 1.
         depth: number of poolings, at least 1.
         skips: False leaves the concatenations out, "add" adds instead, to see what they are for.
+        kernel_size: side of the blocks' kernels, odd.
+        downsampling: "early" puts a convolution of stride 2 in front and a transposed one behind: no block then works
+            at full resolution. Sides must be divisible by twice as much.
+        name: of the model.
 
     Returns:
         An uncompiled `keras.Model`: images (N, H, W, C) -> probabilities (N, H, W, 1), float32; volumes likewise.
 
     Raises:
-        ValueError: for sides that are not divisible, or counts out of range.
+        ValueError: for sides that are not divisible, or settings out of range.
     """
     import keras
     from keras import layers
 
-    check_network(input_shape, filters, depth)
+    check_network(input_shape, filters, depth, kernel_size, downsampling)
     ndim = len(input_shape) - 1
     convolution, transposed, pooling = (
         getattr(layers, name) for name in (f"Conv{ndim}D", f"Conv{ndim}DTranspose", f"MaxPooling{ndim}D")
     )
     inputs = x = keras.Input(input_shape, name="image" if ndim == 2 else "volume")
+    if downsampling == "early":
+        x = convolution(filters, kernel_size, strides=2, padding="same", activation="relu", name="reduce")(x)
     encoder = []
     for level in range(depth):
-        x = conv_block(x, filters * 2**level, name=f"encoder{level + 1}")
+        x = conv_block(x, filters * 2**level, f"encoder{level + 1}", kernel_size)
         encoder.append(x)
         x = pooling(2, name=f"pool{level + 1}")(x)
-    x = conv_block(x, filters * 2**depth, name="bottleneck")
+    x = conv_block(x, filters * 2**depth, "bottleneck", kernel_size)
     for level in reversed(range(depth)):
         x = transposed(filters * 2**level, 2, strides=2, padding="same", name=f"up{level + 1}")(x)
         if skips:
             join = layers.Add if skips == "add" else layers.Concatenate
             x = join(name=f"skip{level + 1}")([x, encoder[level]])
-        x = conv_block(x, filters * 2**level, name=f"decoder{level + 1}")
+        x = conv_block(x, filters * 2**level, f"decoder{level + 1}", kernel_size)
+    if downsampling == "early":
+        x = transposed(filters, 2, strides=2, padding="same", activation="relu", name="restore")(x)
     # float32 whatever the precision of the rest: bfloat16 has no number between 0.996 and 1.
     mask = convolution(1, 1, activation="sigmoid", dtype="float32", name="mask")(x)
-    return keras.Model(inputs, mask, name="unet")
+    return keras.Model(inputs, mask, name=name)
 
 
-def check_network(input_shape, filters: int, depth: int) -> None:
+def check_network(input_shape, filters: int, depth: int, kernel_size: int = 3, downsampling: str = "late") -> None:
     """Raise ValueError for a network that `build_unet` cannot build."""
     if len(input_shape) not in (3, 4):
         raise ValueError(f"the input shape must be (height, width, channels), or with a depth; got {input_shape}.")
-    if not 1 <= filters <= 512 or depth < 1:
-        raise ValueError(f"filters must be 1 to 512 and depth at least 1; got filters={filters}, depth={depth}.")
-    factor, sides = 2**depth, tuple(input_shape[:-1])
+    if not 1 <= filters <= 4096 or depth < 1:
+        raise ValueError(f"filters must be 1 to 4096 and depth at least 1; got filters={filters}, depth={depth}.")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"the kernel size must be odd and at least 1, such as 3, 5 or 7; got {kernel_size}.")
+    if downsampling not in ("early", "late"):
+        raise ValueError(f"downsampling must be 'early' or 'late'; got {downsampling!r}.")
+    halvings = depth + (downsampling == "early")
+    factor, sides = 2**halvings, tuple(input_shape[:-1])
     if any(side is not None and (side < factor or side % factor) for side in sides):
         near = tuple(max(factor, round(side / factor) * factor) for side in sides)
         raise ValueError(
-            f"the sides must be divisible by 2^depth = {factor}, because each of {depth} poolings halves them; "
+            f"the sides must be divisible by {factor}, because each of {halvings} poolings and strides halves them; "
             f"got {sides}. Take {near}, or another depth."
         )
 

@@ -12,7 +12,6 @@ yet (a flag, a file, a store that cannot be used), 1 where something that was be
 """
 
 import argparse
-import atexit
 import contextlib
 import functools
 import os
@@ -27,9 +26,8 @@ from pathlib import Path
 from lab import backend
 from lab.backend import LostProcess
 from lab.results import COMPLETE, PARTIAL, move_into_place
-from lab.signals import Stopped, ignore_signals, signals_raise
+from lab.signals import Stopped, signals_raise
 
-SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
     "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory",
 )  # fmt: skip
@@ -50,9 +48,7 @@ def script(main: Callable) -> Callable:
         name = Path(getattr(sys.modules[main.__module__], "__file__", sys.argv[0])).name
         try:
             with signals_raise(), _patient_output():
-                result = main(argv)
-            atexit.register(ignore_signals)  # all is done: none may end the interpreter while it ends
-            return result
+                return main(argv)
         except BaseException as error:
             failure = error
         if os.environ.get("LAB_TRACEBACK"):
@@ -71,9 +67,10 @@ def script(main: Callable) -> Callable:
 def describe(error: BaseException) -> tuple[str | None, int]:
     """The sentence and the exit code of a failure; notes that were added to it (`add_note`) follow the sentence."""
     notes = " ".join(getattr(error, "__notes__", ()))
-    if isinstance(error, KeyboardInterrupt | Stopped):
-        signum = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.signum
-        return f"stopped by {SIGNALS[signal.Signals(signum).name]}. {notes}".strip(), 128 + signum
+    if isinstance(error, KeyboardInterrupt):
+        return f"stopped by Ctrl-C. {notes}".strip(), 130
+    if isinstance(error, Stopped):
+        return f"stopped by {signal.Signals(error.code - 128).name}. {notes}".strip(), error.code
     if isinstance(error, SystemExit):
         return None, error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     text = " ".join((str(error).strip() or type(error).__name__).splitlines()[:1] if _foreign(error) else [str(error)])
@@ -207,12 +204,8 @@ def add_training_flags(fit: Callable, recipes: dict[str, dict], what: str) -> No
     fit("--smooth", type=float, metavar="S", help=smooth)
     chosen("--filters", type=int, metavar="N", help="channels of the first block")
     fit("--skips", action=argparse.BooleanOptionalAction, default=True, help="the skip connections")
-    fit(
-        "--precision",
-        choices=("auto", "float32", "mixed_bfloat16"),
-        default="auto",
-        help="auto: bfloat16 where the hardware has it",
-    )
+    precisions = ("auto", "float32", "mixed_bfloat16")
+    chosen("--precision", choices=precisions, help="auto: bfloat16 where the hardware has it")
     fit("--seed", type=int, default=0, metavar="N", help="of the weights and the data, 0 to 2^32 - 1")
     fit("--deterministic", action="store_true", help="ask TensorFlow for bit-for-bit repeatable operations")
     fit("--distributed", action="store_true", help="share each batch with processes on other hosts; needs JAX")

@@ -122,6 +122,15 @@ def own_data(found: dict) -> dict:
     return {"data": data, "splits": max(map(len, best.values())), "num_rates": len(rates)}
 
 
+def grey_values(found: dict) -> dict:
+    """By case, mean Dice over the seeds: of the best threshold of raw and of clipped values, and of the network."""
+    keys = ("raw_threshold", "clipped_threshold", "dice")
+    cases = {}
+    for row in found["rows"]:
+        cases.setdefault(_key(row["case"]), []).append(row)
+    return {case: {key: statistics.mean(row[key] for row in rows) for key in keys} for case, rows in cases.items()}
+
+
 def processors(found: dict) -> dict:
     """Of E8's trainings and of the memory study on another processor, how they compare with those recorded first."""
     rows = {row["what"]: row for row in found["rows"]}
@@ -162,6 +171,7 @@ READERS = {
     "photographs": photographs,
     "object_sizes": object_sizes,
     "own_data": own_data,
+    "grey_values": grey_values,
     "brain": brain,
     "commands": commands,
     "faults": faults,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import backend, command_line, memory, results, tracking
+from lab import backend, command_line, memory, output_files, plots, tracking
 from lab.fresh_process import FreshProcess
 from lab.memory import layer_costs
 from unet_segmentation import build_unet, check_network
@@ -166,9 +166,9 @@ def simulate(num_steps: int, seed: int) -> dict[str, list[float]]:
 
 def draw_simulation(curves: dict):
     """A figure of loss and Dice by step, with a title that nobody can take for a result."""
-    figure = results.new_figure(7, 3.6)
+    figure = plots.new_figure(7, 3.6)
     axes = figure.subplots()
-    for name, color, style in (("simulated/loss", results.ORANGE, "-"), ("simulated/dice", results.BLUE, "--")):
+    for name, color, style in (("simulated/loss", plots.ORANGE, "-"), ("simulated/dice", plots.BLUE, "--")):
         axes.plot(curves["step"], curves[name], style, color=color, label=name)
     axes.set(xlabel="simulated step", ylabel="value", ylim=(0, 1))
     axes.set_title("SIMULATED by a formula: no network was trained")
@@ -331,17 +331,17 @@ def main(argv=None) -> str:
     if args.fit_in is not None:
         print(describe_fit(args.fit_in, config))
         return ""
-    with command_line.output_folder(args.out_dir) as out, FreshProcess(examine, config) as child:
+    with output_files.output_folder(args.out_dir) as out, FreshProcess(examine, config) as child:
         tracking.open_store(EXPERIMENT, out)  # MLflow is imported here while TensorFlow is imported there, once
         curves = simulate(args.steps, args.seed)
         figure = draw_simulation(curves)
         found = child.result()
         if found["measured"] is None:
             raise ValueError(describe_refusal(found))
-        with results.written_aside(out, FILES) as aside:
-            results.write_table(found["layers"], aside / "layers.csv")
+        with output_files.written_aside(out, FILES) as aside:
+            output_files.write_table(found["layers"], aside / "layers.csv")
             what = {"what": "SIMULATED: no network was trained", "seed": args.seed, "formula": SIMULATION}
-            results.write_json(aside / "simulation.json", what | curves)
+            output_files.write_json(aside / "simulation.json", what | curves)
             figure.savefig(aside / "simulated_curves.png", dpi=150)
         run_id = log(args, config, found, curves, aside if aside.exists() else out)
     print(describe(found, curves))

@@ -30,9 +30,10 @@ from lab import (
     command_line,
     grey_values,
     model_file,
+    output_files,
     pictures,
+    plots,
     registry,
-    results,
     scans,
     surfaces,
     table,
@@ -84,7 +85,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     row = {"picture": path.name, "width": width, "height": height, "scale": scale, **figures}
     row |= measure_objects(mask)
     row |= {"remark": " ".join(filter(None, remarks)), **(compare_masks(true, mask) if truth else {})}
-    shown = pictures.overlay(preview, mask[::step, ::step])
+    shown = plots.overlay(preview, mask[::step, ::step])
     mask *= 255
     for name, array in zip(output_names(path, 2), (mask, shown, kept), strict=True):
         if array is not None:
@@ -122,7 +123,7 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
         row |= compare_masks(true.voxels, mask)
         found = surfaces.surface_distances(true.voxels, mask, scan.spacing or 1.0) or (None, None)
         row |= dict(zip(("surface", "hausdorff95"), found, strict=True))
-    shown = views.montage(scan.voxels[..., None], mask, scan.spacing, pictures.overlay, prepare[0])
+    shown = views.montage(scan.voxels[..., None], mask, scan.spacing, plots.overlay, prepare[0])
     mask_name, overlay_name, probability_name = output_names(path, 3)
     scans.write(mask, scan, aside / mask_name)
     Image.fromarray(shown).save(aside / overlay_name, compress_level=1)
@@ -240,7 +241,7 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
         raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
     files, truths = find_inputs(args, ndim)
     out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard) if args.shard else args.out_dir
-    with command_line.output_folder(out_dir, reads=(*files, *truths.values())) as folder:
+    with output_files.output_folder(out_dir, reads=(*files, *truths.values())) as folder:
         backend.import_keras()
         models = load_models(paths)
         made_with = describe_making(args, paths)
@@ -294,7 +295,7 @@ def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made
     started = time.perf_counter()
     if args.masks and truth is None:
         raise ValueError(f"{path} has no mask in {args.masks}.")
-    with results.written_aside(folder) as aside:
+    with output_files.written_aside(folder) as aside:
         predict = predict_scan if models[0].preprocessing["ndim"] == 3 else predict_picture
         row = predict(models, path, truth, args, aside)
     row |= {"seconds": time.perf_counter() - started, "file": str(path), "made_with": made_with}

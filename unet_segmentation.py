@@ -28,10 +28,12 @@ from lab import (
     grey_values,
     memory,
     model_file,
+    output_files,
     patches,
     pictures,
-    results,
+    plots,
     scale,
+    scoring,
     splits,
     training,
 )
@@ -302,7 +304,7 @@ def own_pictures(args: argparse.Namespace, parts: dict[str, list]) -> Source:
         typical=lambda: crops(128, args.size, TYPICAL)[0],
         raw=lambda: [grid(part, grey_values.raw)[0] for part in held_out],
         settings={"data": splits.describe(parts)},
-        files=splits.files(ranged, pictures.plot_dataset),
+        files=splits.files(ranged, plots.plot_dataset),
         remarks=(f"own pictures: trained on images of {describe_sizes(train_size, args.size)}", remark),
     )
 
@@ -319,20 +321,20 @@ def evaluate(network, source: Source, history: dict) -> Evaluation:
     """Scores on the test images, beside those of what needs no network."""
     images, masks = source.test
     probs = training.predict(network, images)
-    scores, rows = results.score(masks, probs)
+    scores, rows = scoring.score(masks, probs)
     dice = np.array([row["image_dice"] for row in rows])
     if source.test_names:
         rows = [{"crop": place, **row} for place, row in zip(source.test_names, rows, strict=True)]
-    baselines = results.baselines(source.validation, source.test, source.raw and source.raw())
+    baselines = scoring.baselines(source.validation, source.test, source.raw and source.raw())
     what = "crops of your pictures" if source.test_names else "images"
     return Evaluation(
         scores,
         baselines,
-        results.describe_failure(history, masks, probs),
-        f"Test set, {len(images)} {what}:\n" + results.format_table({**baselines, "U-Net": scores}),
+        scoring.describe_failure(history, masks, probs),
+        f"Test set, {len(images)} {what}:\n" + scoring.format_table({**baselines, "U-Net": scores}),
         {
-            "per_image.csv": lambda path: results.write_table(rows, path),
-            "predictions.png": lambda path: results.plot_predictions(images, masks, probs, dice, path),
+            "per_image.csv": lambda path: output_files.write_table(rows, path),
+            "predictions.png": lambda path: plots.plot_predictions(images, masks, probs, dice, path),
         },
     )
 

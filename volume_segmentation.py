@@ -26,12 +26,16 @@ import numpy as np
 import data_synth
 from lab import (
     backend,
+    checkpoints,
     command_line,
     experiment,
     grey_values,
     memory,
+    output_files,
     patches,
-    results,
+    plots,
+    processes,
+    scoring,
     splits,
     training,
     views,
@@ -197,9 +201,9 @@ def turning_planes(samples: list[Sample], patch: tuple) -> list[tuple[int, int]]
 def shared_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, int, int]:
     """The patch of a stopped run that goes on, else the planned one. Process 0 decides: others may have less memory
     free, or not see the folder."""
-    former = training.settings_of_then(args.out_dir).get("patch") if args.resume else None
+    former = checkpoints.settings_of_then(args.out_dir).get("patch") if args.resume else None
     sides = map(int, re.findall(r"\d+", str(former))) if former else plan_patch(args, samples)
-    return tuple(json.loads(backend.from_first_process(json.dumps(list(sides)).encode())))
+    return tuple(json.loads(processes.from_first_process(json.dumps(list(sides)).encode())))
 
 
 def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, int, int]:
@@ -232,11 +236,11 @@ def evaluate(args: argparse.Namespace, network, source: Source, history: dict) -
     one_sphere = args.images is None and tuple(args.spheres) == (1, 1)
     sphere = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius} if one_sphere else None
     baselines = volume_results.baselines(source.validation, test, sphere, source.raw and source.raw())
-    table = results.format_table(
+    table = scoring.format_table(
         {**baselines, "3D U-Net": scores}, volume_results.COLUMNS, volume_results.column_groups(test)
     )
     whole = (np.concatenate([a.ravel() for a in arrays]) for arrays in ([s.mask for s in test], probs))
-    examples = results.choose_examples([row["image_dice"] for row in rows])
+    examples = plots.choose_examples([row["image_dice"] for row in rows])
     shown = [
         (f"{kind}: {test[i].name}\nDice {rows[i]['image_dice']:.4f}", test[i], probs[i] >= 0.5)
         for i, kind in {i: kind for kind, i in examples}.items()
@@ -244,10 +248,10 @@ def evaluate(args: argparse.Namespace, network, source: Source, history: dict) -
     return Evaluation(
         scores,
         baselines,
-        results.describe_failure(history, *whole),
+        scoring.describe_failure(history, *whole),
         f"Test set, {len(test)} volumes:\n{table}",
         {
-            "per_volume.csv": lambda path: results.write_table(rows, path),
+            "per_volume.csv": lambda path: output_files.write_table(rows, path),
             "predictions.png": lambda path: views.plot_volumes(shown, path),
         },
     )

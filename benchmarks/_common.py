@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lab import backend, results
+from lab import backend, output_files
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -173,8 +173,8 @@ def quiet(others: float | None) -> bool:
 
 def _replace(name: str, content: dict) -> None:
     RESULTS.mkdir(exist_ok=True)
-    with results.written_aside(RESULTS) as aside:
-        results.write_json(aside / f"{name}.json", content)
+    with output_files.written_aside(RESULTS) as aside:
+        output_files.write_json(aside / f"{name}.json", content)
 
 
 def read(name: str) -> dict:

@@ -285,12 +285,12 @@ def describe(rows: list[dict], seeds: int) -> str:
 
 def plot(rows: list[dict], halves: str, path: Path) -> None:
     """The error 1 - Dice against seconds of training, for each side: every seed, and a line through the medians."""
-    from lab import results
+    from lab import plots
 
     names = {"lab": "3D U-Net, this lab", "slices": "2D U-Net, this lab, slices", "UNet": "MONAI UNet"}
     names |= {"DynUNet": "MONAI DynUNet", "interval": "best interval of grey values"}
-    colours = dict(zip(names, (results.BLUE, results.GREEN, results.ORANGE, results.VERMILION, "0.5"), strict=True))
-    figure = results.new_figure(6.4, 4)
+    colours = dict(zip(names, (plots.BLUE, plots.GREEN, plots.ORANGE, plots.VERMILION, "0.5"), strict=True))
+    figure = plots.new_figure(6.4, 4)
     axes = figure.subplots()
     for side, name in names.items():
         found = [row for row in best_rates(rows) if row["halves"] == halves and row["side"] == side]
@@ -305,8 +305,8 @@ def plot(rows: list[dict], halves: str, path: Path) -> None:
         axes.plot(budgets, medians, color=colours[side], label=name)
         axes.plot([row["seconds"] for row in found], [1 - row["dice"] for row in found], ".", color=colours[side])
     axes.set(xscale="log", yscale="log", xlabel="seconds of training on 2 cores", ylabel="error, 1 - Dice")
-    results.plain_ticks(axes.xaxis, BUDGETS)
-    results.plain_ticks(axes.yaxis, (0.01, 0.02, 0.05, 0.1, 0.2, 0.5))
+    plots.plain_ticks(axes.xaxis, BUDGETS)
+    plots.plain_ticks(axes.yaxis, (0.01, 0.02, 0.05, 0.1, 0.2, 0.5))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)

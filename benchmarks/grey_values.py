@@ -125,7 +125,7 @@ def clipped_threshold(folder: Path, case: str) -> float:
     """Dice of the best threshold on the test samples where values are clipped at their own percentiles."""
     from PIL import Image
 
-    from lab import grey_values, results, scans
+    from lab import grey_values, scans, scoring
 
     def read(place, name):
         path = folder / place / name
@@ -140,8 +140,8 @@ def clipped_threshold(folder: Path, case: str) -> float:
 
     parts = json.loads((folder / "out" / "split.json").read_text())
     validation, (images, masks) = (prepared(parts[part]) for part in ("validation", "test"))
-    threshold, _ = results.best_threshold(*validation, results.object_levels(*validation))
-    return results.score(masks, results.above(images, *threshold))[0]["image_dice"]
+    threshold, _ = scoring.best_threshold(*validation, scoring.object_levels(*validation))
+    return scoring.score(masks, scoring.above(images, *threshold))[0]["image_dice"]
 
 
 def run(case: str, seed: int) -> dict:

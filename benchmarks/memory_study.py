@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import _common
 from conv3d_analysis import EXPERIMENT, describe_config, examine, make_model, measure_steps
-from lab import backend, command_line, memory, results, tracking, training
+from lab import backend, command_line, memory, plots, tracking, training
 from lab.fresh_process import FreshProcess
 from unet_segmentation import build_unet
 
@@ -150,13 +150,13 @@ def plot_study(rows: list[dict], path: Path) -> None:
     measured = [row for row in rows if row["status"] == "measured"]
     values = [row[key] for row in measured for key in ("measured_peak_mib", "predicted_total_mib")]
     ends = np.array([0.8 * min(values), 1.25 * max(values)])
-    figure = results.new_figure(5.8, 5.6)
+    figure = plots.new_figure(5.8, 5.6)
     axes = figure.subplots()
     axes.fill_between(ends, 0.85 * ends, 1.15 * ends, color="0.85", label="within 15%", linewidth=0)
     axes.plot(ends, ends, color="0.4", linewidth=0.8)
     for factor in (0.7, 1.3):
         axes.plot(ends, factor * ends, ":", color="0.4", linewidth=0.8, label="30%" if factor < 1 else None)
-    for precision, color in (("float32", results.BLUE), ("mixed_bfloat16", results.ORANGE)):
+    for precision, color in (("float32", plots.BLUE), ("mixed_bfloat16", plots.ORANGE)):
         for downsampling, marker in (("late", "o"), ("early", "^")):
             chosen = [r for r in measured if (r["precision"], r["downsampling"]) == (precision, downsampling)]
             axes.scatter(
@@ -173,7 +173,7 @@ def plot_study(rows: list[dict], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
     axes.set(xlabel="measured peak memory (MiB)", ylabel="predicted from the layers (MiB)")
     for axis in (axes.xaxis, axes.yaxis):
-        results.plain_ticks(axis, [50, 100, 200, 500, 1000, 2000, 5000])
+        plots.plain_ticks(axis, [50, 100, 200, 500, 1000, 2000, 5000])
     axes.set_title(f"{len(measured)} configurations; larger marks: kernels 5 and 7", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
@@ -187,10 +187,10 @@ PANELS = {  # of the trade-offs: title, setting, values
     "downsampling": ("downsampling", ["late", "early"]),
 }
 LINES = {  # key, color, style
-    "predicted peak of training": ("total", results.BLUE, "o-"),
-    "activations, all layers": ("activations", results.GREEN, "s--"),
-    "weights": ("weights", results.VERMILION, "^:"),
-    "multiply-adds": ("multiply_adds", results.ORANGE, "D-."),
+    "predicted peak of training": ("total", plots.BLUE, "o-"),
+    "activations, all layers": ("activations", plots.GREEN, "s--"),
+    "weights": ("weights", plots.VERMILION, "^:"),
+    "multiply-adds": ("multiply_adds", plots.ORANGE, "D-."),
 }
 
 
@@ -212,7 +212,7 @@ def plot_tradeoffs(rows: list[dict], path: Path) -> None:
     Where the study has measured the network, its peak is a cross.
     """
     backend.import_keras()
-    figure = results.new_figure(12, 3.9)
+    figure = plots.new_figure(12, 3.9)
     grid = figure.subplots(1, 4, sharey=True)
     arithmetic = [axes.twinx() for axes in grid]
     for axes, right, (title, (key, values)) in zip(grid, arithmetic, PANELS.items(), strict=True):
@@ -231,7 +231,7 @@ def plot_tradeoffs(rows: list[dict], path: Path) -> None:
         axes.set_xlim(-0.4, len(values) - 0.6)
         right.set(yscale="log", ylim=(0.2, 4000))
         for side in (axes, right):
-            results.plain_ticks(side.yaxis, [1, 10, 100, 1000])
+            plots.plain_ticks(side.yaxis, [1, 10, 100, 1000])
         axes.grid(alpha=0.3)
         if right is not arithmetic[-1]:
             right.tick_params(labelright=False)

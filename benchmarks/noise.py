@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import _common, scores
 from lab.ball_fit import draw_balls, fit_balls
-from lab.results import BLUE, GREEN, ORANGE, new_figure, plain_ticks
+from lab.output_files import BLUE, GREEN, ORANGE, new_figure, plain_ticks
 
 LEVELS = (0.1, 0.25, 0.5, 1.0)
 LINES = {  # name: (label, colour, marker)
@@ -33,14 +33,14 @@ def key(row: dict) -> tuple:
 def run(noise: float, seed: int) -> dict:
     """Train with one noise level and seed; score threshold, network and circle fit on its test set."""
     import unet_segmentation as unet
-    from lab import results
+    from lab import scoring
 
     flags = ["--noise", str(noise), "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:
         found = scores.train(flags, Path(folder))
     args = unet.parse_args(flags)
     images, masks = unet.make_circles(args, args.test_images, unet.TEST)
-    fit = results.score(masks, draw_balls(fit_balls(images, noise), images.shape[1:3]))[0]
+    fit = scoring.score(masks, draw_balls(fit_balls(images, noise), images.shape[1:3]))[0]
     kept = ("image_dice", "image_dice_p5", "image_dice_min", "image_iou")
     sides = {"threshold": found["baselines"]["best global threshold"], "network": found["test"], "fit": fit}
     return {

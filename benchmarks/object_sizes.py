@@ -16,7 +16,7 @@ import numpy as np
 
 import data_synth
 from benchmarks import _common
-from lab import backend, prediction, results, scale
+from lab import backend, plots, prediction, scale
 
 NAME = "object_sizes"
 RADII = (4, 6, 8, 12, 16, 25, 35, 45, 60)
@@ -54,19 +54,19 @@ def measure(models, radius: float) -> dict:
 
 def plot(rows: list[dict], path: Path) -> None:
     """Mean Dice against radius: as it is, at the scale found, at the best one."""
-    figure = results.new_figure(6.4, 3.8)
+    figure = plots.new_figure(6.4, 3.8)
     axes = figure.subplots()
     radii = [row["radius"] for row in rows]
     axes.axvspan(*TRAINED_ON, color="0.93", label=f"trained on: {TRAINED_ON[0]} to {TRAINED_ON[1]} pixels")
     lines = {
-        "dice_of_best_scale": ("the best of the scales, by the truth", results.GREEN, ":"),
-        "dice": ("at the scale that predict.py finds", results.BLUE, "-"),
-        "dice_as_it_is": ("as it is, --scale 1", results.ORANGE, "--"),
+        "dice_of_best_scale": ("the best of the scales, by the truth", plots.GREEN, ":"),
+        "dice": ("at the scale that predict.py finds", plots.BLUE, "-"),
+        "dice_as_it_is": ("as it is, --scale 1", plots.ORANGE, "--"),
     }
     for key, (label, colour, style) in lines.items():
         axes.plot(radii, [row[key] for row in rows], style, marker=".", color=colour, label=label)
     axes.set(xscale="log", xlabel="radius of the objects, pixels", ylabel="mean Dice", ylim=(0, 1))
-    results.plain_ticks(axes.xaxis, radii)
+    plots.plain_ticks(axes.xaxis, radii)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)

@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks._common import ROOT, table, write
-from lab import backend, grey_values, pictures, prediction, results
+from lab import backend, grey_values, pictures, plots, prediction
 
 MASKS = ROOT / "benchmarks" / "photographs"
 TUNED_ON = ("coins", "cell", "cup")
@@ -184,14 +184,14 @@ def plot(panels: dict[str, dict], shown: tuple[str, ...], scores: dict, path: Pa
     """A row per photograph, as high as it is; a column for it and for each mask that is `shown`, with its Dice."""
     heights = [masks["photograph"].shape[0] / masks["photograph"].shape[1] for masks in panels.values()]
     heights = [min(height, 1.2) for height in heights]
-    figure = results.new_figure(8.6, 8.6 / (len(shown) + 1) * sum(heights) + 0.3 * len(panels))
+    figure = plots.new_figure(8.6, 8.6 / (len(shown) + 1) * sum(heights) + 0.3 * len(panels))
     grid = figure.subplots(len(panels), len(shown) + 1, squeeze=False, height_ratios=heights)
     for line, (name, masks) in zip(grid, panels.items(), strict=True):
         picture = masks["photograph"][..., None]
         image = grey_values.range_of(picture, grey_values.STRETCHED).prepare(picture)
         for axes, method in zip(line, ("photograph", *shown), strict=True):
             axes.axis("off")
-            axes.imshow(pictures.overlay(image, masks[method] if method in shown else np.zeros(picture.shape[:2])))
+            axes.imshow(plots.overlay(image, masks[method] if method in shown else np.zeros(picture.shape[:2])))
             title = {"photograph": name, "true mask": "true mask"}.get(method, method.removeprefix("U-Net, "))
             axes.set_title(f"{title}: {scores[name][method]:.3f}" if method in scores[name] else title, fontsize=9)
     figure.savefig(path, dpi=150)

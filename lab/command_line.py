@@ -3,7 +3,7 @@
     @command_line.script
     def main(argv=None):
         args = command_line.parse(parser, check, argv)
-        with command_line.output_folder(args.out_dir, reads=(args.images,)):
+        with output_files.output_folder(args.out_dir, reads=(args.images,)):
             ...
 
 A failure of a script is one sentence on the error stream and an exit code, never a traceback: 2 where nothing was done
@@ -16,16 +16,14 @@ import contextlib
 import functools
 import os
 import re
-import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lab import backend
-from lab.backend import LostProcess
-from lab.results import COMPLETE, PARTIAL, move_into_place
+from lab import processes
+from lab.processes import LostProcess
 from lab.signals import Stopped, signals_raise
 
 NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
@@ -56,7 +54,7 @@ def script(main: Callable) -> Callable:
         sentence, code = describe(failure)
         if sentence:
             print(f"{name}: {sentence}", file=sys.stderr, flush=True)
-        if backend.several_processes():  # who is stopped, or alone, must not wait for those that may hang
+        if processes.several_processes():  # who is stopped, or alone, must not wait for those that may hang
             sys.stdout.flush()
             os._exit(code)
         raise SystemExit(code) from None
@@ -266,62 +264,7 @@ def run_name(what: str, args: argparse.Namespace, recipes: dict[str, dict]) -> s
 # The output folder
 
 
-@contextlib.contextmanager
-def output_folder(path: Path, reads=()) -> Iterator[Path]:
-    """Create the folder that all files of a script go to, check it, and keep it from other scripts while it works.
-
-    Args:
-        path: the folder.
-        reads: folders and files that are read: none of them may lie directly in it.
-
-    Raises:
-        ValueError: if it cannot be written, has no room, holds the input, or another script works in it.
-    """
-    import filelock
-
-    read = {(p if p.is_dir() else p.parent).resolve() for p in reads if p is not None}
-    if path.resolve() in read:
-        raise ValueError(f"--out-dir {path} holds the input; name another folder: nothing is overwritten.")
-    new = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path / ".lock")
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise ValueError(f"another script is writing to {path}; wait for its end, or name another folder.") from None
-    except OSError as error:
-        raise ValueError(f"--out-dir {path} cannot be written ({error.strerror}): name another folder.") from None
-    try:
-        try:
-            _settle(path)
-            _try_to_write(path)
-        except OSError as error:
-            raise ValueError(f"--out-dir {path} cannot be written ({error.strerror}): name another folder.") from None
-        yield path
-    finally:
-        with contextlib.suppress(OSError):
-            (path / ".lock").unlink(missing_ok=True)
-        lock.release()
-        for folder in new:  # from the innermost: one that stayed empty goes
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
 
-def _try_to_write(folder: Path) -> None:
-    """Raise OSError where a file cannot be written, on a full disk too."""
-    probe = folder / f"{PARTIAL}{os.getpid()}"
-    try:
-        with open(probe, "wb") as file:
-            file.write(bytes(65536))
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        probe.unlink(missing_ok=True)
 
 
-def _settle(folder: Path) -> None:
-    """Finish what a killed process had written completely, and delete what it had not. The caller holds the lock."""
-    for left in sorted(folder.glob(f"{COMPLETE}*")):
-        move_into_place(left, folder)
-    for left in folder.glob(f"{PARTIAL}*"):
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)

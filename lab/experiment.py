@@ -16,7 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import backend, command_line, grey_values, model_file, results, tracking, training
+from lab import (
+    backend,
+    checkpoints,
+    command_line,
+    grey_values,
+    model_file,
+    output_files,
+    plots,
+    processes,
+    scoring,
+    tracking,
+    training,
+)
 from lab.source import Source
 
 FILES = (  # all that a training may leave in its folder
@@ -56,19 +68,19 @@ def run(
         evaluate: network, source, history -> what the test set says.
         fold: of `args.folds`, from 1 on; its files go to a folder of its own.
     """
-    process = backend.connect(args.distributed)
+    process = processes.connect(args.distributed)
     if process > 0:
         return follow(args, make_source, build)
     which = f", fold {fold} of {args.folds}" if fold else ""
     folder = args.out_dir / f"fold-{fold}" if fold else args.out_dir
-    with command_line.output_folder(folder, reads=(args.images, args.masks)) as out:
+    with output_files.output_folder(folder, reads=(args.images, args.masks)) as out:
         tracking.open_store(experiment, out)  # before Keras is imported: an unusable store is told in seconds
         source, model, precision = prepare(args, make_source, build)
         settings = command_line.training_settings(args, precision=precision, **source.settings)
-        checkpoint = training.Checkpoint(out, settings)
+        checkpoint = checkpoints.Checkpoint(out, settings)
         finished = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
-        if backend.from_first_process(b"finished" if finished else b""):
-            backend.leave()
+        if processes.from_first_process(b"finished" if finished else b""):
+            processes.leave()
             return finished["test"]
 
         network_name = f"{'3D ' if len(source.sides) == 3 else ''}U-Net"
@@ -111,7 +123,7 @@ def judge(history: dict, evaluation: Evaluation | None, failures: list[str]) -> 
     useless = evaluation.failure if evaluation else None
     if useless and not broken:
         print(f"\nWARNING: {useless}", file=sys.stderr)
-    behind = evaluation and results.describe_behind(evaluation.scores, evaluation.baselines)
+    behind = evaluation and scoring.describe_behind(evaluation.scores, evaluation.baselines)
     if behind:
         print(f"WARNING: {behind}", file=sys.stderr)
     if failures or broken:
@@ -124,17 +136,17 @@ def prepare(args: argparse.Namespace, make_source: Callable, build: Callable) ->
     source = make_source()
     precision = backend.precision_for(precision, source.sides)
     model = build(args, source)
-    backend.check_shares(source.num_training, args.batch_size, "training images")
-    backend.check_shares(len(source.validation[0]), backend.num_devices(), "validation images")
+    processes.check_shares(source.num_training, args.batch_size, "training images")
+    processes.check_shares(len(source.validation[0]), processes.num_devices(), "validation images")
     return source, model, precision
 
 
 def follow(args: argparse.Namespace, make_source: Callable, build: Callable) -> dict:
     """Take part in the training of process 0: the same steps on other rows, and nothing written."""
     source, model, _ = prepare(args, make_source, build)
-    if not backend.from_first_process(b""):
+    if not processes.from_first_process(b""):
         train(model, source, args)
-    backend.leave()
+    processes.leave()
     return {}
 
 
@@ -165,9 +177,9 @@ def write(out: Path, network, source: Source, history: dict, about: dict, evalua
     Returns:
         What the test set says, None where that failed; the folder of the files; a sentence for each failure.
     """
-    with results.written_aside(out, FILES) as aside:
-        failures = results.write_pieces(aside, {"model.keras": functools.partial(save_model, network, source)})
-        evaluation = results.attempt("the scores", lambda: evaluate(network, source, history), failures)
+    with output_files.written_aside(out, FILES) as aside:
+        failures = output_files.write_pieces(aside, {"model.keras": functools.partial(save_model, network, source)})
+        evaluation = output_files.attempt("the scores", lambda: evaluate(network, source, history), failures)
         if evaluation:
             about = {
                 **about,
@@ -179,11 +191,11 @@ def write(out: Path, network, source: Source, history: dict, about: dict, evalua
         pieces = {
             **source.files,
             **(evaluation.files if evaluation else {}),
-            "history.json": lambda path: results.write_json(path, history),
-            "curves.png": lambda path: results.plot_curves(history, path),
-            "scores.json": lambda path: results.write_json(path, {"last_epoch": last, **about}),
+            "history.json": lambda path: output_files.write_json(path, history),
+            "curves.png": lambda path: plots.plot_curves(history, path),
+            "scores.json": lambda path: output_files.write_json(path, {"last_epoch": last, **about}),
         }
-        failures += results.write_pieces(aside, pieces)
+        failures += output_files.write_pieces(aside, pieces)
     return evaluation, aside if aside.exists() else out, failures
 
 
@@ -227,8 +239,8 @@ def summarize_folds(scores: list[dict], folder: Path) -> dict[str, float]:
     """Mean of the test scores over the folds; folds, mean and standard deviation go to folds.json, and are shown."""
     mean = {name: float(np.mean([fold[name] for fold in scores])) for name in scores[0]}
     spread = {name: float(np.std([fold[name] for fold in scores], ddof=1)) for name in scores[0]}
-    with results.written_aside(folder) as aside:
-        results.write_json(aside / "folds.json", {"folds": scores, "mean": mean, "standard_deviation": spread})
+    with output_files.written_aside(folder) as aside:
+        output_files.write_json(aside / "folds.json", {"folds": scores, "mean": mean, "standard_deviation": spread})
     rows = {f"fold {i}": fold for i, fold in enumerate(scores, 1)}
-    print("\n" + results.format_table({**rows, "mean": mean, "standard deviation": spread}))
+    print("\n" + scoring.format_table({**rows, "mean": mean, "standard deviation": spread}))
     return mean

@@ -1,6 +1,6 @@
 """Pictures and masks from disk: reading, folders to train on, pages to look at.
 
-    from lab import pictures
+    from lab import pictures, plots
     image = pictures.read_picture("coins.png")                            # (H, W, 1) or, in colour, (H, W, 3)
     samples = pictures.read_folder(Path("pictures"), Path("masks"))
 
@@ -10,7 +10,6 @@ What a network sees of the grey values is defined in `lab/grey_values.py`.
 import hashlib
 import math
 import stat
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -247,46 +246,5 @@ def _sides(image):
 # Pages to look at
 
 
-def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
-    """A page to check one's own data on: examples as the network sees them, the mask outlined, with the figures."""
-    from matplotlib.figure import Figure
-
-    samples = sorted(samples, key=lambda sample: sample.name)
-    shares = np.array([sample.mask.mean() for sample in samples])
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int))
-    columns = min(5, len(chosen))
-    lines = math.ceil(len(chosen) / columns)
-    figure = Figure(figsize=(2.4 * max(3, columns), 2.7 * lines + 0.9), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, i in zip(grid, chosen, strict=False):
-        sample = samples[i]
-        axes.imshow(overlay(sample.prepare(sample.image), sample.mask))
-        what = f"{shares[i]:.1%} foreground" if shares[i] else "EMPTY MASK"
-        title = f"{readable(sample.name)[-34:]}\n{_sides(sample.image)} px, {what}"
-        axes.set_title(title, fontsize=8, parse_math=False)  # names may hold $
-    sides = np.array([sample.mask.shape for sample in samples])
-    colours = "colour" if samples[0].image.shape[-1] == 3 else "grey"
-    figure.suptitle(
-        f"{len(samples)} pictures in {colours}, width {sides[:, 1].min()} to {sides[:, 1].max()} px, "
-        f"height {sides[:, 0].min()} to {sides[:, 0].max()} px\nforeground {shares.min():.1%} to {shares.max():.1%}, "
-        f"empty masks: {np.count_nonzero(shares == 0)}, full masks: {np.count_nonzero(shares == 1)}",
-        fontsize=10,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters that the font does not have
-        figure.savefig(path, dpi=130)
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, shown: grey_values.GreyRange | None = None) -> np.ndarray:
-    """The prepared image (H, W, C) with the mask tinted and outlined: (H, W, 3), uint8. Orange on grey, else green."""
-    from scipy.ndimage import binary_erosion
-
-    image, mask = (shown or grey_values.shown_range(image)).prepare(image), mask.astype(bool)
-    grey = image.shape[-1] == 1
-    colors = np.repeat(image * 255, 3, axis=2) if grey else image * np.float32(255)
-    line = np.array([230, 159, 0] if grey else [50, 255, 50], np.float32)
-    colors[mask] += 0.25 * (line - colors[mask])
-    colors[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = line
-    return colors.astype(np.uint8)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import grey_values, pictures, results
+from lab import grey_values, pictures, plots
 
-TRUE, FOUND = results.GREEN, results.VERMILION  # contours; errors have the colours of `results.ERRORS`
+TRUE, FOUND = plots.GREEN, plots.VERMILION  # contours; errors have the colours of `plots.ERRORS`
 
 
 def three_views(mask: np.ndarray, spacing: tuple | None = None) -> dict[str, tuple]:
@@ -40,7 +40,7 @@ def plot_volumes(rows: list[tuple], path: Path) -> None:
 
     `found` is the predicted mask (D, H, W), bool, or None where there is nothing but a truth.
     """
-    figure = results.new_figure(8.6, 2.75 * len(rows) + 0.6)
+    figure = plots.new_figure(8.6, 2.75 * len(rows) + 0.6)
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for line, (title, sample, found) in zip(grid, rows, strict=True):
         seen = sample.mask if found is None else sample.mask | found
@@ -80,8 +80,8 @@ def _errors(true, found):
     from matplotlib.colors import to_rgba
 
     colours = np.zeros((*true.shape, 4))
-    colours[found & ~true] = to_rgba(results.ERRORS["false positive"], 0.6)
-    colours[true & ~found] = to_rgba(results.ERRORS["false negative"], 0.6)
+    colours[found & ~true] = to_rgba(plots.ERRORS["false positive"], 0.6)
+    colours[true & ~found] = to_rgba(plots.ERRORS["false negative"], 0.6)
     return colours
 
 
@@ -98,7 +98,7 @@ def _legend(figure, predicted):
     if predicted:
         handles.append(Line2D([], [], color=FOUND, label="predicted contour"))
         for name in ("false positive", "false negative"):
-            handles.append(Patch(facecolor=results.ERRORS[name], alpha=0.6, label=name))
+            handles.append(Patch(facecolor=plots.ERRORS[name], alpha=0.6, label=name))
     figure.legend(handles=handles, loc="outside lower right", ncols=4, fontsize=8, frameon=False)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lab import ball_fit, model_file, prediction, results, surfaces, volumes
+from lab import ball_fit, model_file, prediction, scoring, surfaces, volumes
 
 SIGMAS = (1.0, 1.5, 2.0, 3.0)  # of the Gaussian filter before a threshold, in voxels
 COLUMNS = {  # of the table of scores: key and title
@@ -47,14 +47,14 @@ def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, lis
     """
     rows, known = [], all(sample.spacing for sample in samples)
     for sample, probs in zip(samples, found, strict=True):
-        _, (row,) = results.score(*(a[None, ..., None].astype(np.float32) for a in (sample.mask, probs)))
+        _, (row,) = scoring.score(*(a[None, ..., None].astype(np.float32) for a in (sample.mask, probs)))
         spacing = sample.spacing if known else 1.0
         distances = surfaces.surface_distances(sample.mask, probs >= 0.5, spacing) or (None, None)
         own = {"volume": sample.name} | {name: value for name, value in row.items() if name != "image"}
         rows.append(own | dict(zip(("surface", "hausdorff95"), distances, strict=True)))
     scores = {}
     for name in ("image_dice", "image_iou"):
-        scores |= results.summary([row[name] for row in rows], name)
+        scores |= scoring.summary([row[name] for row in rows], name)
     for name in ("surface", "hausdorff95"):
         defined = [row[name] for row in rows if row[name] is not None]
         scores |= {name: float(np.mean(defined))} if defined else {}
@@ -76,11 +76,11 @@ def baselines(
         return gaussian_filter(volumes, sigma, axes=(-4, -3, -2)) if sigma else volumes
 
     def best(images, masks):
-        return results.best_threshold(images, masks, results.object_levels(images, masks) if raw else None)
+        return scoring.best_threshold(images, masks, scoring.object_levels(images, masks) if raw else None)
 
     def above(samples, threshold, sigma=0.0):
         for sample in samples:
-            yield results.above(smooth(sample.prepare(sample.image[:]), sigma), *threshold)[..., 0]
+            yield scoring.above(smooth(sample.prepare(sample.image[:]), sigma), *threshold)[..., 0]
 
     def fit(sample):
         (ball,) = ball_fit.fit_balls(sample.image[None], **sphere)

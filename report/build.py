@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import _common
 from lab import backend, command_line
-from lab.results import written_aside
+from lab.output_files import written_aside
 from report import experiments, records
 
 HERE = Path(__file__).resolve().parent

@@ -27,7 +27,15 @@ import unet_segmentation as unet
 from benchmarks import _common, ablation, time_to_score
 from benchmarks import scores as runs_of_scores
 from benchmarks.intervals import over_seeds, paired, wilson
-from lab import backend, command_line, experiment, results, tracking, training
+from lab import (
+    backend,
+    command_line,
+    experiment,
+    plots,
+    scoring,
+    tracking,
+    training,
+)
 from lab.costs import layer_costs
 from lab.memory import training_memory
 from lab.surfaces import surface_dice, surface_distances
@@ -59,7 +67,7 @@ def trained(name: str, seed: int, flags: str, skips: bool | str = True):
         history = experiment.train(model, source, args, on_epoch_end=run.metrics)
         seconds = time.perf_counter() - started
         probs = training.predict(model, images)
-        scores, _ = results.score(masks, probs)
+        scores, _ = scoring.score(masks, probs)
         run.metrics({f"test_{key}": value for key, value in scores.items()})
     return masks, probs, history, scores, seconds, model
 
@@ -139,7 +147,7 @@ def predictions() -> dict:
         images, masks = unet.make_circles(args, args.test_images, unet.TEST)
         probs = training.predict(keras.models.load_model(Path(folder) / "model.keras"), images)
     dice = np.asarray(metrics.dice_coeff(masks, (probs >= 0.5).astype("float32"), axis=(1, 2, 3)))
-    chosen = [(kind, int(i)) for kind, i in results.choose_examples(dice)]
+    chosen = [(kind, int(i)) for kind, i in plots.choose_examples(dice)]
     shown = [{"kind": k, "image": i, "dice": float(dice[i]), "probs": pack(probs[i, ..., 0])} for k, i in chosen]
     return {"num_images": len(images), "shown": shown}
 
@@ -340,7 +348,7 @@ def imbalance(share: str, loss: str, seed: int) -> dict:
         "accuracy": float(((probs >= 0.5) == masks).mean()),
         "background_accuracy": float(1 - masks.mean()),
         "foreground": float(masks.mean()),
-        "collapsed": int(results.describe_failure(history, masks, probs) is not None),
+        "collapsed": int(scoring.describe_failure(history, masks, probs) is not None),
         **calibration(masks, probs),
         "reliability": reliability(masks, probs),
         "seconds": seconds,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import backend
+from lab import backend, processes
 
 ROOT = Path(backend.__file__).parent.parent
 
@@ -63,9 +63,9 @@ def test_cores_and_processor_are_named():
 
 @pytest.mark.parametrize(("num", "batch", "equal"), [(14, 4, True), (16, 4, True), (13, 4, False), (15, 3, False)])
 def test_unequal_shares_of_a_batch_are_refused(monkeypatch, num, batch, equal):
-    monkeypatch.setattr(backend, "num_devices", lambda: 2)
+    monkeypatch.setattr(processes, "num_devices", lambda: 2)
     with contextlib.nullcontext() if equal else pytest.raises(ValueError, match="shared equally by 2 devices"):
-        backend.check_shares(num, batch, "images")
+        processes.check_shares(num, batch, "images")
 
 
 def git(folder, *arguments):

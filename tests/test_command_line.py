@@ -55,7 +55,7 @@ def test_a_script_shows_no_traceback(capsys):
 
 WORK = """
 import sys, time
-from lab import command_line
+from lab import command_line, output_files
 
 class Drops:  # an exception inside its destructor is dropped by Python
     def __del__(self):
@@ -114,7 +114,7 @@ def test_a_signal_ends_a_script_with_its_code_and_sentence_wherever_it_strikes(c
 
 
 CHATTER = """
-from lab import command_line
+from lab import command_line, output_files
 
 @command_line.script
 def main(argv=None):

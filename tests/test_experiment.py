@@ -43,5 +43,5 @@ def test_who_takes_part_trains_only_if_the_first_process_does(monkeypatch):
     monkeypatch.setattr(experiment, "prepare", lambda args, make_source, build: ("source", "model", "float32"))
     monkeypatch.setattr(experiment, "train", lambda *arguments: trained.append(arguments))
     for finished in (b"", b"finished"):
-        monkeypatch.setattr(experiment.backend, "from_first_process", lambda data, finished=finished: finished)
+        monkeypatch.setattr(experiment.processes, "from_first_process", lambda data, finished=finished: finished)
         assert experiment.follow("args", None, None) == {} and trained == [("model", "source", "args")]

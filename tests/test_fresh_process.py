@@ -60,7 +60,7 @@ def test_a_killed_process_is_told():
 
 SCRIPT = """
 import sys, time
-from lab import command_line
+from lab import command_line, output_files
 from lab.fresh_process import FreshProcess
 
 def work(go_ahead):

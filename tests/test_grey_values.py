@@ -10,7 +10,7 @@ from PIL import Image
 import data_synth
 import unet_segmentation
 import volume_segmentation
-from lab import grey_values, patches, prediction, results
+from lab import grey_values, patches, prediction, scoring
 from lab.grey_values import GreyRange
 from lab.sample import Sample
 
@@ -251,9 +251,9 @@ def test_a_small_object_is_told_from_clutter_that_is_less_bright(look):
     _, parts, _ = settle([(look(image), mask) for image, mask in images])
     masks = np.stack([mask[..., None] for _, mask in images]).astype(np.float32)
     seen = np.stack([each.prepare(each.image) for each in parts["training"]])
-    assert results.best_threshold(seen, masks, results.object_levels(seen, masks))[1] > 0.99
+    assert scoring.best_threshold(seen, masks, scoring.object_levels(seen, masks))[1] > 0.99
     clipped = np.clip(seen, 0, 1)
-    assert results.best_threshold(clipped, masks, results.object_levels(clipped, masks))[1] < 0.2
+    assert scoring.best_threshold(clipped, masks, scoring.object_levels(clipped, masks))[1] < 0.2
 
 
 SHORT = "--size 64 --filters 8 --epochs 14 --train-images 96 --precision float32"
@@ -319,11 +319,11 @@ def test_another_exposure_is_said_where_the_folder_has_one_range():
 
 def test_a_network_behind_a_baseline_is_said():
     rows = {"all background": {"image_dice": 0.1}, "best threshold": {"image_dice": 0.5}}
-    said = results.describe_behind({"image_dice": 0.3}, rows)
+    said = scoring.describe_behind({"image_dice": 0.3}, rows)
     assert "(Dice 0.3000) is behind 'best threshold' (0.5000)" in said
-    assert results.describe_behind({"image_dice": 0.49}, rows) is None
+    assert scoring.describe_behind({"image_dice": 0.49}, rows) is None
     told = {"likeliest sphere": {"image_dice": 0.99}, **rows}  # knows the shape
-    assert results.describe_behind({"image_dice": 0.5}, told) is None
+    assert scoring.describe_behind({"image_dice": 0.5}, told) is None
 
 
 def test_what_lies_beyond_the_range_is_drawn_too():

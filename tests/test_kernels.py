@@ -25,7 +25,7 @@ AS_WITH_AVX2_ALONE = {
 # Every way in which the lab calls a network without training it. Each has first sides of its own, listed below.
 EVERY_PREDICTION = """
 import numpy as np
-from lab import backend, model_file, prediction, training
+from lab import backend, checkpoints, model_file, prediction, processes, training
 
 backend.import_keras()
 import unet_segmentation

@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lab import grey_values, patches, pictures
+from lab import grey_values, patches, pictures, plots
 
 GREY = np.arange(0, 240, 20, dtype=np.uint8).reshape(3, 4)
 
@@ -220,7 +220,7 @@ def test_a_folder_in_colour_gives_three_channels_and_a_mixed_one_grey(folders, t
     assert {sample.image.shape[-1] for sample in samples} == {len(sample.grey_range.low) for sample in samples} == {3}
     images, shown = patches.random_patches(samples, 4, 16, 0, patches.vary)
     assert images.shape == (4, 16, 16, 3) and shown.shape == (4, 16, 16, 1)
-    pictures.plot_dataset(samples, tmp_path / "dataset.png")
+    plots.plot_dataset(samples, tmp_path / "dataset.png")
     assert not capsys.readouterr().out
 
     save(folder / "2.png", np.asarray(Image.open(folder / "2.png").convert("L")))
@@ -268,7 +268,7 @@ def test_files_that_the_system_hides_are_no_pictures(folders):
 def test_the_page_of_the_data_set_is_drawn_whatever_the_names(name, folders, tmp_path, capfd):
     samples = pictures.read_folder(*folders)
     samples = [dataclasses.replace(sample, name=name + sample.name) for sample in samples]
-    pictures.plot_dataset(samples, tmp_path / "dataset.png")
+    plots.plot_dataset(samples, tmp_path / "dataset.png")
     assert pictures.read_picture(tmp_path / "dataset.png").std() > 10
     assert not capfd.readouterr().err
 
@@ -277,5 +277,5 @@ def test_an_overlay_outlines_the_mask():
     mask = np.zeros((20, 20), bool)
     mask[5:15, 5:15] = True
     for channels, line in ((1, [230, 159, 0]), (3, [50, 255, 50])):
-        shown = pictures.overlay(np.full((20, 20, channels), 0.5, np.float32), mask)
+        shown = plots.overlay(np.full((20, 20, channels), 0.5, np.float32), mask)
         assert (shown[~mask] == 127).all() and (shown[5, 5:15] == line).all() and (shown[8, 8] != line).all()

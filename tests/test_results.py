@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab import results
+from lab import output_files, plots, scoring
 
 
 def names(folder):
@@ -22,7 +22,7 @@ def names(folder):
 def test_a_set_takes_the_place_of_the_former_one_as_a_whole(tmp_path):
     for name in ("scores.json", "split.json", "notes.txt"):
         (tmp_path / name).write_text("old")
-    with results.written_aside(tmp_path, ("scores.json", "split.json")) as aside:
+    with output_files.written_aside(tmp_path, ("scores.json", "split.json")) as aside:
         (aside / "scores.json").write_text("new")
         assert (tmp_path / "scores.json").read_text() == "old"
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"scores.json": "new", "notes.txt": "old"}
@@ -31,18 +31,18 @@ def test_a_set_takes_the_place_of_the_former_one_as_a_whole(tmp_path):
 @pytest.mark.parametrize("folder", ["out", "sub/../out"])
 def test_a_set_reaches_a_folder_that_is_named_from_where_one_is(tmp_path, monkeypatch, folder):
     """Also where `mkdtemp` answers with an absolute path, as it does from Python 3.12 on."""
-    make = results.tempfile.mkdtemp
-    monkeypatch.setattr(results.tempfile, "mkdtemp", lambda **options: os.path.abspath(make(**options)))
+    make = output_files.tempfile.mkdtemp
+    monkeypatch.setattr(output_files.tempfile, "mkdtemp", lambda **options: os.path.abspath(make(**options)))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
-    with results.written_aside(Path(folder), ("scores.json",)) as aside:
+    with output_files.written_aside(Path(folder), ("scores.json",)) as aside:
         (aside / "scores.json").write_text("new")
     assert names(tmp_path / "out") == ["scores.json"]
 
 
 def test_an_interruption_leaves_the_former_set_and_nothing_else(tmp_path):
     (tmp_path / "scores.json").write_text("old")
-    with pytest.raises(KeyboardInterrupt), results.written_aside(tmp_path, ("scores.json",)) as aside:
+    with pytest.raises(KeyboardInterrupt), output_files.written_aside(tmp_path, ("scores.json",)) as aside:
         (aside / "scores.json").write_text("half")
         raise KeyboardInterrupt
     assert names(tmp_path) == ["scores.json"] and (tmp_path / "scores.json").read_text() == "old"
@@ -53,7 +53,7 @@ def test_a_kill_while_a_set_moves_never_mixes_two_sets_and_the_next_call_finishe
     old, new = ("a", "b", "c"), ("a", "b")
     for name in old:
         (tmp_path / name).write_text("old")
-    complete = tmp_path / f"{results.COMPLETE}1"
+    complete = tmp_path / f"{output_files.COMPLETE}1"
     complete.mkdir()
     (complete / ".names").write_text(json.dumps(old))
     for name in new:
@@ -69,24 +69,24 @@ def test_a_kill_while_a_set_moves_never_mixes_two_sets_and_the_next_call_finishe
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(results.os, "replace", counted(results.os.replace))
-        patch.setattr(results.Path, "unlink", counted(results.Path.unlink))
+        patch.setattr(output_files.os, "replace", counted(output_files.os.replace))
+        patch.setattr(output_files.Path, "unlink", counted(output_files.Path.unlink))
         with pytest.raises(KeyboardInterrupt):
-            results.move_into_place(complete, tmp_path)
+            output_files.move_into_place(complete, tmp_path)
     assert len({(tmp_path / name).read_text() for name in old if (tmp_path / name).exists()}) <= 1
-    results.move_into_place(complete, tmp_path)
+    output_files.move_into_place(complete, tmp_path)
     assert {name: (tmp_path / name).read_text() for name in names(tmp_path)} == {"a": "new", "b": "new"}
 
 
 def test_results_go_to_a_named_second_place_where_the_folder_is_gone_for_good(tmp_path, capsys):
     (tmp_path / "out").write_text("a file now")
-    with results.written_aside(tmp_path / "out") as aside:
+    with output_files.written_aside(tmp_path / "out") as aside:
         (aside / "scores.json").write_text("new")
     assert (aside / "scores.json").read_text() == "new" and str(aside) in capsys.readouterr().err
 
 
 def test_a_folder_that_was_removed_meanwhile_is_made_again(tmp_path):
-    with results.written_aside(tmp_path / "removed") as aside:
+    with output_files.written_aside(tmp_path / "removed") as aside:
         (aside / "scores.json").touch()
     assert names(tmp_path / "removed") == ["scores.json"]
 
@@ -96,13 +96,13 @@ def test_a_piece_that_fails_costs_itself_alone_and_leaves_no_half(tmp_path):
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    failures = results.write_pieces(tmp_path, {"a": half, "b": lambda path: path.write_text("whole")})
+    failures = output_files.write_pieces(tmp_path, {"a": half, "b": lambda path: path.write_text("whole")})
     assert names(tmp_path) == ["b"]
     assert failures == ["a could not be written ([Errno 28] No space left on device)."]
 
 
 def test_json_holds_null_for_what_it_has_no_number_for(tmp_path):
-    results.write_json(tmp_path / "a.json", {"loss": [np.float32(1), math.nan, math.inf], "folder": tmp_path})
+    output_files.write_json(tmp_path / "a.json", {"loss": [np.float32(1), math.nan, math.inf], "folder": tmp_path})
     assert json.loads((tmp_path / "a.json").read_text()) == {"loss": [1, None, None], "folder": str(tmp_path)}
 
 
@@ -116,7 +116,7 @@ def test_scores_are_those_of_scikit_learn_image_by_image(ndim):
     rng = np.random.default_rng(0)
     masks = (rng.random((7, *[16, 12, 8][:ndim], 1)) < 0.3).astype("float32")
     probs = rng.random(masks.shape).astype("float32")
-    scores, rows = results.score(masks, probs)
+    scores, rows = scoring.score(masks, probs)
     pairs = [(m.ravel(), p.ravel() >= 0.5) for m, p in zip(masks, probs, strict=True)]
     dice, iou = ([f(*pair) for pair in pairs] for f in (f1_score, jaccard_score))
     np.testing.assert_allclose([row["image_dice"] for row in rows], dice, atol=1e-5)
@@ -128,7 +128,7 @@ def test_scores_are_those_of_scikit_learn_image_by_image(ndim):
 
 def test_probabilities_that_are_no_numbers_count_as_nothing_found():
     masks = np.ones((1, 4, 4, 1), "float32")
-    scores, _ = results.score(masks, np.full_like(masks, np.nan))
+    scores, _ = scoring.score(masks, np.full_like(masks, np.nan))
     assert scores["image_dice"] == pytest.approx(0, abs=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_probabilities_that_are_no_numbers_count_as_nothing_found():
 )
 def test_arrays_that_cannot_be_scored_are_refused(masks, probs, words):
     with pytest.raises(ValueError, match=words):
-        results.score(masks, probs)
+        scoring.score(masks, probs)
 
 
 @pytest.mark.parametrize("brighter", [True, False])
@@ -150,7 +150,7 @@ def test_the_threshold_finds_bright_and_dark_objects_alike(brighter):
     masks = np.zeros((3, 8, 8, 1), "float32")
     masks[:, 2:5, 3:6] = 1
     images = np.where(masks == brighter, 0.7, 0.2).astype("float32")
-    found = results.baselines((images, masks), (images, masks))["best global threshold"]
+    found = scoring.baselines((images, masks), (images, masks))["best global threshold"]
     assert found["brighter"] == brighter and found["image_dice"] == pytest.approx(1)
     assert 0.2 <= found["threshold"] <= 0.7
 
@@ -162,8 +162,8 @@ def test_the_threshold_is_the_best_of_all_that_are_tried_one_by_one(channels):
     images = (rng.integers(0, 101, (4, 12, 9, channels)) / 100).astype("float32")
     masks = (images.mean(axis=-1, keepdims=True) + rng.normal(0, 0.2, (4, 12, 9, 1)) > 0.6).astype("float32")
     sides = [(i / 100, brighter) for brighter in (True, False) for i in range(101)]
-    dice = {side: results.score(masks, results.above(images, *side))[0]["image_dice"] for side in sides}
-    side, value = results.best_threshold(images, masks)
+    dice = {side: scoring.score(masks, scoring.above(images, *side))[0]["image_dice"] for side in sides}
+    side, value = scoring.best_threshold(images, masks)
     assert side == max(dice, key=dice.get) and value == pytest.approx(max(dice.values()), abs=1e-6)
 
 
@@ -174,8 +174,8 @@ def test_the_threshold_is_the_best_of_all_that_are_tried_one_by_one(channels):
 def test_a_training_that_ended_in_nothing_is_said_in_words(loss, probs, words):
     masks = np.zeros((2, 8, 8, 1))
     masks[:, 2:4] = 1
-    assert words in results.describe_failure({"loss": [loss]}, masks, np.full_like(masks, probs))
-    assert results.describe_failure({"loss": [0.1]}, masks, masks) is None
+    assert words in scoring.describe_failure({"loss": [loss]}, masks, np.full_like(masks, probs))
+    assert scoring.describe_failure({"loss": [0.1]}, masks, masks) is None
 
 
 # Pictures
@@ -189,7 +189,7 @@ def history(**values):
 @pytest.mark.parametrize("loss", [[0.7, 0.1], [math.nan, math.nan], [0.0, 0.0], [1e30, math.inf]])
 def test_curves_are_drawn_whatever_the_numbers(tmp_path, loss):
     scores = {"val_image_dice": loss, "val_dice_coeff": loss, "image_dice": loss, "dice_coeff": loss}
-    results.plot_curves(history(loss=loss, val_loss=loss, **scores), tmp_path / "curves.png")
+    plots.plot_curves(history(loss=loss, val_loss=loss, **scores), tmp_path / "curves.png")
     assert np.asarray(Image.open(tmp_path / "curves.png")).std() > 10
 
 
@@ -198,7 +198,7 @@ def test_curves_are_drawn_whatever_the_numbers(tmp_path, loss):
 def test_predictions_are_drawn_for_few_images_and_many_grey_and_colour(tmp_path, num, channels):
     rng = np.random.default_rng(0)
     masks = (rng.random((num, 12, 20, 1)) < 0.3).astype("float32")
-    results.plot_predictions(
+    plots.plot_predictions(
         rng.random((num, 12, 20, channels)), masks, rng.random(masks.shape), rng.random(num), tmp_path / "a.png"
     )
     assert np.asarray(Image.open(tmp_path / "a.png")).std() > 10
@@ -206,9 +206,9 @@ def test_predictions_are_drawn_for_few_images_and_many_grey_and_colour(tmp_path,
 
 def test_examples_are_two_typical_results_and_the_two_worst():
     dice = np.linspace(0, 1, 21)[::-1]
-    assert results.choose_examples(dice) == [("typical", 7), ("typical", 13), ("worst", 20), ("worst", 19)]
+    assert plots.choose_examples(dice) == [("typical", 7), ("typical", 13), ("worst", 20), ("worst", 19)]
 
 
 def test_a_name_that_is_no_utf_8_is_kept_byte_by_byte(tmp_path):
-    results.write_table([{"volume": os.fsdecode(b"t\xe9te.nii"), "dice": 1}], tmp_path / "a.csv")
+    output_files.write_table([{"volume": os.fsdecode(b"t\xe9te.nii"), "dice": 1}], tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_bytes() == b"volume,dice\r\nt\xe9te.nii,1\r\n"

@@ -9,7 +9,7 @@ import pytest
 
 import data_synth
 import unet_segmentation as unet
-from lab import training
+from lab import checkpoints, training
 
 SETTINGS = {"seed": 0, "filters": 2}
 
@@ -53,7 +53,7 @@ def undisturbed():
 def stop(folder, num_epochs, optimizer="muon"):
     """Train and stop in the epoch after `num_epochs`."""
 
-    class Stop(training.Checkpoint):
+    class Stop(checkpoints.Checkpoint):
         def save(self, model, history, timestamps):
             super().save(model, history, timestamps)
             if history["epoch"][-1] == num_epochs:
@@ -66,7 +66,7 @@ def stop(folder, num_epochs, optimizer="muon"):
 @pytest.mark.parametrize("num_epochs", [1, 3])
 def test_a_stopped_training_goes_on_to_the_same_bits(undisturbed, tmp_path, num_epochs):
     stop(tmp_path, num_epochs)
-    checkpoint = training.Checkpoint(tmp_path, SETTINGS)
+    checkpoint = checkpoints.Checkpoint(tmp_path, SETTINGS)
     assert checkpoint.begin(resume=True, overwrite=False, scores=tmp_path / "scores.json") is None
     keras.utils.set_random_seed(99)  # nothing may depend on where the process's random numbers stand
     model, reported = compiled(), []
@@ -80,7 +80,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(undisturbed, tmp_path, num_
 
 def test_a_finished_training_is_not_trained_again(undisturbed, tmp_path):
     stop(tmp_path, 4)
-    checkpoint = training.Checkpoint(tmp_path, SETTINGS)
+    checkpoint = checkpoints.Checkpoint(tmp_path, SETTINGS)
     assert checkpoint.find() == 4
     model = compiled()
 
@@ -93,11 +93,11 @@ def test_a_finished_training_is_not_trained_again(undisturbed, tmp_path):
 
 def test_the_newest_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, capsys):
     stop(tmp_path, 3)
-    newest, before = training.Checkpoint(tmp_path, SETTINGS).files()
+    newest, before = checkpoints.Checkpoint(tmp_path, SETTINGS).files()
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1  # a single bit
     newest.write_bytes(content)
-    checkpoint = training.Checkpoint(tmp_path, SETTINGS)
+    checkpoint = checkpoints.Checkpoint(tmp_path, SETTINGS)
     assert checkpoint.find() == 2 and f"{newest} is damaged" in capsys.readouterr().err
     before.write_bytes(before.read_bytes()[:1000])
     assert checkpoint.find() == 0
@@ -107,12 +107,12 @@ def test_the_newest_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tm
 def test_other_settings_are_named_and_refused(tmp_path):
     stop(tmp_path, 1)
     with pytest.raises(ValueError, match="filters was 2, is 4.*--overwrite"):
-        training.Checkpoint(tmp_path, {**SETTINGS, "filters": 4}).find()
+        checkpoints.Checkpoint(tmp_path, {**SETTINGS, "filters": 4}).find()
 
 
 def test_a_run_never_goes_on_or_deletes_by_itself(tmp_path):
     stop(tmp_path, 1)
-    checkpoint, scores = training.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
+    checkpoint, scores = checkpoints.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
     with pytest.raises(ValueError, match="--resume.*--overwrite"):
         checkpoint.begin(False, False, scores)
     checkpoint.begin(False, True, scores)
@@ -120,12 +120,12 @@ def test_a_run_never_goes_on_or_deletes_by_itself(tmp_path):
 
 
 def test_a_finished_run_is_told_from_an_unfinished_one(tmp_path, capsys):
-    checkpoint, scores = training.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
+    checkpoint, scores = checkpoints.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
     assert checkpoint.begin(True, False, scores) is None and "begins anew" in capsys.readouterr().out
     scores.write_text(json.dumps({"settings": checkpoint.settings, "test": 1}))
     assert checkpoint.begin(True, False, scores)["test"] == 1
     with pytest.raises(ValueError, match="seed was 0, is 1"):
-        training.Checkpoint(tmp_path, {**SETTINGS, "seed": 1}).begin(True, False, scores)
+        checkpoints.Checkpoint(tmp_path, {**SETTINGS, "seed": 1}).begin(True, False, scores)
 
 
 @pytest.mark.parametrize("results, words", [
@@ -133,22 +133,22 @@ def test_a_finished_run_is_told_from_an_unfinished_one(tmp_path, capsys):
     ({"test": 1, "last_epoch": {"loss": None}, "failure": "The loss became NaN."}, "has ended: The loss became NaN. R"),
 ])  # fmt: skip
 def test_a_run_that_failed_is_not_called_finished(results, words, tmp_path):
-    checkpoint, scores = training.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
+    checkpoint, scores = checkpoints.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
     scores.write_text(json.dumps({"settings": checkpoint.settings, **results}))
     with pytest.raises(ValueError, match=words):
         checkpoint.begin(True, False, scores)
 
 
 def test_the_settings_of_then_are_those_of_the_newest_checkpoint_or_of_the_scores(tmp_path):
-    assert training.settings_of_then(tmp_path) == {}
+    assert checkpoints.settings_of_then(tmp_path) == {}
     (tmp_path / "scores.json").write_text(json.dumps({"settings": {"seed": 7}}))
-    assert training.settings_of_then(tmp_path) == {"seed": 7}
+    assert checkpoints.settings_of_then(tmp_path) == {"seed": 7}
     stop(tmp_path, 1)
-    assert training.settings_of_then(tmp_path) == {name: str(value) for name, value in SETTINGS.items()}
+    assert checkpoints.settings_of_then(tmp_path) == {name: str(value) for name, value in SETTINGS.items()}
 
 
 def test_a_checkpoint_that_cannot_be_written_is_said_once_and_costs_nothing_else(undisturbed, tmp_path, capsys):
-    checkpoint = training.Checkpoint(tmp_path / "gone", SETTINGS)
+    checkpoint = checkpoints.Checkpoint(tmp_path / "gone", SETTINGS)
     assert fit(compiled(), checkpoint) == undisturbed[0]
     assert capsys.readouterr().err.count("no checkpoint could be written") == 1
 

@@ -364,7 +364,7 @@ def test_a_plot_that_fails_costs_the_plot_alone(store, monkeypatch, capsys):
     def fail(*arguments):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(unet.results, "plot_predictions", fail)
+    monkeypatch.setattr(unet.plots, "plot_predictions", fail)
     with pytest.raises(SystemExit) as stop:
         unet.main([*SMALL, *["--epochs", "1", "--train-images", "4", "--precision", "float32", "--out-dir", "out"]])
     assert stop.value.code == 1 and "predictions.png could not be written (no font)." in capsys.readouterr().err

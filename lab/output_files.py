@@ -1,0 +1,181 @@
+"""Files that a script leaves: written aside, moved together, in a folder that no other script works in.
+
+    with output_folder(path) as folder, written_aside(folder, NAMES) as aside:
+        failures = write_pieces(aside, {"scores.json": lambda path: write_json(path, scores), ...})
+
+A set of files is one thing: it takes the place of the former set as a whole.
+"""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+PARTIAL, COMPLETE = ".partial-", ".complete-"  # folders of results that are being written, or moved into place
+
+
+@contextlib.contextmanager
+def written_aside(folder: Path, names=()) -> Iterator[Path]:
+    """Yield a folder to write a set of files in; when the block ends well, they move into `folder` together.
+
+    `names` are all the files that such a set may have: of a former set nothing stays. Where `folder` has gone or cannot
+    be written any more, the files stay in a folder of the system's for temporary files, which is named in a line.
+    """
+    beside = True
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{os.getpid()}-", dir=folder))
+    except OSError as error:
+        aside, beside = Path(tempfile.mkdtemp(prefix="results-")), False
+        print(f"warning: {folder} cannot be written ({error.strerror}); the results go to {aside}.", file=sys.stderr)
+    try:
+        yield aside
+        if beside:
+            for file in aside.iterdir():
+                _flush(file)
+            (aside / ".names").write_text(json.dumps(list(names)))
+            complete = aside.rename(folder / aside.name.replace(PARTIAL, COMPLETE))  # from here on it is kept
+            move_into_place(complete, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def move_into_place(complete: Path, folder: Path) -> None:
+    """Replace the set of files in `folder` by those in `complete`; what a kill interrupts, the next call finishes."""
+    names = complete / ".names"
+    if names.exists():  # first nothing of the former set is left, then the new one comes: never a mixture of the two
+        for name in json.loads(names.read_text()):
+            (folder / name).unlink(missing_ok=True)
+        names.unlink()
+    for file in complete.iterdir():
+        os.replace(file, folder / file.name)
+    shutil.rmtree(complete, ignore_errors=True)
+
+
+def _flush(file: Path) -> None:
+    """Have the system put a file on the disk."""
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_pieces(folder: Path, pieces: dict[str, Callable[[Path], object]]) -> list[str]:
+    """Write each file by its function; return a sentence for each that failed, of which nothing is left."""
+    failures = []
+    for name, write in pieces.items():
+        try:
+            write(folder / name)
+        except Exception as error:  # whatever a plot or a disk may do: the other files are worth having
+            (folder / name).unlink(missing_ok=True)
+            failures.append(f"{name} could not be written ({(str(error) or type(error).__name__).splitlines()[0]}).")
+    return failures
+
+
+def attempt(what: str, call: Callable[[], object], failures: list[str]):
+    """The result of a call; None where it failed, with a sentence added to `failures`."""
+    try:
+        return call()
+    except Exception as error:  # as above
+        failures.append(f"{what} failed ({(str(error) or type(error).__name__).splitlines()[0]}).")
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON that every program reads: NaN and infinities, which JSON does not know, become null."""
+    path.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_table(rows: list[dict], path: Path) -> None:
+    """Write rows of a table as CSV; a column for each key that occurs."""
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names of any bytes
+        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        table.writeheader()
+        table.writerows(rows)
+
+
+
+# The output folder
+
+
+@contextlib.contextmanager
+def output_folder(path: Path, reads=()) -> Iterator[Path]:
+    """Create the folder that all files of a script go to, check it, and keep it from other scripts while it works.
+
+    Args:
+        path: the folder.
+        reads: folders and files that are read: none of them may lie directly in it.
+
+    Raises:
+        ValueError: if it cannot be written, has no room, holds the input, or another script works in it.
+    """
+    import filelock
+
+    read = {(p if p.is_dir() else p.parent).resolve() for p in reads if p is not None}
+    if path.resolve() in read:
+        raise ValueError(f"--out-dir {path} holds the input; name another folder: nothing is overwritten.")
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path / ".lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ValueError(f"another script is writing to {path}; wait for its end, or name another folder.") from None
+    except OSError as error:
+        raise ValueError(f"--out-dir {path} cannot be written ({error.strerror}): name another folder.") from None
+    try:
+        try:
+            _settle(path)
+            _try_to_write(path)
+        except OSError as error:
+            raise ValueError(f"--out-dir {path} cannot be written ({error.strerror}): name another folder.") from None
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            (path / ".lock").unlink(missing_ok=True)
+        lock.release()
+        for folder in new:  # from the innermost: one that stayed empty goes
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raise OSError where a file cannot be written, on a full disk too."""
+    probe = folder / f"{PARTIAL}{os.getpid()}"
+    try:
+        with open(probe, "wb") as file:
+            file.write(bytes(65536))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _settle(folder: Path) -> None:
+    """Finish what a killed process had written completely, and delete what it had not. The caller holds the lock."""
+    for left in sorted(folder.glob(f"{COMPLETE}*")):
+        move_into_place(left, folder)
+    for left in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+

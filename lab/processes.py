@@ -1,0 +1,128 @@
+"""One training on several devices and processes: how they find each other, share a batch, and end together."""
+
+import os
+import sys
+
+from lab.backend import import_keras
+
+LOST_AFTER = 30  # seconds without a sign of life, after which a process of a distributed training counts as lost
+
+
+def connect(distributed: bool) -> int:
+    """Join the processes of a distributed training, use every device; return this process's number.
+
+    The addresses come from Keras's variables (KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES, _PROCESS_ID), else from
+    those of Slurm, Kubernetes or a TPU host, as JAX finds them. Process 0 listens on its own address alone. Without
+    `distributed` the devices of this host are used, and the number is 0; on other backends than JAX nothing is done.
+
+    Raises:
+        ValueError: if `distributed` is wanted on another backend, or the processes do not find each other.
+    """
+    if not distributed and os.environ.get("KERAS_BACKEND") != "jax":
+        return 0
+    keras = import_keras()
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            f"--distributed works on JAX: set KERAS_BACKEND=jax. On {keras.backend.backend()} Keras has no training on "
+            "several hosts that gives the numbers of one."
+        )
+    import jax
+
+    if distributed:
+        given = {key: os.environ.get(f"KERAS_DISTRIBUTION_{key}") for key in ("NUM_PROCESSES", "PROCESS_ID")}
+        first = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES", "").split(",")[0]
+        if first:  # JAX would listen on every interface of the host
+            os.environ.setdefault("JAX_COORDINATOR_BIND_ADDRESS", first)
+        jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        try:  # as keras.distribution.initialize() does, which cannot say how soon a lost process is noticed
+            numbers = [int(number) if number else None for number in given.values()]
+            jax.distributed.initialize(first or None, *numbers, heartbeat_timeout_seconds=LOST_AFTER)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"--distributed: the processes did not find each other ({str(error).splitlines()[0][:200]}); set "
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID, "
+                "or start them by Slurm or Kubernetes."
+            ) from error
+    if jax.device_count() > 1:
+        # No automatic shards: each process makes the whole batch and keeps its rows, so the data are those of one.
+        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+    return jax.process_index()
+
+
+def num_devices() -> int:
+    """Devices that share a batch: 1 but on JAX, where it is all of all processes."""
+    return sys.modules["jax"].device_count() if _is_distributed() else 1
+
+
+def own_rows(batch: tuple) -> tuple:
+    """The rows of a global batch (arrays of N rows each) that this process's devices compute."""
+    if not _is_distributed():
+        return batch
+    jax = sys.modules["jax"]
+    share = len(batch[0]) // jax.process_count()
+    rows = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    return tuple(array[rows] for array in batch)
+
+
+def check_shares(num: int, batch: int, what: str) -> None:
+    """Raise ValueError where the devices would get unequal shares of a batch, or of the last one, which is shorter."""
+    devices = num_devices()
+    if batch % devices or num % batch % devices:
+        raise ValueError(
+            f"{num} {what} in batches of {batch} cannot be shared equally by {devices} devices; take numbers that "
+            f"{devices} divides."
+        )
+
+
+def local_batch(most: int) -> int:
+    """The largest batch of one process, up to `most`, that its devices share equally."""
+    devices = sys.modules["jax"].local_device_count() if _is_distributed() else 1
+    return max(1, most // devices) * devices
+
+
+def from_first_process(data: bytes) -> bytes:
+    """What process 0 gave, in every process."""
+    if not several_processes():
+        return data
+    import numpy as np
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    length = int(broadcast_one_to_all(np.array(len(data), np.int32)))
+    padded = np.zeros(length, np.int32)
+    if sys.modules["jax"].process_index() == 0:
+        padded[:] = np.frombuffer(data, np.uint8)
+    return np.asarray(broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
+
+
+class LostProcess(RuntimeError):
+    """Another process of a training in common has ended; JAX waits for it at this one's end, and then aborts."""
+
+
+def lost_process(error: BaseException) -> LostProcess | None:
+    """What a failed step means where several processes compute it; None for any other failure."""
+    if not several_processes() or type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
+        return None
+    reason = str(error).splitlines()[0][:120]
+    return LostProcess(f"another process of this training has ended ({reason}); start all of them again with --resume.")
+
+
+def leave() -> None:
+    """End the work in common, on all processes at once: who is busy for minutes afterwards would make all abort."""
+    if not _is_distributed():
+        return
+    jax = sys.modules["jax"]
+    sys.modules["keras"].distribution.set_distribution(None)
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+
+
+def several_processes() -> bool:
+    """Whether this training is shared by several processes: JAX makes each wait for the others at its end."""
+    return _is_distributed() and sys.modules["jax"].process_count() > 1
+
+
+def _is_distributed() -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and keras.distribution.distribution() is not None
+

@@ -16,9 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import backend, command_line, memory, output_files, plots, tracking
-from lab.fresh_process import FreshProcess
-from lab.memory import layer_costs
+from lab import command_line
+from lab.evaluate import plots
+from lab.model import memory
+from lab.model.memory import layer_costs
+from lab.system import backend, output_files
+from lab.system.fresh_process import FreshProcess
+from lab.track import tracking
 from unet_segmentation import build_unet, check_network
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.

@@ -25,22 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import (
-    backend,
-    command_line,
-    grey_values,
-    model_file,
-    output_files,
-    pictures,
-    plots,
-    registry,
-    scans,
-    surfaces,
-    table,
-    views,
-    volumes,
-)
-from lab.prediction import (
+from lab import command_line
+from lab.data import grey_values, pictures, scans, volumes
+from lab.evaluate import plots, surfaces, views
+from lab.model import model_file
+from lab.model.prediction import (
     compare_masks,
     load_models,
     measure_objects,
@@ -49,6 +38,8 @@ from lab.prediction import (
     probabilities,
     segment,
 )
+from lab.system import backend, output_files, table
+from lab.track import registry
 
 TABLE = "predictions.csv"
 COLUMNS = (

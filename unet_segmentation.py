@@ -22,23 +22,13 @@ from pathlib import Path
 import numpy as np
 
 import data_synth
-from lab import (
-    command_line,
-    experiment,
-    grey_values,
-    memory,
-    model_file,
-    output_files,
-    patches,
-    pictures,
-    plots,
-    scale,
-    scoring,
-    splits,
-    training,
-)
+from lab import command_line, experiment
+from lab.data import grey_values, patches, pictures, splits
+from lab.data.source import Source
+from lab.evaluate import plots, scoring
 from lab.experiment import Evaluation
-from lab.source import Source
+from lab.model import memory, model_file, scale, training
+from lab.system import output_files
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 
@@ -57,7 +47,7 @@ LAB = {
     "contrast": (0.5,),
     "noise": (0.25,),
     "batch_size": 8,
-    "optimizer": "muon",  # see lab/muon.py and benchmarks/ablation.py
+    "optimizer": "muon",  # see lab/model/muon.py and benchmarks/ablation.py
     "learning_rate": 4e-3,
     "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017): ends settled
     # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out (Isensee et al. 2021).

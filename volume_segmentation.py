@@ -24,27 +24,14 @@ from pathlib import Path
 import numpy as np
 
 import data_synth
-from lab import (
-    backend,
-    checkpoints,
-    command_line,
-    experiment,
-    grey_values,
-    memory,
-    output_files,
-    patches,
-    plots,
-    processes,
-    scoring,
-    splits,
-    training,
-    views,
-    volume_results,
-    volumes,
-)
+from lab import command_line, experiment
+from lab.data import grey_values, patches, splits, volumes
+from lab.data.sample import Sample
+from lab.data.source import Source
+from lab.evaluate import plots, scoring, views, volume_results
 from lab.experiment import Evaluation
-from lab.sample import Sample
-from lab.source import Source
+from lab.model import checkpoints, memory, training
+from lab.system import backend, output_files, processes
 from unet_segmentation import build_unet, check_network
 
 EXPERIMENT = "3D_Volume_Segmentation"

@@ -50,8 +50,8 @@ HALVES = {  # (depth, height, width) of training and test part
 
 def read_parts(halves: str) -> tuple:
     """The training and the test part of the template, as samples."""
-    from lab import grey_values, scans
-    from lab.sample import Sample
+    from lab.data import grey_values, scans
+    from lab.data.sample import Sample
 
     folder = Path(importlib.util.find_spec("nilearn").origin).parent / "datasets" / "data"
     head, grey = (
@@ -67,7 +67,7 @@ def read_parts(halves: str) -> tuple:
 
 def score(test, probs) -> dict:
     """Dice, and mean and 95% Hausdorff distance of the surfaces in mm, of the test part."""
-    from lab import volume_results
+    from lab.evaluate import volume_results
 
     scores, _ = volume_results.score_volumes([test], [probs])
     return {"dice": scores["image_dice"], **{name: scores.get(name) for name in ("surface", "hausdorff95")}}
@@ -93,7 +93,10 @@ def best_interval(train, test) -> dict:
 def lab_side(train, test, args) -> list[dict]:
     """The lab's 3D U-Net, as `volume_segmentation.py --images ... --patch 48` trains it, for each budget."""
     import volume_segmentation as script
-    from lab import backend, experiment, training, volume_results
+    from lab import experiment
+    from lab.evaluate import volume_results
+    from lab.model import training
+    from lab.system import backend
 
     flags = ["--images", "scans", "--masks", "masks", "--patch", str(PATCH), *args.flags]
     flags += ["--seed", str(args.seeds[0]), "--val-patches", "2"]
@@ -117,7 +120,9 @@ def slices_side(train, test, args) -> list[dict]:
     """The lab's 2D U-Net on axial slices, as `unet_segmentation.py` trains on one's own pictures, for each budget."""
     import unet_segmentation as script
     import volume_segmentation
-    from lab import backend, patches, training
+    from lab.data import patches
+    from lab.model import training
+    from lab.system import backend
 
     settings, seed = script.parse_args(["--images", "scans", "--masks", "masks"]), args.seeds[0]
     backend.start("auto", False, seed)
@@ -178,7 +183,8 @@ def monai_side(train, test, args) -> list[dict]:
     from monai.networks import nets
 
     import volume_segmentation as script
-    from lab import backend, patches
+    from lab.data import patches
+    from lab.system import backend
 
     vary = functools.partial(patches.vary, **script.VARIED)  # as ours
     torch.manual_seed(args.seeds[0])
@@ -285,7 +291,7 @@ def describe(rows: list[dict], seeds: int) -> str:
 
 def plot(rows: list[dict], halves: str, path: Path) -> None:
     """The error 1 - Dice against seconds of training, for each side: every seed, and a line through the medians."""
-    from lab import plots
+    from lab.evaluate import plots
 
     names = {"lab": "3D U-Net, this lab", "slices": "2D U-Net, this lab, slices", "UNet": "MONAI UNet"}
     names |= {"DynUNet": "MONAI DynUNet", "interval": "best interval of grey values"}

@@ -331,7 +331,9 @@ def _make_bad_files(folder: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from lab import backend, grey_values, model_file
+    from lab.data import grey_values
+    from lab.model import model_file
+    from lab.system import backend
 
     keras = backend.import_keras()
     inputs = keras.Input((None, None, 1))

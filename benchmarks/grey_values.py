@@ -108,7 +108,7 @@ def write_case(case: str, folder: Path) -> None:
 
 def read_brain() -> tuple[list, list]:
     """The left and the right half of the template: head and white matter, of which more than one half counts."""
-    from lab import scans
+    from lab.data import scans
 
     folder = Path(importlib.util.find_spec("nilearn").origin).parent / "datasets" / "data"
     head, white = (
@@ -125,7 +125,8 @@ def clipped_threshold(folder: Path, case: str) -> float:
     """Dice of the best threshold on the test samples where values are clipped at their own percentiles."""
     from PIL import Image
 
-    from lab import grey_values, scans, scoring
+    from lab.data import grey_values, scans
+    from lab.evaluate import scoring
 
     def read(place, name):
         path = folder / place / name

@@ -18,8 +18,12 @@ import numpy as np
 
 from benchmarks import _common
 from conv3d_analysis import EXPERIMENT, describe_config, examine, make_model, measure_steps
-from lab import backend, command_line, memory, plots, tracking, training
-from lab.fresh_process import FreshProcess
+from lab import command_line
+from lab.evaluate import plots
+from lab.model import memory, training
+from lab.system import backend
+from lab.system.fresh_process import FreshProcess
+from lab.track import tracking
 from unet_segmentation import build_unet
 
 NAME = "conv3d_study"

@@ -12,7 +12,7 @@ import statistics
 import numpy as np
 
 from benchmarks import _common
-from lab import backend
+from lab.system import backend
 
 NUM_MASKS, SIZE, ROUNDS = 1000, 128, 15
 IMAGE = (1, 2, 3)

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import _common, scores
-from lab.ball_fit import draw_balls, fit_balls
-from lab.output_files import BLUE, GREEN, ORANGE, new_figure, plain_ticks
+from lab.evaluate.ball_fit import draw_balls, fit_balls
+from lab.system.output_files import BLUE, GREEN, ORANGE, new_figure, plain_ticks
 
 LEVELS = (0.1, 0.25, 0.5, 1.0)
 LINES = {  # name: (label, colour, marker)
@@ -33,7 +33,7 @@ def key(row: dict) -> tuple:
 def run(noise: float, seed: int) -> dict:
     """Train with one noise level and seed; score threshold, network and circle fit on its test set."""
     import unet_segmentation as unet
-    from lab import scoring
+    from lab.evaluate import scoring
 
     flags = ["--noise", str(noise), "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,9 @@ import numpy as np
 
 import data_synth
 from benchmarks import _common
-from lab import backend, plots, prediction, scale
+from lab.evaluate import plots
+from lab.model import prediction, scale
+from lab.system import backend
 
 NAME = "object_sizes"
 RADII = (4, 6, 8, 12, 16, 25, 35, 45, 60)

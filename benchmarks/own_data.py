@@ -41,9 +41,12 @@ from PIL import Image
 import unet_segmentation as script
 from benchmarks import _common, photographs
 from benchmarks.intervals import paired, told
-from lab import backend, experiment, grey_values, model_file, patches, pictures, prediction
-from lab.sample import Sample
-from lab.source import Source
+from lab import experiment
+from lab.data import grey_values, patches, pictures
+from lab.data.sample import Sample
+from lab.data.source import Source
+from lab.model import model_file, prediction
+from lab.system import backend
 
 NAME = "own_data"
 DATA = {"coins": 1.5, "nuclei": 1, "galaxies": 1}  # by how much the photographs are enlarged

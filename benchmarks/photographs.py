@@ -32,7 +32,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks._common import ROOT, table, write
-from lab import backend, grey_values, pictures, plots, prediction
+from lab.data import grey_values, pictures
+from lab.evaluate import plots
+from lab.model import prediction
+from lab.system import backend
 
 MASKS = ROOT / "benchmarks" / "photographs"
 TUNED_ON = ("coins", "cell", "cup")

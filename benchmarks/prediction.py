@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import _common
-from lab import backend
+from lab.system import backend
 
 NUM_IMAGES, SIZE, ROUNDS = 32, 128, 5
 
@@ -23,7 +23,7 @@ def compare(precision: str) -> list[dict]:
     keras = backend.import_keras()
 
     from data_synth import make_circles
-    from lab.training import predict
+    from lab.model.training import predict
     from unet_segmentation import build_unet
 
     keras.config.set_dtype_policy(precision)

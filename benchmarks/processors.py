@@ -12,7 +12,7 @@ import argparse
 import json
 
 from benchmarks import _common, memory_study
-from lab import backend
+from lab.system import backend
 from report import experiments
 
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks import _common
-from lab import backend
+from lab.system import backend
 
 ROWS = {  # name: (flags, what it is)
     "report": ("--recipe report", "the report's recipe"),

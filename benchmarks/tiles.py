@@ -18,7 +18,9 @@ from PIL import Image
 
 import predict
 from benchmarks._common import ROOT, busy, in_turns, ratio, write
-from lab import backend, grey_values, model_file, prediction
+from lab.data import grey_values
+from lab.model import model_file, prediction
+from lab.system import backend
 
 SIDE = 16_000
 

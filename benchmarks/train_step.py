@@ -21,7 +21,7 @@ import time
 import numpy as np
 
 from benchmarks import _common
-from lab import backend
+from lab.system import backend
 
 SIDES = {  # name: Keras backend, or PyTorch's memory format
     "Keras, TensorFlow": "tensorflow",
@@ -56,7 +56,7 @@ def keras_side(work: dict) -> dict:
     """What the side can be asked for, {name: function of how often}, its parameters, and the network's arithmetic."""
     keras = backend.import_keras()
 
-    from lab.costs import layer_costs, training_multiply_adds
+    from lab.model.costs import layer_costs, training_multiply_adds
     from metrics import DiceLoss
     from unet_segmentation import build_unet
 

@@ -22,9 +22,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lab import processes
-from lab.processes import LostProcess
-from lab.signals import Stopped, signals_raise
+from lab.system import processes
+from lab.system.processes import LostProcess
+from lab.system.signals import Stopped, signals_raise
 
 NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
     "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory",
@@ -190,7 +190,7 @@ def add_training_flags(fit: Callable, recipes: dict[str, dict], what: str) -> No
 
     chosen("--epochs", type=int, metavar="N", help=f"passes over the training {what}s")
     chosen("--batch-size", type=int, metavar="N", help=f"{what}s per step")
-    chosen("--optimizer", choices=("muon", "adam"), help="see lab/muon.py")
+    chosen("--optimizer", choices=("muon", "adam"), help="see lab/model/muon.py")
     chosen("--learning-rate", type=float, metavar="R", help="peak step size, above 0")
     chosen("--schedule", choices=("cosine", "constant"), help="course of the learning rate")
     chosen(
@@ -262,9 +262,3 @@ def run_name(what: str, args: argparse.Namespace, recipes: dict[str, dict]) -> s
 
 
 # The output folder
-
-
-
-
-
-

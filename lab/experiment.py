@@ -16,20 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import (
-    backend,
-    checkpoints,
-    command_line,
-    grey_values,
-    model_file,
-    output_files,
-    plots,
-    processes,
-    scoring,
-    tracking,
-    training,
-)
-from lab.source import Source
+from lab import command_line
+from lab.data import grey_values
+from lab.data.source import Source
+from lab.evaluate import plots, scoring
+from lab.model import checkpoints, model_file, training
+from lab.system import backend, output_files, processes
+from lab.track import tracking
 
 FILES = (  # all that a training may leave in its folder
     "model.keras", "history.json", "scores.json", "per_image.csv", "per_volume.csv", "curves.png", "predictions.png",

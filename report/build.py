@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 
 from benchmarks import _common
-from lab import backend, command_line
-from lab.output_files import written_aside
+from lab import command_line
+from lab.system import backend
+from lab.system.output_files import written_aside
 from report import experiments, records
 
 HERE = Path(__file__).resolve().parent

@@ -27,18 +27,14 @@ import unet_segmentation as unet
 from benchmarks import _common, ablation, time_to_score
 from benchmarks import scores as runs_of_scores
 from benchmarks.intervals import over_seeds, paired, wilson
-from lab import (
-    backend,
-    command_line,
-    experiment,
-    plots,
-    scoring,
-    tracking,
-    training,
-)
-from lab.costs import layer_costs
-from lab.memory import training_memory
-from lab.surfaces import surface_dice, surface_distances
+from lab import command_line, experiment
+from lab.evaluate import plots, scoring
+from lab.evaluate.surfaces import surface_dice, surface_distances
+from lab.model import training
+from lab.model.costs import layer_costs
+from lab.model.memory import training_memory
+from lab.system import backend
+from lab.track import tracking
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "Lab_Report"

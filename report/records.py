@@ -7,7 +7,7 @@ import statistics
 
 from benchmarks import _common
 from benchmarks.intervals import over_seeds, paired, wilson
-from lab.memory import MARGIN
+from lab.model.memory import MARGIN
 
 
 def photographs(found: dict) -> dict:

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks._servers import free_port, server
-from lab import command_line, store
+from lab import command_line
+from lab.track import store
 
 EXPERIMENT = "2D_UNet_Segmentation"
 PICTURE = Path(__file__).resolve().parent / "figures" / "mlflow.png"

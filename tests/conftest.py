@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lab import backend
+from lab.system import backend
 
 backend.prepare()  # as a script does, before JAX, where it is installed, tells TensorFlow to talk more
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

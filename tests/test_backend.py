@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import backend, processes
+from lab.system import backend, processes
 
 ROOT = Path(backend.__file__).parent.parent
 
@@ -21,25 +21,27 @@ def run(code, **environment):
 
 
 def test_scikit_learn_is_not_imported_with_keras_and_can_be_afterwards():
-    code = "from lab import backend; import sys; backend.import_keras(); assert 'sklearn' not in sys.modules; "
+    code = "from lab.system import backend; import sys; backend.import_keras(); assert 'sklearn' not in sys.modules; "
     code += "import sklearn; print(sklearn.__name__, sys.modules['keras'].__name__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("sklearn keras\n", "")
 
 
 def test_keras_is_imported_in_silence_with_onednn_asked_for():
-    code = "from lab import backend; backend.import_keras(); import os; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
+    code = (
+        "from lab.system import backend; backend.import_keras(); import os; print(os.getenv('TF_ENABLE_ONEDNN_OPTS'))"
+    )
     done = run(code)
     assert done.stderr == "" and done.stdout.strip() in ("1", "None")  # None: not an x86 processor
 
 
 def test_what_the_user_has_set_stays():
-    code = "from lab import backend; backend.prepare(); import os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    code = "from lab.system import backend; backend.prepare(); import os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
     assert run(code, TF_ENABLE_ONEDNN_OPTS="0").stdout == "0\n"
 
 
 def test_a_backend_that_is_not_there_is_one_sentence():
-    done = run("from lab import backend; backend.import_keras()", KERAS_BACKEND="abacus")
+    done = run("from lab.system import backend; backend.import_keras()", KERAS_BACKEND="abacus")
     assert "ValueError: KERAS_BACKEND=abacus cannot be used" in done.stderr
 
 

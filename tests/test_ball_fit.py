@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import data_synth
-from lab import ball_fit
+from lab.evaluate import ball_fit
 
 CIRCLES = (data_synth.make_circles, (72, 64), (6, 15))
 SPHERES = (data_synth.make_spheres, (24, 22, 26), (4, 7))

@@ -12,7 +12,7 @@ import pytest
 
 from lab import command_line
 from lab.command_line import Unfinished, describe, output_folder
-from lab.signals import Stopped
+from lab.system.signals import Stopped
 
 ROOT = Path(command_line.__file__).parent.parent
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -55,7 +55,8 @@ def test_a_script_shows_no_traceback(capsys):
 
 WORK = """
 import sys, time
-from lab import command_line, output_files
+from lab import command_line
+from lab.system import output_files
 
 class Drops:  # an exception inside its destructor is dropped by Python
     def __del__(self):
@@ -114,7 +115,8 @@ def test_a_signal_ends_a_script_with_its_code_and_sentence_wherever_it_strikes(c
 
 
 CHATTER = """
-from lab import command_line, output_files
+from lab import command_line
+from lab.system import output_files
 
 @command_line.script
 def main(argv=None):

@@ -18,7 +18,7 @@ import pytest
 
 import conv3d_analysis as conv3d
 from benchmarks import _common, memory_study
-from lab import memory
+from lab.model import memory
 
 ROOT = Path(conv3d.__file__).parent
 CONFIG = {

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import unet_segmentation as unet
-from lab import command_line, experiment, model_file
+from lab import command_line, experiment
+from lab.model import model_file
 
 TINY = "--size 16 --train-size 16 --radius 2 5 --filters 1 --val-images 2 --test-images 2 --train-images 4 --epochs 1"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lab.fresh_process import FreshProcess
+from lab.system.fresh_process import FreshProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,8 +60,9 @@ def test_a_killed_process_is_told():
 
 SCRIPT = """
 import sys, time
-from lab import command_line, output_files
-from lab.fresh_process import FreshProcess
+from lab import command_line
+from lab.system import output_files
+from lab.system.fresh_process import FreshProcess
 
 def work(go_ahead):
     go_ahead()

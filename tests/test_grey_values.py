@@ -10,9 +10,11 @@ from PIL import Image
 import data_synth
 import unet_segmentation
 import volume_segmentation
-from lab import grey_values, patches, prediction, scoring
-from lab.grey_values import GreyRange
-from lab.sample import Sample
+from lab.data import grey_values, patches
+from lab.data.grey_values import GreyRange
+from lab.data.sample import Sample
+from lab.evaluate import scoring
+from lab.model import prediction
 
 
 def prepared(picture, settings=grey_values.STRETCHED):

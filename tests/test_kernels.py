@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lab import backend, library_limits
+from lab.system import backend, library_limits
 
 ROOT = Path(__file__).resolve().parent.parent
 AS_WITH_AVX2_ALONE = {
@@ -25,7 +25,8 @@ AS_WITH_AVX2_ALONE = {
 # Every way in which the lab calls a network without training it. Each has first sides of its own, listed below.
 EVERY_PREDICTION = """
 import numpy as np
-from lab import backend, checkpoints, model_file, prediction, processes, training
+from lab.model import checkpoints, model_file, prediction, training
+from lab.system import backend, processes
 
 backend.import_keras()
 import unet_segmentation

@@ -11,7 +11,7 @@ import pytest
 
 import conv3d_analysis as conv3d
 import unet_segmentation as unet
-from lab import memory
+from lab.model import memory
 
 CONFIG = {
     "input_shape": (16, 16, 16, 1),
@@ -275,7 +275,7 @@ def test_no_patch_at_all_where_nothing_fits():
 def test_memory_in_use_is_known_without_proc(tmp_path):
     """In a process of its own, which touches 64 MiB and gives them back: the peak stays, what is resident does not."""
     code = (
-        "import sys, numpy as np; from pathlib import Path; from lab import memory\n"
+        "import sys, numpy as np; from pathlib import Path; from lab.model import memory\n"
         "before = memory.resident_memory()\n"
         "kept = np.ones(2**23); during = memory.resident_memory(); del kept\n"
         "print(before, during, memory.peak_memory(Path(sys.argv[1])), memory.peak_memory())"
@@ -308,5 +308,5 @@ def test_a_training_step_that_would_not_fit_is_refused(monkeypatch):
 
 
 def test_importing_the_account_imports_no_keras():
-    code = "import sys; from lab import memory; assert not {'keras', 'tensorflow', 'psutil'} & set(sys.modules)"
+    code = "import sys; from lab.model import memory; assert not {'keras', 'tensorflow', 'psutil'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(conv3d.__file__).parent)

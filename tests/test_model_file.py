@@ -11,7 +11,8 @@ import pytest
 from keras import layers
 
 import unet_segmentation
-from lab import grey_values, model_file
+from lab.data import grey_values
+from lab.model import model_file
 
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from lab.muon import NEWTON_SCHULZ, Muon, orthogonalize, rounded_products
+from lab.model.muon import NEWTON_SCHULZ, Muon, orthogonalize, rounded_products
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
@@ -51,7 +51,7 @@ def test_products_are_made_in_the_networks_precision():
 @pytest.mark.parametrize("rounded", ["device", "bfloat16"])
 def test_orthogonalize_stays_bounded_where_products_are_rounded_to_bfloat16(shape, rounded, monkeypatch):
     """Also for a gradient of nearly rank one: rounded, it would make steps that are thousands of times too long."""
-    from lab import muon
+    from lab.model import muon
 
     rng, short = np.random.default_rng(3), lambda x: keras.ops.cast(keras.ops.cast(x, "bfloat16"), "float32")
     matmul, num = keras.ops.matmul, min(shape)

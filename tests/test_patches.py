@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab import patches, sample
-from lab.grey_values import GreyRange
+from lab.data import patches, sample
+from lab.data.grey_values import GreyRange
 
 
 class Lazy:

@@ -12,7 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lab import grey_values, patches, pictures, plots
+from lab.data import grey_values, patches, pictures
+from lab.evaluate import plots
 
 GREY = np.arange(0, 240, 20, dtype=np.uint8).reshape(3, 4)
 
@@ -149,7 +150,7 @@ def test_a_small_file_that_unpacks_to_a_large_transparent_picture_takes_little_m
     Image.new("RGBA", (4000, 4000), (9, 9, 9, 0)).save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size < 200_000
     code = (
-        "import resource, sys; from PIL import Image; from lab import pictures; "
+        "import resource, sys; from PIL import Image; from lab.data import pictures; "
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10; before = peak(); "
         "assert not pictures.read_picture(sys.argv[1], 1).any(); print(peak() - before)"
     )

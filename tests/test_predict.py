@@ -18,8 +18,9 @@ from PIL import Image
 
 import predict
 import unet_segmentation
-from lab import grey_values, model_file, pictures, prediction
-from lab import table as csv_table
+from lab.data import grey_values, pictures
+from lab.model import model_file, prediction
+from lab.system import table as csv_table
 
 WIDE = {"1%": [0.0, 1.0], "50%": [0.0, 1.0], "99%": [0.0, 1.0]}
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}

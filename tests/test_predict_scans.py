@@ -11,7 +11,8 @@ from keras import layers
 from PIL import Image
 
 import predict
-from lab import grey_values, model_file, prediction
+from lab.data import grey_values
+from lab.model import model_file, prediction
 
 SEEN = {"1%": [0.0, 1.0], "50%": [0.0, 1.0], "99%": [0.0, 1.0]}
 AFFINE = np.array([[0, 0, -2.0, 10], [-1.0, 0, 0, 20], [0, 1.5, 0, -30], [0, 0, 0, 1]])  # turned and mirrored

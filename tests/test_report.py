@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks import _common, ablation
 from benchmarks.brain import RATES, best_rates
 from benchmarks.intervals import paired, wilson
-from lab.memory import MARGIN
+from lab.model.memory import MARGIN
 from report import build, experiments, figures, records, screenshot
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,8 +30,8 @@ def copy(tmp_path_factory):
     """A copy of all that the report is typeset from, with its figures drawn anew."""
     root = tmp_path_factory.mktemp("copy")
     shutil.copytree(REPORT, root / "report", ignore=shutil.ignore_patterns("__pycache__", "*.pdf", "figures"))
-    for script in [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py")]:  # of which the report lists functions
-        (root / script.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+    for script in [*ROOT.glob("*.py"), *ROOT.glob("lab/**/*.py")]:  # of which the report lists functions
+        (root / script.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(script, root / script.relative_to(ROOT))
     results = json.loads((REPORT / "results.json").read_text())
     for edition in build.EDITIONS:
@@ -414,8 +414,8 @@ def test_a_cell_is_of_other_code_where_a_file_that_made_it_has_changed(tmp_path,
     monkeypatch.setattr(_common, "ROOT", tmp_path)
     for folder in ("lab", "report"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "report" / "experiments.py").write_text("from lab import training\n")
-    for file in ("metrics.py", "lab/training.py", "lab/scans.py"):
+    (tmp_path / "report" / "experiments.py").write_text("from lab.model import training\n")
+    for file in ("metrics.py", "lab/model/training.py", "lab/data/scans.py"):
         (tmp_path / file).write_text('"""What it is."""\n\n\ndef f(x):\n    """What it gives."""\n    return x + 1\n')
     git("init", "-q")
     git("add", ".")
@@ -426,7 +426,7 @@ def test_a_cell_is_of_other_code_where_a_file_that_made_it_has_changed(tmp_path,
     training.write_text('"""In other words."""\n\ndef f(x):  # of one line less\n    return (x + 1)\n')
     assert build.of_other_code(results) == {}
     training.write_text(training.read_text().replace("x + 1", "x + 2"))
-    assert build.of_other_code(results) == {"e2/a": ["lab/training.py"]}
+    assert build.of_other_code(results) == {"e2/a": ["lab/model/training.py"]}
 
 
 def test_a_training_of_the_report_is_the_scripts_own(store):

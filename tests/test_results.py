@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab import output_files, plots, scoring
+from lab.evaluate import plots, scoring
+from lab.system import output_files
 
 
 def names(folder):

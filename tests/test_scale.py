@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from lab import scale
+from lab.model import scale
 
 
 def disk(radius, side=200):

@@ -25,7 +25,9 @@ from PIL import Image
 
 import predict
 import unet_segmentation as unet
-from lab import grey_values, model_file, prediction, store, tracking
+from lab.data import grey_values
+from lab.model import model_file, prediction
+from lab.track import store, tracking
 
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.signals import SIGNALS, Stopped, raise_swallowed, signals_raise, signals_wait
+from lab.system.signals import SIGNALS, Stopped, raise_swallowed, signals_raise, signals_wait
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -104,7 +104,7 @@ def test_second_signal_does_not_strike_the_clean_up():
 
 
 def test_later_signal_strikes_again(monkeypatch):
-    monkeypatch.setattr("lab.signals.REPEAT_SECONDS", 0.1)
+    monkeypatch.setattr("lab.system.signals.REPEAT_SECONDS", 0.1)
     ignored = []
     with pytest.raises(KeyboardInterrupt), signals_raise():
         with contextlib.suppress(KeyboardInterrupt):  # a library that takes no notice
@@ -117,7 +117,7 @@ def test_later_signal_strikes_again(monkeypatch):
 
 LATE = """
 import atexit, os, signal, sys
-from lab.signals import signals_raise
+from lab.system.signals import signals_raise
 atexit.register(os.kill, os.getpid(), signal.{name})  # as late as one can come
 class Slow:
     def __del__(self):
@@ -156,7 +156,7 @@ def test_signals_wait_for_the_end_of_the_block_and_no_longer():
 
 
 def test_signals_wait_for_nothing_outside_the_block(monkeypatch):
-    monkeypatch.setattr("lab.signals.REPEAT_SECONDS", 0)
+    monkeypatch.setattr("lab.system.signals.REPEAT_SECONDS", 0)
     ignored = []
     with pytest.raises(Stopped), signals_raise():
         signal.raise_signal(signal.SIGTERM)  # from now on the handlers stay: the process is about to end

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lab import splits
+from lab.data import splits
 
 
 @dataclasses.dataclass

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lab.surfaces import surface_dice, surface_distances
+from lab.evaluate.surfaces import surface_dice, surface_distances
 
 SHAPES = [((12, 15), 1.0), ((12, 15), (0.5, 2.0)), ((7, 9, 8), 1.0), ((7, 9, 8), (3.0, 1.0, 0.5))]
 

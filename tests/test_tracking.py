@@ -19,10 +19,10 @@ import numpy as np
 import psutil
 import pytest
 
-from lab import dead_runs, grey_values, tracking
-from lab import store as lab_store
-from lab.track import send
-from lab.tracking import TrackingError, how_to_view, masked, open_store, tracked_run
+from lab.data import grey_values
+from lab.track import dead_runs, send, tracking
+from lab.track import store as lab_store
+from lab.track.tracking import TrackingError, how_to_view, masked, open_store, tracked_run
 
 ROOT = Path(tracking.__file__).parent.parent
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -138,7 +138,7 @@ class TestStatus:
 
 SLEEPER = """
 import signal, sys, time
-from lab.tracking import tracked_run
+from lab.track.tracking import tracked_run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started pytest without it
 try:
     with tracked_run("Lab", run_name=sys.argv[1]):
@@ -149,7 +149,7 @@ except KeyboardInterrupt:
 """
 METRIC = """
 import sys
-from lab.tracking import tracked_run
+from lab.track.tracking import tracked_run
 sys.argv[0] = "script.py"
 with tracked_run("Lab") as run:
     run.metrics({"loss": 1}, step=0)
@@ -211,7 +211,7 @@ def test_commit_of_the_script_is_tagged(processes):
 
 def test_import_of_tracking_imports_neither_mlflow_nor_keras():
     slow = {"mlflow", "keras", "tensorflow", "numpy", "sqlalchemy"}
-    script = f"import sys, lab.tracking; print({slow} & set(sys.modules))"
+    script = f"import sys, lab.track.tracking; print({slow} & set(sys.modules))"
     assert start(script, ROOT).communicate()[0] == "set()\n"
 
 
@@ -330,7 +330,7 @@ def model_file_in(folder):
     """A model file of a tiny network."""
     import keras
 
-    from lab import model_file
+    from lab.model import model_file
 
     network = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(1, 3, padding="same")])
     images = np.random.default_rng(0).random((2, 8, 8, 1), dtype="float32")
@@ -868,7 +868,7 @@ def test_command_sends_all_that_an_outage_missed_and_sending_it_twice_changes_no
 OUTAGE = """
 import time
 from pathlib import Path
-from lab.tracking import tracked_run
+from lab.track.tracking import tracked_run
 with tracked_run("Lab", journal=".") as run:
     Path("mlflow.db").rename("away")
     Path("mlflow.db").write_bytes(b"overwritten" * 1000)

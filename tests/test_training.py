@@ -9,7 +9,7 @@ import pytest
 
 import data_synth
 import unet_segmentation as unet
-from lab import checkpoints, training
+from lab.model import checkpoints, training
 
 SETTINGS = {"seed": 0, "filters": 2}
 

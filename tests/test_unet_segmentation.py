@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 import unet_segmentation as unet
-from lab import experiment, grey_values, model_file
+from lab import experiment
+from lab.data import grey_values
+from lab.model import model_file
 
 SMALL = ["--size", "32", "--train-size", "16", "--radius", "2", "6", "--filters", "4"]
 SMALL += ["--val-images", "4", "--test-images", "6"]

@@ -12,8 +12,9 @@ import pytest
 import data_synth
 import predict
 import volume_segmentation as script
-from lab import experiment, volume_results
-from lab.sample import Sample
+from lab import experiment
+from lab.data.sample import Sample
+from lab.evaluate import volume_results
 
 TINY = ["--epochs", "1", "--train-patches", "4", "--batch-size", "2", "--patch", "16", "--filters", "2"]
 FILES = set(experiment.FILES) - {"per_image.csv"}

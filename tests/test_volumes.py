@@ -12,8 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lab import grey_values, scans, views, volumes
-from lab.sample import Sample
+from lab.data import grey_values, scans, volumes
+from lab.data.sample import Sample
+from lab.evaluate import views
 
 SHAPE = (4, 5, 6)  # (i, j, k) in the file
 TURNS = [

@@ -1,1 +1,1 @@
-"""What a script tells MLflow, and how MLflow gets it, after an outage too."""
+"""What MLflow keeps: one run, its store, what an outage kept back, registered and served models."""

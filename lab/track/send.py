@@ -19,10 +19,10 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from lab import store
-from lab.dead_runs import close_dead_runs
-from lab.signals import signals_wait
-from lab.store import TrackingError, first_line, note, warn
+from lab.system.signals import signals_wait
+from lab.track import store
+from lab.track.dead_runs import close_dead_runs
+from lab.track.store import TrackingError, first_line, note, warn
 
 FILE = "mlflow_unsent_{}.json"  # of one run, by its id
 ARTIFACTS = ("text", "file", "model")  # kinds of items that go to the artifact store, which may fail alone
@@ -118,7 +118,7 @@ class Unsent:
             case "file":
                 client.log_artifact(run_id, str(self._find_file(item)), item["folder"])
             case "model":
-                from lab import registry
+                from lab.track import registry
 
                 model_id = registry.log_model(client, run_id, self._find_file(item), item["sha256"])
                 return registry.register(client, model_id, run_id, item["register"]) if item["register"] else None

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from lab import library_limits, processes
+from lab.model import checkpoints
+from lab.system import library_limits, processes
 
 PREDICT_BATCH = 16  # images at a time where nothing is trained
 
@@ -47,7 +48,7 @@ def choose_optimizer(name: str, learning_rate: float, schedule: str, num_steps: 
     """The optimizer with its learning rate: constant, or a cosine with warm-up over the whole training."""
     import keras
 
-    from lab.muon import Muon
+    from lab.model.muon import Muon
 
     rate = learning_rate
     if schedule == "cosine":
@@ -109,7 +110,8 @@ def fit(
     import keras
 
     model.optimizer.build(model.trainable_variables)  # now: inside the first step, TensorFlow would trace that twice
-    history, timestamps = checkpoints.restore(model, processes.from_first_process(checkpoint.state if checkpoint else b""))
+    state = processes.from_first_process(checkpoint.state if checkpoint else b"")
+    history, timestamps = checkpoints.restore(model, state)
     report = on_epoch_end or (lambda logs, epoch, timestamp: None)
 
     class EpochEnd(keras.callbacks.Callback):
@@ -203,15 +205,3 @@ def detach(model):
     network = type(model).from_config(model.get_config())
     network.set_weights(weights)
     return network
-
-
-
-
-
-
-
-
-
-
-
-

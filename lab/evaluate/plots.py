@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import grey_values
-from lab.pictures import readable
-from lab.sample import Sample
+from lab.data import grey_values
+from lab.data.pictures import readable
+from lab.data.sample import Sample
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by all (Okabe and Ito 2008)
 ERRORS = {"true negative": "black", "true positive": "0.8", "false positive": ORANGE, "false negative": BLUE}
@@ -130,7 +130,6 @@ def plot_predictions(images, masks, probs, dice, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-
 def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
     """A page to check one's own data on: examples as the network sees them, the mask outlined, with the figures."""
     from matplotlib.figure import Figure
@@ -175,4 +174,3 @@ def overlay(image: np.ndarray, mask: np.ndarray, shown: grey_values.GreyRange | 
     colors[mask] += 0.25 * (line - colors[mask])
     colors[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = line
     return colors.astype(np.uint8)
-

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from lab import backend
-from lab.costs import (
+from lab.model.costs import (
     ITEM_BYTES,
     layer_costs,
     layer_kind,
@@ -24,6 +23,7 @@ from lab.costs import (
     training_multiply_adds,
     weight_count,
 )
+from lab.system import backend
 
 __all__ = ["caveat", "largest_patch", "layer_costs", "training_memory", "training_multiply_adds"]
 __all__ += ["free_memory", "peak_memory", "resident_memory"]

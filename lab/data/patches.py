@@ -3,9 +3,9 @@
     images, masks = patches.random_patches(samples, num=8, size=128, seed=0, augment=patches.vary)
     for slab in patches.predict_tiles(image, network.predict_on_batch, tile=(512, 512)): ...
 
-Patches are cut from samples (see `lab/sample.py`). Every image has a trailing channel axis: a picture is (H, W, C), a
-volume (D, H, W, C). Masks come without it. Either may be an array, a memory map, or any object with `shape`, `dtype`
-and slicing by a tuple of slices: no more than the patch is read from it.
+Patches are cut from samples (see `lab/data/sample.py`). Every image has a trailing channel axis: a picture is
+(H, W, C), a volume (D, H, W, C). Masks come without it. Either may be an array, a memory map, or any object with
+`shape`, `dtype` and slicing by a tuple of slices: no more than the patch is read from it.
 """
 
 import functools
@@ -78,7 +78,7 @@ def random_patches(
     the first one does is drawn too, so that half of them do in batches of one as well.
 
     Args:
-        samples: see `lab/sample.py`.
+        samples: see `lab/data/sample.py`.
         num: number of patches.
         size: sides of a patch; a sample that is smaller is reflected.
         seed: whatever `np.random.default_rng` takes.

@@ -1,6 +1,6 @@
 """Scans and masks as files: NIfTI and TIFF stacks, in one orientation, read by parts, written back as they came.
 
-    from lab import scans
+    from lab.data import scans
     scan = scans.open_scan("head.nii.gz")
     patch = scan.voxels[40:88, 40:88, 40:88]                  # (depth, height, width): costs what is cut out
     scans.write(mask, scan, "head_mask.nii.gz")               # lies on the scan without a shift

@@ -1,10 +1,11 @@
 """Pictures and masks from disk: reading, folders to train on, pages to look at.
 
-    from lab import pictures, plots
+    from lab.data import pictures
+    from lab.evaluate import plots
     image = pictures.read_picture("coins.png")                            # (H, W, 1) or, in colour, (H, W, 3)
     samples = pictures.read_folder(Path("pictures"), Path("masks"))
 
-What a network sees of the grey values is defined in `lab/grey_values.py`.
+What a network sees of the grey values is defined in `lab/data/grey_values.py`.
 """
 
 import hashlib
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import grey_values
-from lab.sample import Sample
+from lab.data import grey_values
+from lab.data.sample import Sample
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -244,7 +245,3 @@ def _sides(image):
 
 
 # Pages to look at
-
-
-
-

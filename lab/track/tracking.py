@@ -4,9 +4,9 @@
     with tracked_run("2D_UNet_Segmentation", params=vars(args), journal=args.out_dir) as run:
         run.metrics({"loss": 0.3}, step=1)
 
-A store that cannot be used is a `TrackingError` before any training (see lab/store.py). Once training runs, no failure
-of the store stops it. After the first failure nothing more is sent until the end of the run. What the store does not
-have then is named, and waits in the output folder until it is sent (see lab/track/send.py).
+A store that cannot be used is a `TrackingError` before any training (see lab/track/store.py). Once training runs, no
+failure of the store stops it. After the first failure nothing more is sent until the end of the run. What the store
+does not have then is named, and waits in the output folder until it is sent (see lab/track/send.py).
 """
 
 import json
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab import store
-from lab.dead_runs import close_dead_runs, process_tags
-from lab.signals import Stopped, is_stop, raise_swallowed, signals_raise, signals_wait
-from lab.store import TrackingError, check_server, first_line, how_to_view, masked, note, warn
+from lab.system.signals import Stopped, is_stop, raise_swallowed, signals_raise, signals_wait
+from lab.track import store
+from lab.track.dead_runs import close_dead_runs, process_tags
 from lab.track.send import Unsent, send_left
+from lab.track.store import TrackingError, check_server, first_line, how_to_view, masked, note, warn
 
 __all__ = ["Run", "Stopped", "TrackingError", "how_to_view", "masked", "open_store", "signals_raise", "tracked_run"]
 
@@ -175,7 +175,7 @@ class Run:
         self._record("dataset", f"dataset {name}", dataset=dataset, tags=tags)
 
     def model(self, file: str | Path, register: str | None = None) -> str | None:
-        """Record a model file under the name "model" (see lab/registry.py); with `register`, as `models:/NAME` too.
+        """Record a model file as "model" (see lab/track/registry.py); with `register`, as `models:/NAME` too.
 
         Returns the version that was registered; None if none was, or if the model has to be sent later.
         """

@@ -6,7 +6,7 @@
 
 Nothing is clipped, for what is brighter than 99% of the pixels may be the object: values outside the range are
 compressed by a logarithm, so that their order stays and neighbours stay apart. The settings travel inside the model
-file (`lab/model_file.py`), so that a network cannot be used with another preprocessing than it was trained with.
+file (`lab/model/model_file.py`), so that a network cannot be used with another preprocessing than it was trained with.
 """
 
 import dataclasses
@@ -157,7 +157,7 @@ def settle(parts: dict[str, list], wanted: str) -> tuple[dict, dict[str, list], 
     two scanners need ranges of their own. Taken is what makes the objects agree better (see `disagreement`).
 
     Args:
-        parts: training, validation and test samples (see `lab/sample.py`), which have their own `grey_range` each.
+        parts: training, validation and test samples (see `lab/data/sample.py`), which have their own `grey_range` each.
         wanted: "folder", "picture", or "auto" to measure which of the two suits the training samples.
 
     Returns:

@@ -161,4 +161,3 @@ def _variables(model) -> dict:
     """The variables of model and optimizer, by names that do not depend on the process."""
     groups = {"model": model.variables, "optimizer": model.optimizer.variables}
     return {f"{group}_{i}": variable for group, found in groups.items() for i, variable in enumerate(found)}
-

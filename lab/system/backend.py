@@ -18,9 +18,9 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.signals import signals_wait
+from lab.system.signals import signals_wait
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepare() -> None:
@@ -108,28 +108,6 @@ def start(precision: str, deterministic: bool, seed: int) -> str:
 
 
 # Several devices, several processes
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 # What the hardware has
@@ -243,7 +221,7 @@ def provenance() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     flags = " ".join(processor()["flags"])
-    return {**tags, "device": device(), "processor.flags": flags, **git_tags(ROOT, "lab/backend.py")}
+    return {**tags, "device": device(), "processor.flags": flags, **git_tags(ROOT, "lab/system/backend.py")}
 
 
 def git_tags(folder: Path, file: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
     parts = splits.split(samples, seed=0, crop=128)        # {"training": [...], "validation": [...], "test": [...]}
 
-The samples are those of `lab/sample.py`.
+The samples are those of `lab/data/sample.py`.
 """
 
 import hashlib

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from lab.grey_values import GreyRange
+from lab.data.grey_values import GreyRange
 
 MOST_PLACES = 2**20  # indices of object voxels that are kept
 

@@ -22,7 +22,7 @@ class Source:
     validation: Batch
     test: object  # (images, masks) of images; a list of samples of volumes
     num_test: int
-    preprocessing: dict  # how grey values are prepared, for the model file (see `lab/grey_values.py`)
+    preprocessing: dict  # how grey values are prepared, for the model file (see `lab/data/grey_values.py`)
     typical: Callable[[], np.ndarray]  # images (N, *sides, C) as the network will meet them
     test_names: list[str] | None = None  # of images: where each lies
     raw: Callable[[], tuple] | None = None  # validation and test with the values of the files, where those differ

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing import connection, get_context, parent_process
 
-from lab.signals import SIGNALS
+from lab.system.signals import SIGNALS
 
 
 class FreshProcess:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import grey_values, library_limits, memory, model_file, patches, scale
+from lab.data import grey_values, patches
+from lab.model import memory, model_file, scale
+from lab.system import library_limits
 
 # By the number of axes: the side of the largest tiles, and what neighbours share. Two such pictures at a time, or one
 # volume, take about 1 GB in the network.
@@ -73,7 +75,7 @@ def probabilities(
 
     Args:
         models: by `load_models`.
-        image: an array, or what reads one from disk (see `lab/patches.py`).
+        image: an array, or what reads one from disk (see `lab/data/patches.py`).
         prepare: a function for each model: tiles as they are in `image` -> what the network sees.
         flips: whether to mirror along every axis and combination of axes: 4 times as long for pictures, 8 for volumes.
 

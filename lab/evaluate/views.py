@@ -2,7 +2,7 @@
 
     views.plot_volumes([("typical: head.nii.gz", sample, probs >= 0.5)], "predictions.png")
 
-Samples are those of `lab/sample.py`; their `spacing` (depth, height, width) is in millimetres, or None.
+Samples are those of `lab/data/sample.py`; their `spacing` (depth, height, width) is in millimetres, or None.
 """
 
 import warnings
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import grey_values, pictures, plots
+from lab.data import grey_values, pictures
+from lab.evaluate import plots
 
 TRUE, FOUND = plots.GREEN, plots.VERMILION  # contours; errors have the colours of `plots.ERRORS`
 

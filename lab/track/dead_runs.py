@@ -6,7 +6,7 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
-from lab.store import note
+from lab.track.store import note
 
 
 def process_tags(parent_run_id: str | None) -> dict[str, str]:

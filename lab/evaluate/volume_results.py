@@ -2,14 +2,16 @@
 
     scores, rows = score_volumes(samples, probs)
 
-Samples are those of `lab/sample.py`; their `spacing` (depth, height, width) is in millimetres, or None.
+Samples are those of `lab/data/sample.py`; their `spacing` (depth, height, width) is in millimetres, or None.
 """
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from lab import ball_fit, model_file, prediction, scoring, surfaces, volumes
+from lab.data import volumes
+from lab.evaluate import ball_fit, scoring, surfaces
+from lab.model import model_file, prediction
 
 SIGMAS = (1.0, 1.5, 2.0, 3.0)  # of the Gaussian filter before a threshold, in voxels
 COLUMNS = {  # of the table of scores: key and title
@@ -43,7 +45,7 @@ def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, lis
         The scores of the set: means over the volumes `image_dice` and `image_iou`, hard at 0.5, with their 5th
         percentiles (`_p5`) and minima (`_min`); means of the surface distances `surface` and `hausdorff95` over the
         volumes where both masks hold something, in millimetres, or in voxels if one of the scans does not say its
-        spacing (see `lab/surfaces.py`). A row per volume with its name and its own.
+        spacing (see `lab/evaluate/surfaces.py`). A row per volume with its name and its own.
     """
     rows, known = [], all(sample.spacing for sample in samples)
     for sample, probs in zip(samples, found, strict=True):

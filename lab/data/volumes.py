@@ -1,9 +1,9 @@
 """Scans to train on and to predict: folders of scans with masks, their grids and grey values.
 
-    from lab import volumes
+    from lab.data import volumes
     samples = volumes.read_folder(Path("scans"), Path("masks"), spacing=(1, 1, 1))
 
-Voxels stay on disk (see `lab/scans.py`): what is read is what is cut out.
+Voxels stay on disk (see `lab/data/scans.py`): what is read is what is cut out.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import grey_values
-from lab.sample import Sample
-from lab.scans import Scan, find_scans, look_through, open_scan, parts, read_mask, scratch, stem
+from lab.data import grey_values
+from lab.data.sample import Sample
+from lab.data.scans import Scan, find_scans, look_through, open_scan, parts, read_mask, scratch, stem
 
 THICK = 2.0  # largest over smallest spacing from which on a scan counts as one of thick slices
 

@@ -13,9 +13,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import backend, model_file, store
-from lab.dead_runs import fail_half_models
-from lab.store import TrackingError
+from lab.model import model_file
+from lab.system import backend
+from lab.track import store
+from lab.track.dead_runs import fail_half_models
+from lab.track.store import TrackingError
 
 FILE = "artifacts/model.keras"  # in a logged model
 SCHEMES = ("runs:/", "models:/")
@@ -27,7 +29,7 @@ def log_model(client, run_id: str, file: Path, digest: str) -> str:
 
     `digest` is the file's SHA-256: a run that holds that file already does not get it again. What an earlier attempt
     has logged only half is marked FAILED.
-    `mlflow.pyfunc.load_model`, and `mlflow models serve`, give the masks of predict.py (see lab/served_model.py).
+    `mlflow.pyfunc.load_model`, and `mlflow models serve`, give the masks of predict.py (see lab/track/served_model.py).
     `mlflow.keras.load_model` gives the bare network, from the same file.
     """
     import numpy as np
@@ -69,7 +71,7 @@ def log_model(client, run_id: str, file: Path, digest: str) -> str:
             flavor_name="mlflow.pyfunc",
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"model": str(copy)},
-            code_paths=[str(Path(__file__).parent)],
+            code_paths=[str(Path(__file__).parents[1])],  # the package `lab`
             pip_requirements=[f"{name}=={version}" for name, version in installed.items()],
             signature=signature,
         )

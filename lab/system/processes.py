@@ -3,7 +3,7 @@
 import os
 import sys
 
-from lab.backend import import_keras
+from lab.system.backend import import_keras
 
 LOST_AFTER = 30  # seconds without a sign of life, after which a process of a distributed training counts as lost
 
@@ -125,4 +125,3 @@ def several_processes() -> bool:
 def _is_distributed() -> bool:
     keras = sys.modules.get("keras")
     return keras is not None and keras.distribution.distribution() is not None
-

@@ -1,6 +1,7 @@
 """The model that MLflow serves: a picture as it is on disk -> the mask that predict.py gives.
 
-lab/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it where it is loaded:
+lab/track/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it where it is
+loaded:
 
     mlflow models serve -m runs:/RUN_ID/model --env-manager local
     echo '{"inputs": "'$(base64 -w0 photo.png)'"}' |
@@ -34,7 +35,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         if "keras" not in sys.modules:  # a model file runs on every backend: on one that is installed
             installed = filter(importlib.util.find_spec, ("tensorflow", "jax", "torch"))
             os.environ.setdefault("KERAS_BACKEND", next(installed, "tensorflow"))
-        from lab import backend, prediction
+        from lab.model import prediction
+        from lab.system import backend
 
         backend.import_keras()
         self.models = prediction.load_models([Path(context.artifacts["model"])])
@@ -90,7 +92,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def read(self, path: Path) -> np.ndarray:
         """A picture (H, W, C) with the model's channels; what is wrong with it is said without the name of its file."""
-        from lab import pictures
+        from lab.data import pictures
 
         try:
             return pictures.read_picture(path, self.models[0].preprocessing["channels"])
@@ -99,7 +101,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def find(self, image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, str]:
         """Mask of 0 and 255, probabilities in 16 bits, and a remark where something is strange; as predict.py does."""
-        from lab import grey_values, prediction
+        from lab.data import grey_values
+        from lab.model import prediction
 
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], such as 0.5; got {threshold}.")

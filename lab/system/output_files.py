@@ -115,7 +115,6 @@ def write_table(rows: list[dict], path: Path) -> None:
         table.writerows(rows)
 
 
-
 # The output folder
 
 
@@ -178,4 +177,3 @@ def _settle(folder: Path) -> None:
         move_into_place(left, folder)
     for left in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-

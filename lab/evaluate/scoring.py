@@ -26,22 +26,6 @@ GROUPS = {"hard at 0.5, per image": 6, "pooled": 2}  # how many of the columns b
 # Sets of files
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 # Scores
 
 
@@ -197,19 +181,3 @@ def format_table(rows: dict[str, dict], columns: dict[str, str] = COLUMNS, group
 
 
 # Pictures
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

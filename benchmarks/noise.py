@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import _common, scores
 from lab.evaluate.ball_fit import draw_balls, fit_balls
-from lab.system.output_files import BLUE, GREEN, ORANGE, new_figure, plain_ticks
+from lab.evaluate.plots import BLUE, GREEN, ORANGE, new_figure, plain_ticks
 
 LEVELS = (0.1, 0.25, 0.5, 1.0)
 LINES = {  # name: (label, colour, marker)

@@ -10,10 +10,12 @@ recorded, and the networks of the memory study, measured here.
 
 import argparse
 import json
+import statistics
 
-from benchmarks import _common, memory_study
+from benchmarks import _common, memory_study, repeats
+from benchmarks.intervals import wilson
+from lab.model.memory import MARGIN
 from lab.system import backend
-from report import experiments
 
 
 def there() -> dict:
@@ -25,7 +27,7 @@ def there() -> dict:
 def training() -> dict:
     """E8's trainings on this processor beside those on the report's."""
     other = there()
-    short, full = experiments.in_own_process(experiments.fingerprints, True), experiments.full()
+    short, full = repeats.in_own_process(repeats.fingerprints, True), repeats.full()
     return {
         "short": compare(other["elsewhere"]["here"], short),
         "full": {**compare(other["full"]["runs"], full["runs"]), "repeated": full["same"]},
@@ -65,6 +67,50 @@ PARTS = {"training": training, "memory": memory}
 def key(row: dict) -> tuple:
     """Which rows are the same measurement, and their order."""
     return list(PARTS).index(row["what"]), row["machine"]["family_model"]
+
+
+# What the report cites
+
+
+def compared(found: dict) -> dict:
+    """Of E8's trainings and of the memory study on another processor, how they compare with those recorded first."""
+    rows = {row["what"]: row for row in found["rows"]}
+    training, study = rows["training"], rows["memory"]
+    full = training["full"]
+    return {
+        "here": _plain(training["against"]["device"]),
+        "there": _plain(training["provenance"]["device"]),
+        "same": wilson(training["short"]["same_bits"], training["short"]["pairs"]),
+        "largest_difference": training["short"]["largest_difference"],
+        "full": {"here": full["dice_there"][0], "there": full["dice"][0], "repeated": full["repeated"]},
+        "memory": {**errors_of(study["rows"]), "largest_factor": largest_factor(study), "margin": MARGIN},
+    }
+
+
+def errors_of(rows: list[dict]) -> dict:
+    """By precision, of the networks that were measured: their number, mean, median absolute and largest error."""
+    found = {}
+    for precision in ("float32", "mixed_bfloat16"):
+        some = [row["error"] for row in rows if row["status"] == "measured" and row["precision"] == precision]
+        sizes = [abs(error) for error in some]
+        found[precision.removeprefix("mixed_")] = {
+            "num_measured": len(some),
+            "mean_error": statistics.mean(some),
+            "median_error": statistics.median(sizes),
+            "largest_error": max(sizes),
+        }
+    return found
+
+
+def largest_factor(study: dict) -> float:
+    """Measured by predicted memory of a training step with oneDNN, at most."""
+    rows = [row for row in study["rows"] + study["unet"] if row["status"] == "measured"]
+    return max(row["measured_peak_mib"] / row["predicted_total_mib"] for row in rows)
+
+
+def _plain(device: str) -> str:
+    """A processor's name without its marks and its cores: "Intel(R) Xeon(R) Processor, 2 cores" is an Intel Xeon."""
+    return device.split(",")[0].replace("(R)", "").removesuffix(" Processor")
 
 
 def main(argv=None) -> None:

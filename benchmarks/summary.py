@@ -25,8 +25,8 @@ from benchmarks import (
     time_to_score,
 )
 from benchmarks import gpu as card_benchmark
+from benchmarks import processors as processors_benchmark
 from benchmarks._common import ROOT, changed_code, code_of, read, table
-from report import records
 
 QUESTIONS = {  # what each benchmark asks, by its record
     "scores": "how good are the recipes?",
@@ -293,7 +293,7 @@ def study_errors(found: dict) -> str:
 
 def processors(found: dict) -> str:
     """How memory and trainings on another processor compare with those recorded first, in some sentences."""
-    told = records.processors(found)
+    told = processors_benchmark.compared(found)
     study, full, same = told["memory"], told["full"], told["same"]
     wide, short = study["float32"], study["bfloat16"]
     again = "twice the same" if full["repeated"] else "not twice the same"

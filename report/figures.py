@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter
 import data_synth
 import unet_segmentation as unet
 from benchmarks import object_sizes
-from lab.system.output_files import BLUE, ERRORS, GREEN, ORANGE, VERMILION, around, plain_ticks, show_errors
+from lab.evaluate.plots import BLUE, ERRORS, GREEN, ORANGE, VERMILION, around, plain_ticks, show_errors
 from report import experiments
 
 SKY, PURPLE = "#56B4E9", "#CC79A7"  # of the same palette as the colours of lab/evaluate/plots.py (Okabe and Ito 2008)

@@ -5,9 +5,8 @@
 
 import statistics
 
-from benchmarks import _common
+from benchmarks import _common, processors
 from benchmarks.intervals import over_seeds, paired, wilson
-from lab.model.memory import MARGIN
 
 
 def photographs(found: dict) -> dict:
@@ -131,42 +130,6 @@ def grey_values(found: dict) -> dict:
     return {case: {key: statistics.mean(row[key] for row in rows) for key in keys} for case, rows in cases.items()}
 
 
-def processors(found: dict) -> dict:
-    """Of E8's trainings and of the memory study on another processor, how they compare with those recorded first."""
-    rows = {row["what"]: row for row in found["rows"]}
-    training, study = rows["training"], rows["memory"]
-    full = training["full"]
-    return {
-        "here": _plain(training["against"]["device"]),
-        "there": _plain(training["provenance"]["device"]),
-        "same": wilson(training["short"]["same_bits"], training["short"]["pairs"]),
-        "largest_difference": training["short"]["largest_difference"],
-        "full": {"here": full["dice_there"][0], "there": full["dice"][0], "repeated": full["repeated"]},
-        "memory": {**errors_of(study["rows"]), "largest_factor": largest_factor(study), "margin": MARGIN},
-    }
-
-
-def errors_of(rows: list[dict]) -> dict:
-    """By precision, of the networks that were measured: their number, mean, median absolute and largest error."""
-    found = {}
-    for precision in ("float32", "mixed_bfloat16"):
-        some = [row["error"] for row in rows if row["status"] == "measured" and row["precision"] == precision]
-        sizes = [abs(error) for error in some]
-        found[precision.removeprefix("mixed_")] = {
-            "num_measured": len(some),
-            "mean_error": statistics.mean(some),
-            "median_error": statistics.median(sizes),
-            "largest_error": max(sizes),
-        }
-    return found
-
-
-def largest_factor(study: dict) -> float:
-    """Measured by predicted memory of a training step with oneDNN, at most."""
-    rows = [row for row in study["rows"] + study["unet"] if row["status"] == "measured"]
-    return max(row["measured_peak_mib"] / row["predicted_total_mib"] for row in rows)
-
-
 READERS = {
     "photographs": photographs,
     "object_sizes": object_sizes,
@@ -175,7 +138,7 @@ READERS = {
     "brain": brain,
     "commands": commands,
     "faults": faults,
-    "processors": processors,
+    "processors": processors.compared,
     "shared_server": shared_server,
 }
 
@@ -219,11 +182,6 @@ def trainings(name: str) -> list[dict]:
     for row in sorted(rows, key=lambda row: row["budget"]):
         kept[row["side"], row["halves"], row["seed"], row.get("rate") or row["budget"]] = row
     return list(kept.values())
-
-
-def _plain(device: str) -> str:
-    """A processor's name without its marks and its cores: "Intel(R) Xeon(R) Processor, 2 cores" is an Intel Xeon."""
-    return device.split(",")[0].replace("(R)", "").removesuffix(" Processor")
 
 
 def _key(name: str) -> str:

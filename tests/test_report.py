@@ -15,7 +15,7 @@ import pytest
 import typst
 from PIL import Image
 
-from benchmarks import _common, ablation
+from benchmarks import _common, ablation, processors, repeats
 from benchmarks.brain import RATES, best_rates
 from benchmarks.intervals import paired, wilson
 from lab.model.memory import MARGIN
@@ -322,7 +322,7 @@ def test_the_text_claims_the_differences_that_the_records_carry():
     other = results["records"]["processors"]
     assert other["same"]["k"] == 0 and other["full"]["repeated"] and other["full"]["there"] != other["full"]["here"]
     studies = [_common.read("conv3d_study"), *_common.rows("processors")[1:]]
-    assert max(map(records.largest_factor, studies)) < MARGIN and len(studies) == 2
+    assert max(map(processors.largest_factor, studies)) < MARGIN and len(studies) == 2
     assert other["memory"]["bfloat16"]["mean_error"] > 0
     assert all(results["e8"]["elsewhere"][kind]["same_bits"] == 0 for kind in experiments.ELSEWHERE)
     assert (
@@ -354,7 +354,7 @@ def test_of_the_rates_of_a_network_the_one_with_the_best_mean_is_taken():
 
 
 def test_processors_are_named_plainly_and_the_largest_step_is_found():
-    found = records.processors(RECORDS["processors"])
+    found = processors.compared(RECORDS["processors"])
     assert (found["here"], found["there"]) == ("AMD EPYC", "Intel Xeon") and found["same"]["k"] == 1
     assert found["full"] == {"here": 0.91, "there": 0.9, "repeated": True}
     assert found["memory"]["largest_factor"] == 1.25 and found["memory"]["bfloat16"]["mean_error"] == -0.2
@@ -431,7 +431,7 @@ def test_a_cell_is_of_other_code_where_a_file_that_made_it_has_changed(tmp_path,
 
 def test_a_training_of_the_report_is_the_scripts_own(store):
     flags = "--epochs 2 --train-images 8 --test-images 6 --val-images 4 --filters 2 --radius 4 12"
-    masks, probs, history, scores, seconds, model = experiments.trained("test", 0, flags)
+    masks, probs, history, scores, seconds, model = repeats.trained("test", 0, flags)
     assert masks.shape == probs.shape == (6, 64, 64, 1)
     assert history["epoch"] == [1, 2] and {"loss", "val_image_dice"} <= history.keys()
     assert 0 <= scores["image_dice"] <= 1 and seconds > 0

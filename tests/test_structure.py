@@ -12,12 +12,12 @@ FLOORS = (
     ("report",),
     ("benchmarks",),
     SCRIPTS,
-    ("lab.experiment",),
+    ("lab.experiment", "lab.command_line"),
     ("lab.track",),
     ("lab.evaluate",),
     ("lab.model",),
     ("lab.data",),
-    ("lab.command_line", "lab.system"),
+    ("lab.system",),
     ("metrics", "data_synth"),
 )
 FILES = sorted(

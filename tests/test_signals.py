@@ -39,24 +39,28 @@ def test_signal_is_an_exit_with_the_usual_code_and_ctrl_c_a_keyboard_interrupt(n
         signal.raise_signal(signal.SIGINT)
 
 
-# Where an exception gets lost
-
-
 @pytest.mark.parametrize("place", ["destructor", "weakref"])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_signal_inside_a_destructor_is_raised_after_it(place, signum, capfd):
+@pytest.mark.parametrize("twice", [False, True])
+def test_signal_inside_a_destructor_is_raised_after_it(place, signum, twice, monkeypatch, capfd):
     class Thing:
         def __del__(self):
             if place == "destructor":
                 signal.raise_signal(signum)
 
-    lost = []
+    def start(thread):  # of the thread that sends it again
+        signal.raise_signal(signum)
+        start_thread(thread)
+
+    start_thread, lost = threading.Thread.start, []
+    if twice:
+        monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises((KeyboardInterrupt, Stopped)), signals_raise():
         thing = Thing()
         watch = weakref.ref(thing, lambda _: place == "weakref" and signal.raise_signal(signum))
         del thing  # the exception that is raised here cannot leave
         lost.append(watch())
-        time.sleep(5)
+        time.sleep(2)
         lost.append("the signal")
     assert lost == [None] and capfd.readouterr().err == ""  # no "Exception ignored in ..."
 
@@ -85,9 +89,6 @@ def test_signal_that_foreign_code_makes_an_error_of_is_a_signal_again_and_keeps_
         error.add_note("2 epochs are kept")
         raise error
     assert stop.value.code == 129 and stop.value.__notes__ == ["2 epochs are kept"]
-
-
-# A second signal
 
 
 def test_second_signal_does_not_strike_the_clean_up():
@@ -140,9 +141,6 @@ def test_a_signal_that_comes_when_all_is_done_changes_nothing(name, first, code)
     assert (done.returncode, done.stderr) == (code, "")
 
 
-# Blocks
-
-
 def test_signals_wait_for_the_end_of_the_block_and_no_longer():
     done = []
     with pytest.raises(KeyboardInterrupt), signals_raise():
@@ -178,6 +176,7 @@ def test_handlers_are_put_back_and_someone_elses_stay():
         assert signal.getsignal(signal.SIGTERM) is own
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is own
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

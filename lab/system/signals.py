@@ -25,6 +25,7 @@ REPEAT_SECONDS = 3  # a second signal within this time is one with the first: it
 _came: int | None = None  # the first signal of the outermost `signals_raise`; 0 before it comes, None outside the block
 _former = {}  # Python's own handlers, for the time after the block
 _raised = float("-inf")  # time.monotonic() when an exception was last raised
+_dropped = False  # Python dropped it: it is to be raised again
 _waiting = False  # within `signals_wait`
 
 
@@ -33,7 +34,7 @@ class Stopped(SystemExit):
 
 
 def is_stop(error: BaseException | None) -> bool:
-    """Whether an exception is the end by a signal: KeyboardInterrupt, Stopped, or an exit with such a code."""
+    """Whether an exception is the end by a signal: KeyboardInterrupt, Stopped, or a script's exit with such a code."""
     by_code = isinstance(error, SystemExit) and error.code in [128 + signum for signum in SIGNALS]
     return by_code or isinstance(error, KeyboardInterrupt)
 
@@ -42,9 +43,9 @@ def is_stop(error: BaseException | None) -> bool:
 def signals_raise() -> Iterator[None]:
     """Raise KeyboardInterrupt at Ctrl-C, `Stopped` at SIGTERM and SIGHUP, in the main thread.
 
-    A block within another one changes no handler: at its end it raises what was lost. Someone else's handlers stay,
-    and so does `nohup`. Afterwards Python's own are put back, but not where a signal ended the block: the process is
-    about to end, and a second signal must not end it another way.
+    A block within another one changes no handler; at its end it raises what was lost in it. Someone else's handlers
+    stay, and so does `nohup`. Afterwards Python's own are put back, but not where a signal ended the block: the process
+    is about to end, and a second signal must not end it another way.
     """
     global _came, _raised
     outermost = _came is None and threading.current_thread() is threading.main_thread()
@@ -86,8 +87,8 @@ def signals_wait() -> Iterator[None]:
 def raise_swallowed() -> None:
     """Raise the exception of a signal that came, unless one is on its way already; it takes another's notes along.
 
-    A script asks where it must not go on: TensorFlow, NumPy and pydantic make errors of their own of an exception that
-    is raised in their midst, or ignore it.
+    A script calls it where it must not go on. An exception that is raised in the midst of TensorFlow, pydantic or
+    Python's own `logging` can come out as an error of theirs, and TensorFlow ignores some.
     """
     other = sys.exception()
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -101,22 +102,31 @@ def _on_signal(signum: int, frame) -> None:
     global _came
     if _came == 0:
         _came = signum
-    if not (_came and _waiting) and time.monotonic() - _raised > REPEAT_SECONDS:
+    waits = _came and _waiting  # outside the block nothing waits
+    if not waits and (_dropped or time.monotonic() - _raised > REPEAT_SECONDS):
         raise _exception(signum)
 
 
 def _exception(signum: int) -> BaseException:
-    global _raised
-    _raised = time.monotonic()
+    global _dropped, _raised
+    _dropped, _raised = False, time.monotonic()
     return KeyboardInterrupt() if signum == signal.SIGINT else Stopped(128 + signum)
 
 
 def _on_dropped(dropped) -> None:
-    """Send the signal again where its exception was raised in a destructor, or in JAX's callback of the garbage
-    collector: Python drops it there, and would drop another one that this function raised."""
-    global _raised
+    """Have the signal sent again where its exception was raised in a destructor, or in JAX's callback of the garbage
+    collector: Python drops it there."""
+    global _dropped, _waiting
     if not (_came and is_stop(dropped.exc_value)):
         sys.__unraisablehook__(dropped)
     elif hasattr(signal, "pthread_kill"):  # Windows has none: there the next `raise_swallowed` raises it
-        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, _came)).start()
-        _raised = float("-inf")  # the one to come is no repetition
+        _dropped, _waiting = True, True  # Python would drop what is raised in this function too
+        threading.Thread(target=_send_again, args=(_came,), daemon=True).start()
+        _waiting = False
+
+
+def _send_again(signum: int) -> None:
+    time.sleep(0.05)
+    while _dropped:
+        signal.pthread_kill(threading.main_thread().ident, signum)
+        time.sleep(0.05)

@@ -25,10 +25,8 @@ import data_synth
 from lab import command_line, experiment
 from lab.data import grey_values, patches, pictures, splits
 from lab.data.source import Source
-from lab.evaluate import plots, scoring
-from lab.experiment import Evaluation
+from lab.evaluate import evaluation, plots
 from lab.model import memory, model_file, scale, training
-from lab.system import output_files
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 
@@ -304,31 +302,6 @@ def describe_sizes(train_size: int, size: int) -> str:
     return f"{train_size}x{train_size} pixels, scored on {size}x{size}"
 
 
-# The scores
-
-
-def evaluate(network, source: Source, history: dict) -> Evaluation:
-    """Scores on the test images, beside those of what needs no network."""
-    images, masks = source.test
-    probs = training.predict(network, images)
-    scores, rows = scoring.score(masks, probs)
-    dice = np.array([row["image_dice"] for row in rows])
-    if source.test_names:
-        rows = [{"crop": place, **row} for place, row in zip(source.test_names, rows, strict=True)]
-    baselines = scoring.baselines(source.validation, source.test, source.raw and source.raw())
-    what = "crops of your pictures" if source.test_names else "images"
-    return Evaluation(
-        scores,
-        baselines,
-        scoring.describe_failure(history, masks, probs),
-        f"Test set, {len(images)} {what}:\n" + scoring.format_table({**baselines, "U-Net": scores}),
-        {
-            "per_image.csv": lambda path: output_files.write_table(rows, path),
-            "predictions.png": lambda path: plots.plot_predictions(images, masks, probs, dice, path),
-        },
-    )
-
-
 # The command line
 
 
@@ -414,7 +387,7 @@ def check_circles(args: argparse.Namespace) -> None:
 def main(argv=None) -> dict:
     """Train, score, plot and track one network, or one per fold; return the test scores, of folds the mean."""
     args = parse_args(argv)
-    run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluate)
+    run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluation.of_images)
     if args.images is None:
         return run(functools.partial(circles, args))
     sources = [functools.partial(own_pictures, args, parts) for parts in split_pictures(args)]

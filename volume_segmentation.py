@@ -28,10 +28,9 @@ from lab import command_line, experiment
 from lab.data import grey_values, patches, splits, volumes
 from lab.data.sample import Sample
 from lab.data.source import Source
-from lab.evaluate import plots, scoring, views, volume_results
-from lab.experiment import Evaluation
+from lab.evaluate import evaluation, views
 from lab.model import checkpoints, memory, training
-from lab.system import backend, output_files, processes
+from lab.system import backend, processes
 from unet_segmentation import build_unet, check_network
 
 EXPERIMENT = "3D_Volume_Segmentation"
@@ -212,38 +211,6 @@ def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, in
     return patch
 
 
-# The scores
-
-
-def evaluate(args: argparse.Namespace, network, source: Source, history: dict) -> Evaluation:
-    """Scores on the test volumes, beside those of what needs no network."""
-    test = source.test
-    probs = [volume_results.predict_volume(network, sample, source.sides) for sample in test]
-    scores, rows = volume_results.score_volumes(test, probs)
-    one_sphere = args.images is None and tuple(args.spheres) == (1, 1)
-    sphere = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius} if one_sphere else None
-    baselines = volume_results.baselines(source.validation, test, sphere, source.raw and source.raw())
-    table = scoring.format_table(
-        {**baselines, "3D U-Net": scores}, volume_results.COLUMNS, volume_results.column_groups(test)
-    )
-    whole = (np.concatenate([a.ravel() for a in arrays]) for arrays in ([s.mask for s in test], probs))
-    examples = plots.choose_examples([row["image_dice"] for row in rows])
-    shown = [
-        (f"{kind}: {test[i].name}\nDice {rows[i]['image_dice']:.4f}", test[i], probs[i] >= 0.5)
-        for i, kind in {i: kind for kind, i in examples}.items()
-    ]
-    return Evaluation(
-        scores,
-        baselines,
-        scoring.describe_failure(history, *whole),
-        f"Test set, {len(test)} volumes:\n{table}",
-        {
-            "per_volume.csv": lambda path: output_files.write_table(rows, path),
-            "predictions.png": lambda path: views.plot_volumes(shown, path),
-        },
-    )
-
-
 # The command line
 
 
@@ -303,11 +270,11 @@ def check_args(args: argparse.Namespace) -> None:
 def main(argv=None) -> dict:
     """Train, score, plot and track one network; return its scores on the test set."""
     args = parse_args(argv)
-    of_args = functools.partial(evaluate, args)
-    run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=of_args)
-    if args.images is None:
-        return run(functools.partial(spheres, args))
-    return run(functools.partial(own_scans, args, *split_scans(args)))
+    source = functools.partial(own_scans if args.images else spheres, args)
+    sphere = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius}
+    one_sphere = args.images is None and tuple(args.spheres) == (1, 1)
+    evaluate = functools.partial(evaluation.of_volumes, sphere=sphere if one_sphere else None)
+    return experiment.run(EXPERIMENT, args, RECIPES, source, build, evaluate)
 
 
 if __name__ == "__main__":

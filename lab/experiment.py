@@ -6,7 +6,6 @@ What differs comes as values and plain functions: where the data come from, whic
 """
 
 import argparse
-import dataclasses
 import functools
 import math
 import sys
@@ -20,6 +19,7 @@ from lab import command_line
 from lab.data import grey_values
 from lab.data.source import Source
 from lab.evaluate import plots, scoring
+from lab.evaluate.evaluation import Evaluation
 from lab.model import checkpoints, model_file, training
 from lab.system import backend, output_files, processes
 from lab.track import tracking
@@ -28,17 +28,6 @@ FILES = (  # all that a training may leave in its folder
     "model.keras", "history.json", "scores.json", "per_image.csv", "per_volume.csv", "curves.png", "predictions.png",
     "split.json", "dataset.png",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What the test set says of a network."""
-
-    scores: dict[str, float]
-    baselines: dict[str, dict[str, float]]  # scores of what needs no network
-    failure: str | None  # a sentence, if the network is of no use
-    summary: str  # for the console
-    files: dict[str, Callable[[Path], object]]  # name -> writes it
 
 
 def run(

@@ -230,6 +230,8 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
         value = getattr(args, name)
         if not 1 <= value <= 10**9:
             raise ValueError(f"{flag_of(name)} must be at least 1 and at most 10^9; got {value}.")
+    if args.filters > 512:
+        raise ValueError(f"--filters must be 1 to 512; got {args.filters}.")
     if not (0 < args.learning_rate < float("inf")):
         raise ValueError(f"--learning-rate must be a finite number above 0, such as 0.002; got {args.learning_rate}.")
     if args.smooth is not None and (args.loss == "bce" or not 0 < args.smooth < float("inf")):

@@ -11,7 +11,7 @@ import pytest
 
 from lab.system import backend, processes
 
-ROOT = Path(backend.__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(code, **environment):
@@ -47,8 +47,8 @@ def test_a_backend_that_is_not_there_is_one_sentence():
 
 def test_importing_the_lab_only_defines():
     library = ("__init__", "muon", "served_model")  # classes of Keras and MLflow, imported where they are needed
-    names = [path.stem for path in (ROOT / "lab").glob("*.py") if path.stem not in library]
-    modules = ", ".join(f"lab.{name}" for name in names)
+    files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "lab").glob("**/*.py")]
+    modules = ", ".join(".".join(file.parts) for file in files if file.name not in library)
     scripts = ", ".join(path.stem for path in ROOT.glob("*.py") if path.stem != "metrics")
     slow = "{'keras', 'tensorflow', 'mlflow', 'matplotlib', 'scipy'}"
     code = f"import os, sys; before = dict(os.environ); import {modules}, {scripts}; "

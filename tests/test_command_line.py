@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from lab import command_line
-from lab.command_line import Unfinished, describe, output_folder
+from lab.command_line import Unfinished, describe
+from lab.system.output_files import output_folder
 from lab.system.signals import Stopped
 
-ROOT = Path(command_line.__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
 

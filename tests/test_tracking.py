@@ -20,11 +20,11 @@ import psutil
 import pytest
 
 from lab.data import grey_values
-from lab.track import dead_runs, send, tracking
+from lab.track import dead_runs, send
 from lab.track import store as lab_store
 from lab.track.tracking import TrackingError, how_to_view, masked, open_store, tracked_run
 
-ROOT = Path(tracking.__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 
 

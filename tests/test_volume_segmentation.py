@@ -158,7 +158,7 @@ def test_distances_of_one_table_are_in_one_unit():
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--patch", "20"], "divisible by 2\\^depth = 8"),
+        (["--patch", "20"], "divisible by 8"),
         (["--patch", "16", "16"], "one number, or three"),
         (["--patch", "128"], "larger than --size 64"),
         (["--images", "a"], "belong together"),

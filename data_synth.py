@@ -3,66 +3,22 @@
     from data_synth import make_circles
     images, masks = make_circles(256, size=128, seed=0)    # 0.07 s on 2 cores, (256, 128, 128, 1) each
 
-With the defaults, one circle at contrast / noise = 2, no global threshold can find the circle
-(mean Dice about 0.51); whoever knows that it is a circle and fits one reaches about 0.9986.
-`make_circles(256, **VARIED)` draws what carries over to photographs, in 2 ms each: round things of many shapes, each of
-its own brightness, touching one another, under many kinds of light, with all that a camera adds.
+With the defaults, one circle at contrast / noise = 2, no global threshold can find the circle (mean Dice about 0.51);
+a fit of a circle reaches about 0.9986. Scenes for photographs are drawn by `lab/data/scenes.py`.
 """
 
-import io
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 BACKGROUND = 0.25  # grey value outside the objects
-FAINTEST = 0.04  # least contrast of an object in a varied image, in grey values; and never less than its noise
 BLOCK_VOXELS = 2**15  # pixels worked on at a time: 128 KiB of float32 stays in the cache
 
 Size = int | Sequence[int]
 Seed = int | Sequence[int]
 Range = float | tuple[float, float]
-
-# What `make_circles` can vary: the value that leaves the image as it is, the least and the greatest allowed.
-LOOKS = {
-    "elongation": (1, 1, 4),
-    "roughness": (0, 0, 0.5),
-    "own_contrast": (1, 0.01, 100),
-    "touching": (0, 0, 1),
-    "borders": (0, 0, 1000),
-    "dust": (0, 0, 1000),
-    "highlights": (0, 0, 1000),
-    "texture": (0, 0, math.inf),
-    "illumination": (0, 0, 1),
-    "blur": (0, 0, math.inf),
-    "inverted": (0, 0, 1),
-    "gamma": (1, 0.1, 10),
-    "shot": (0, 0, math.inf),
-    "jpeg": (0, 0, 95),
-}
-
-# A mixture for photographs: each image, or each object, draws its own value from each range.
-VARIED = {
-    "num_circles": (0, 8),
-    "contrast": (0.1, 0.6),
-    "noise": (0.0, 0.1),
-    "elongation": (1.0, 3.0),
-    "roughness": (0.0, 0.3),
-    "own_contrast": (0.3, 1.5),
-    "touching": (0.0, 1.0),
-    "borders": (0, 4),
-    "dust": (0, 10),
-    "highlights": (0, 6),
-    "texture": (0.0, 0.15),
-    "illumination": (0.0, 0.9),
-    "blur": (0.0, 3.0),
-    "inverted": 0.5,
-    "gamma": (0.6, 1.6),
-    "shot": (0.0, 0.12),
-    "jpeg": (0, 70),
-    "margin": 16,
-}
 
 
 def make_circles(
@@ -74,32 +30,14 @@ def make_circles(
     radius: tuple[float, float] = (8, 25),
     contrast: Range = 0.5,
     noise: Range = 0.25,
-    elongation: Range = 1.0,
-    roughness: Range = 0.0,
-    own_contrast: Range = 1.0,
-    touching: Range = 0.0,
-    borders: Range = 0,
-    dust: Range = 0,
-    highlights: Range = 0,
-    texture: Range = 0.0,
-    illumination: Range = 0.0,
-    blur: Range = 0.0,
-    inverted: float = 0.0,
-    gamma: Range = 1.0,
-    shot: Range = 0.0,
-    jpeg: Range = 0,
     margin: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw images of bright circles on a noisy background, with their masks.
 
     image = clip(0.25 + contrast * mask + noise * n, 0, 1) with n standard normal. A pixel belongs
     to the mask if the distance of its centre to a circle's centre is at most the radius. Every
-    circle lies inside the image as a whole; circles that overlap are one region.
-
-    The other settings vary that, in the order of the world: shapes, surfaces, light, lens, sensor, file. A range
-    (smallest, largest) in place of a number is drawn from for each image, or for each object where it says so: where
-    the least value changes nothing by the square of a uniform number, so that most pictures have little of each, else
-    uniformly.
+    circle lies inside the image as a whole, unless `margin` says otherwise; circles that overlap
+    are one region. Of a range (smallest, largest) each image gets its own value, uniform in between.
 
     Args:
         num_images: number of images N, at least 1.
@@ -109,31 +47,10 @@ def make_circles(
             alone (and on the settings), so a longer set begins with the shorter one. Circles and
             noise are drawn separately: with another `noise` the circles stay where they are.
         num_circles: (fewest, most) circles in an image, both included; (0, k) gives empty masks too.
-        radius: (smallest, largest) radius in pixels, at least 1; uniform in between. Of an object that is no circle,
-            the distance from its centre that no part of it exceeds.
+        radius: (smallest, largest) radius in pixels, at least 1; uniform in between.
         contrast: brightness of a circle above the background 0.25, in (0, 0.75].
         noise: standard deviation of the noise, in grey values, >= 0.
-        elongation: longest over shortest axis of an object, an ellipse turned at random, in [1, 4]; for each object.
-        roughness: how far a blob's outline is dented, as a share of its radius, in [0, 0.5]; for each object.
-        own_contrast: an object's brightness above the background is this times `contrast`, in [0.01, 100], but at least
-            0.04 and the noise's standard deviation: what nobody can see is not labelled; for each object. What would
-            be brighter than 1 is saturated.
-        touching: probability that an object is moved until it touches or overlaps the one before it, in [0, 1].
-        borders: number of borders across the background, nearly straight, beyond which it is brighter by up to 0.15;
-            they are in no mask, >= 0.
-        dust: number of specks and fibres, 1 to 3 pixels wide, dark or bright, that are in no mask, >= 0.
-        highlights: number of saturated spots, reflections of 1 to 4 pixels, that are in no mask of their own, >= 0.
-        texture: standard deviation of the surfaces' own pattern, in grey values, >= 0: noise smoothed over 1 to 8
-            pixels, another one inside the objects than outside.
-        illumination: share of the light that comes from one side, in [0, 1].
-        blur: standard deviation of the lens's blur, in pixels, >= 0; the mask stays sharp.
-        inverted: probability that an image is turned into its negative, dark objects on bright, in [0, 1].
-        gamma: exponent of the sensor's response to light, image ** gamma, in [0.1, 10].
-        shot: standard deviation of the light's own noise at brightness 1, in grey values, >= 0; it grows with the
-            square root of the brightness.
-        jpeg: losses of a JPEG file, 100 minus its quality, in [0, 95]; below 1 nothing is lost.
-        margin: pixels by which an object may reach over the border, >= 0, but at most up to its centre: more than 0
-            gives cut objects too.
+        margin: pixels by which a circle may reach over the border, >= 0, but at most up to its centre.
 
     Returns:
         images (N, H, W, 1), float32 in [0, 1], and masks (N, H, W, 1), float32, exactly 0 or 1.
@@ -141,10 +58,7 @@ def make_circles(
     Raises:
         ValueError: if an argument lies outside its range.
     """
-    given = locals()
-    looks = {name: _check_look(name, given[name], *ends) for name, (_, *ends) in LOOKS.items()}
-    margin = _integer("margin", margin, low=0)
-    return _make_balls(num_images, size, 2, seed, "num_circles", num_circles, radius, contrast, noise, looks, margin)
+    return _make_balls(num_images, size, 2, seed, "num_circles", num_circles, radius, contrast, noise, margin)
 
 
 def make_spheres(
@@ -171,42 +85,21 @@ def make_spheres(
     return _make_balls(num_volumes, size, 3, seed, "num_spheres", num_spheres, radius, contrast, noise)
 
 
-def _make_balls(num, size, ndim, seed, count_name, count, radius, contrast, noise, looks=None, margin=0):
-    num = _integer("the number of images", num, low=1)
-    shape = _check_size(size, ndim)
-    entropy, *stream = _check_seed(seed)
-    fewest, most = _check_range(count_name, [_integer(count_name, c, low=0) for c in count])
-    smallest, largest = _check_range("radius", [_number("radius", r, low=1) for r in radius])
-    if 2 * largest > min(shape) - 1 + 2 * margin:
-        raise ValueError(
-            f"radius={tuple(radius)} does not fit into size={shape}: the whole object must lie inside, so the "
-            f"largest radius here is {(min(shape) - 1) / 2 + margin:g}. Take a smaller radius or a larger size."
-        )
-    contrast = _check_look("contrast", contrast, high=1 - BACKGROUND)
-    if contrast[0] <= 0:
-        raise ValueError(f"contrast={contrast[0]:g} must be above 0: objects nobody can see must not be labelled.")
-    noise = _check_look("noise", noise)
-    varied = looks is not None and any(looks[name] != [neutral] * 2 for name, (neutral, *_) in LOOKS.items())
-    looks = {**(looks or {}), "contrast": contrast, "noise": noise}
-
-    def generator(*part):  # SFC64 draws normal numbers a quarter faster than NumPy's default generator
-        return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy, spawn_key=(*stream, *part))))
-
+def _make_balls(num, size, ndim, seed, count_name, count, radius, contrast, noise, margin=0):
+    num, shape = check_integer("the number of images", num, low=1), check_size(size, ndim)
+    generator = generators(seed)
+    contrast, noise = check_contrast(contrast), check_range("noise", noise)
     # Streams for objects, noise and looks, each drawn in the order of the images: hence the prefix property.
     objects_rng, noise_rng, looks_rng = map(generator, range(3))
+    balls = place_balls(objects_rng, num, shape, count_name, count, radius, margin)
     images = np.empty((num, *shape, 1), np.float32)
     masks = np.empty((num, *shape, 1), np.float32)
     block = max(1, BLOCK_VOXELS // math.prod(shape))
     scratch = np.empty_like(images[:block])
     for start in range(0, num, block):
-        image, mask = images[start : start + block], masks[start : start + block]
-        draws = objects_rng.random((len(image), 1 + most * (1 + ndim)))
-        balls = _place(draws, shape, fewest, most, smallest, largest, margin)
-        if varied:
-            for i, ball in enumerate(zip(*balls, strict=True)):
-                _draw_picture(image[i, ..., 0], mask[i, ..., 0], *ball, margin, looks, generator(3, start + i))
-            continue
-        _fill_balls(mask[..., 0], *balls)
+        part = slice(start, start + block)
+        image, mask = images[part], masks[part]
+        _fill_balls(mask[..., 0], *(values[part] for values in balls))
         places = looks_rng.random((len(image), 2), np.float32)
         clean = np.multiply(mask, _each(contrast, places[:, 0], ndim), out=scratch[: len(mask)])
         clean += np.float32(BACKGROUND)
@@ -223,10 +116,36 @@ def _each(ends, places, ndim):
     return (low + places * (high - low)).reshape(-1, *[1] * (ndim + 1))
 
 
-def _place(draws, shape, fewest, most, smallest, largest, margin):
-    """Counts (N), radii (N, most), centres (N, most, ndim) from uniform numbers (N, 1 + most * (1 + ndim))."""
+def generators(seed: Seed) -> Callable[..., np.random.Generator]:
+    """The random streams of a seed: called with the numbers of a stream, it gives that stream's generator."""
+    entropy, *stream = _check_seed(seed)
+
+    def generator(*part):  # SFC64 draws normal numbers a quarter faster than NumPy's default generator
+        return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy, spawn_key=(*stream, *part))))
+
+    return generator
+
+
+def place_balls(
+    rng: np.random.Generator, num: int, shape: tuple[int, ...], count_name: str, count, radius, margin: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Place discs or balls in `num` images of `shape`; ValueError, with the name `count_name`, where they do not fit.
+
+    Returns:
+        Of each image the number of its balls (N), and radii (N, most) and centres (N, most, ndim), of which it has the
+        first ones.
+    """
+    fewest, most = map(int, check_range(count_name, [check_integer(count_name, number, low=0) for number in count]))
+    smallest, largest = check_range("radius", radius, low=1)
+    margin = check_integer("margin", margin, low=0)
+    if 2 * largest > min(shape) - 1 + 2 * margin:
+        raise ValueError(
+            f"radius=({smallest:g}, {largest:g}) does not fit into size={shape}: the whole object must lie inside, so "
+            f"the largest radius here is {(min(shape) - 1) / 2 + margin:g}. Take a smaller radius or a larger size."
+        )
+    draws = rng.random((num, 1 + most * (1 + len(shape))))
     counts = fewest + np.floor(draws[:, 0] * (most - fewest + 1))
-    balls = draws[:, 1:].reshape(len(draws), most, 1 + len(shape))
+    balls = draws[:, 1:].reshape(num, most, 1 + len(shape))
     radii = smallest + balls[..., 0] * (largest - smallest)
     edge = (radii - np.minimum(margin, radii))[..., None]  # the centre, and with it a pixel, always lies inside
     return counts, radii, edge + balls[..., 1:] * (np.array(shape) - 1 - 2 * edge)
@@ -250,138 +169,11 @@ def _fill_balls(masks, counts, radii, centres):
     masks[...] = inside
 
 
-# Varied pictures
-
-
-def _draw_picture(image, mask, count, radii, centres, margin, looks, rng):
-    """Draw an image and its mask (H, W): objects and dust, then light, lens, sensor and file."""
-    from scipy.ndimage import gaussian_filter
-
-    at = {name: _between(name, ends, rng) for name, ends in looks.items()}
-    light = _light(image.shape, at["illumination"], rng)
-    scale = 8 ** rng.random()
-    inside, outside = (at["texture"] * _pattern(image.shape, scale, rng) for _ in range(2))
-    ground = _ground(image.shape, round(at["borders"]), rng)
-    scene = ground + outside
-    mask[...] = 0
-    visible = max(FAINTEST, math.hypot(at["noise"], at["shot"], at["texture"]))
-    for j, radius in enumerate(radii[: int(count)]):
-        if j > 0 and rng.random() < at["touching"]:
-            turn, distance = 2 * math.pi * rng.random(), (radii[j - 1] + radius) * rng.uniform(0.6, 1)
-            edge = radius - min(margin, radius)
-            beside = centres[j - 1] + distance * np.array([math.sin(turn), math.cos(turn)])
-            centres[j] = np.clip(beside, edge, np.array(image.shape) - 1 - edge)
-        outline = (_between(name, looks[name], rng) for name in ("elongation", "roughness"))
-        window, blob = _blob(image.shape, centres[j], radius, *outline, rng)
-        here = max(0.05, light[tuple(centres[j].round().astype(int))])
-        height = max(at["contrast"] * _between("own_contrast", looks["own_contrast"], rng), visible / here)
-        mask[window][blob] = 1
-        scene[window][blob] = ground[window][blob].max() + height + inside[window][blob]
-    _add_specks(scene, round(at["dust"]), round(at["highlights"]), rng)
-
-    if at["blur"]:
-        scene = gaussian_filter(scene, at["blur"], truncate=3)
-    scene *= light
-    if rng.random() < at["inverted"]:
-        scene = 1 - scene
-    np.clip(scene, 0, 1, out=scene)
-    scene += np.sqrt(at["noise"] ** 2 + at["shot"] ** 2 * scene) * rng.standard_normal(scene.shape, np.float32)
-    np.clip(scene, 0, 1, out=scene)
-    scene **= at["gamma"]
-    image[...] = _through_jpeg(scene, round(at["jpeg"])) if at["jpeg"] >= 1 else scene
-
-
-def _between(name, ends, rng):
-    """A value between two ends; mild ones are more frequent where the least value changes nothing."""
-    low, high = ends
-    neutral, least, _ = LOOKS.get(name, (None, 0, 0))
-    return low + (high - low) * rng.random() ** (2 if neutral == least else 1)
-
-
-def _light(shape, share, rng):
-    """Factors (H, W) from 1 - share to 1 + share, between two opposite corners or sides."""
-    axes = np.meshgrid(*(np.linspace(-1, 1, side, dtype=np.float32) for side in shape), indexing="ij", sparse=True)
-    direction = rng.uniform(-1, 1, 2).astype(np.float32)
-    return 1 + np.float32(share) * sum(d * axis for d, axis in zip(direction, axes, strict=True)) / abs(direction).sum()
-
-
-def _ground(shape, num_borders, rng):
-    """The background (H, W): 0.25, and up to 0.15 more within `num_borders` discs that are wider than the image."""
-    ground = np.full(shape, BACKGROUND, np.float32)
-    for _ in range(num_borders):
-        radius, turn = max(shape) * 10 ** rng.random(), 2 * math.pi * rng.random()
-        point = rng.random(2) * shape  # where the outline passes
-        centre = point + radius * np.array([math.sin(turn), math.cos(turn)])
-        rows, columns = (np.arange(side) - c for side, c in zip(shape, centre, strict=True))
-        within = rows[:, None] ** 2 + columns**2 <= radius**2
-        np.maximum(ground, BACKGROUND + 0.15 * rng.random(), out=ground, where=within)  # where two meet, no third one
-    return ground
-
-
-def _pattern(shape, scale, rng):
-    """Normal noise (H, W) smoothed over `scale` pixels, of standard deviation 1."""
-    from scipy.fft import irfft2
-
-    rows, columns = (
-        np.exp(-2 * (math.pi * scale * frequencies) ** 2).astype(np.float32)
-        for frequencies in (np.fft.fftfreq(shape[0]), np.fft.rfftfreq(shape[1]))
-    )
-    waves = rng.standard_normal((len(rows), len(columns), 2), np.float32).view(np.complex64)[..., 0]
-    field = irfft2(waves * rows[:, None] * columns, shape)
-    return field / max(field.std(), 1e-6)
-
-
-def _blob(shape, centre, radius, elongation, roughness, rng):
-    """The pixels of an object: a window (two slices), and in it where the object is (h, w), bool.
-
-    An ellipse whose outline is dented by waves that run round it 2 to 5 times. It reaches `radius` pixels from the
-    centre at most, and holds at least the pixel that is nearest to it.
-    """
-    window = tuple(
-        slice(max(0, math.ceil(c - radius)), min(side, math.floor(c + radius) + 1))
-        for c, side in zip(centre, shape, strict=True)
-    )
-    rows, columns = (np.arange(w.start, w.stop) - c for w, c in zip(window, centre, strict=True))
-    turn, waves, phases = math.pi * rng.random(), rng.random(4), rng.random(4)
-    along = math.sin(turn) * rows[:, None] + math.cos(turn) * columns
-    across = math.cos(turn) * rows[:, None] - math.sin(turn) * columns
-    limit = radius
-    if roughness:
-        # A wave that runs round k times is the real part of the k-th power of the direction.
-        direction = (along + 1j * across) / np.maximum(np.hypot(along, across), 1e-9)
-        dents = np.polyval([*(waves / waves.sum() * np.exp(2j * math.pi * phases)), 0, 0], direction).real
-        limit = radius * (1 - roughness * (1 + dents) / 2)
-    blob = along**2 + (elongation * across) ** 2 <= limit**2
-    blob[abs(rows).argmin(), abs(columns).argmin()] = True
-    return window, blob
-
-
-def _add_specks(scene, num_dust, num_highlights, rng):
-    """Put specks and fibres and saturated spots on a scene (H, W), in place."""
-    for is_dust in [True] * num_dust + [False] * num_highlights:
-        centre = rng.random(2) * (np.array(scene.shape) - 1)
-        width = rng.uniform(0.5, 1.5)
-        length = width * (12 ** rng.random() if is_dust else rng.uniform(1, 1.5))
-        window, speck = _blob(scene.shape, centre, length, length / width, 0, rng)
-        if is_dust:
-            scene[window][speck] += rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)
-        else:
-            scene[window][speck] = 5  # in the weakest light still more than 1
-
-
-def _through_jpeg(image, losses):
-    """What a JPEG file of this quality gives back of an image (H, W) in [0, 1]."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.round(255 * image).astype(np.uint8)).save(file, "JPEG", quality=100 - losses)
-    return np.asarray(Image.open(file), np.float32) / 255
-
-
 # Checks
 
 
-def _integer(name, value, low):
+def check_integer(name: str, value, low: int) -> int:
+    """The value as an integer; ValueError if it is none, or below `low`."""
     try:
         value = operator.index(value)
     except TypeError:
@@ -391,7 +183,7 @@ def _integer(name, value, low):
     return value
 
 
-def _number(name, value, low=-math.inf, high=math.inf):
+def _check_number(name, value, low, high):
     try:
         value = float(value)
     except (TypeError, ValueError):
@@ -401,27 +193,35 @@ def _number(name, value, low=-math.inf, high=math.inf):
     return value
 
 
-def _check_look(name, ends, low=0, high=math.inf):
-    """(smallest, largest), also of a single number."""
+def check_range(name: str, ends: Range, low: float = 0, high: float = math.inf) -> list[float]:
+    """[smallest, largest], also of a single number; ValueError unless both lie in [low, high], in this order."""
     ends = [ends] * 2 if np.ndim(ends) == 0 else list(ends)
-    return _check_range(name, [_number(name, end, low, high) for end in ends])
-
-
-def _check_range(name, ends):
+    ends = [_check_number(name, end, low, high) for end in ends]
     if len(ends) != 2 or ends[0] > ends[1]:
-        raise ValueError(f"{name} must be two numbers (smallest, largest), in this order; got {tuple(ends)}.")
+        shown = ", ".join(f"{end:g}" for end in ends)
+        raise ValueError(f"{name} must be two numbers (smallest, largest), in this order; got ({shown}).")
     return ends
 
 
-def _check_size(size, ndim):
+def check_contrast(contrast: Range) -> list[float]:
+    """[smallest, largest] contrast; ValueError unless both lie in (0, 0.75]."""
+    smallest, largest = check_range("contrast", contrast, high=1 - BACKGROUND)
+    if smallest <= 0:
+        raise ValueError(f"contrast={smallest:g} must be above 0: objects nobody can see must not be labelled.")
+    return [smallest, largest]
+
+
+def check_size(size: Size, ndim: int) -> tuple[int, ...]:
+    """The sides of an image, from one for all axes or one for each; ValueError for another number of them."""
     sides = [size] * ndim if np.ndim(size) == 0 else list(size)
     if len(sides) != ndim:
         raise ValueError(f"size must be one integer or {ndim} of them; got {size!r}.")
-    return tuple(_integer("size", side, low=1) for side in sides)
+    return tuple(check_integer("size", side, low=1) for side in sides)
 
 
-def _check_seed(seed):
+def _check_seed(seed: Seed) -> list[int]:
+    """The parts of a seed: [seed, stream, ...]; ValueError if one is no integer >= 0, or there is none."""
     parts = [seed] if np.ndim(seed) == 0 else list(seed)
     if not parts:
         raise ValueError("seed must be an integer or (seed, stream, ...); got an empty sequence.")
-    return [_integer("seed", part, low=0) for part in parts]
+    return [check_integer("seed", part, low=0) for part in parts]

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from lab import command_line
-from lab.data import grey_values, pictures, scans, volumes
+from lab.data import folders, grey_values, pictures, scans, volumes
 from lab.evaluate import plots, surfaces, views
 from lab.model import model_file
 from lab.model.prediction import (
@@ -134,26 +134,18 @@ def find_inputs(args: argparse.Namespace, ndim: int) -> tuple[list[Path], dict[s
     for path in dict.fromkeys(found):
         if ndim == 2 and scans.suffix_of(path).startswith(".nii"):
             raise ValueError(f"{path} is a scan, the model {args.model} is for pictures; train volume_segmentation.py.")
-        if stem(path) in stems:
-            raise ValueError(f"{stems[stem(path)]} and {path} would get the same output names; predict them apart.")
-        stems[stem(path)] = path
+        former = stems.setdefault(folders.stem(path), path)
+        if former is not path:
+            raise ValueError(f"{former} and {path} would get the same output names; predict them apart.")
     found = list(stems.values())
     if not any(path.exists() for path in found):
         raise ValueError(f"{found[0]} does not exist.")
     if args.shard:
         number, count = args.shard
         found = sorted(found)[number - 1 :: count]
-    truths, of_mask = {}, volumes.stem_of_mask if ndim == 3 else pictures.stem_of_mask
-    for path in find(args.masks) if args.masks else []:
-        if of_mask(path) in truths:
-            raise ValueError(f"{truths[of_mask(path)]} and {path} are masks of the same picture: remove one.")
-        truths[of_mask(path)] = path
+    truths, problems = folders.by_stem(find(args.masks) if args.masks else [], folders.stem_of_mask)
+    folders.refuse(problems, "mask")
     return found, truths
-
-
-def stem(path: Path) -> str:
-    """The name without its suffix, .nii.gz included."""
-    return scans.stem(path) if scans.suffix_of(path) else path.stem
 
 
 def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
@@ -168,7 +160,8 @@ def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
 def output_names(path: Path, ndim: int) -> list[str]:
     """All files that a picture or scan may get: mask, overlay and probability."""
     suffix = scans.suffix_of(path) if ndim == 3 else ".png"
-    return [f"{stem(path)}_mask{suffix}", f"{stem(path)}_overlay.png", f"{stem(path)}_probability{suffix}"]
+    name = folders.stem(path)
+    return [f"{name}_mask{suffix}", f"{name}_overlay.png", f"{name}_probability{suffix}"]
 
 
 def is_finished(row: dict, mask: Path, sources: list[Path], made_with: str) -> bool:
@@ -247,7 +240,7 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             path = known.get(row["picture"])
             if path is None or not args.go_on:
                 return False
-            truth = truths.get(stem(path))
+            truth = truths.get(folders.stem(path))
             sources = [path] if truth is None else [path, truth]
             return is_finished(row, folder / names[path.name][0], sources, made_with)
 
@@ -257,7 +250,7 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             if path.name in finished:
                 continue
             try:
-                row = run_picture(models, path, truths.get(stem(path)), args, folder, made_with)
+                row = run_picture(models, path, truths.get(folders.stem(path)), args, folder, made_with)
             except Exception as error:  # whatever it is: the other pictures can do without this one
                 failures += 1
                 print(f"predict.py: error: {explain(error, path)}", file=sys.stderr)

@@ -23,7 +23,7 @@ import numpy as np
 
 import data_synth
 from lab import command_line, experiment
-from lab.data import grey_values, patches, pictures, splits
+from lab.data import grey_values, patches, pictures, scenes, splits
 from lab.data.source import Source
 from lab.evaluate import evaluation, plots
 from lab.model import memory, model_file, scale, training
@@ -69,9 +69,9 @@ RECIPES = {
         **LAB,
         "train_images": 128,
         "train_size": 128,  # several circles: a small image would hold them too close
-        "circles": data_synth.VARIED["num_circles"],
-        "contrast": data_synth.VARIED["contrast"],
-        "noise": data_synth.VARIED["noise"],
+        "circles": scenes.VARIED["num_circles"],
+        "contrast": scenes.VARIED["contrast"],
+        "noise": scenes.VARIED["noise"],
         "batch_size": 4,
         "learning_rate": 3e-3,
     },
@@ -216,10 +216,11 @@ def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: 
     for name in ("contrast", "noise"):  # one value each, or the ends of a range
         value = getattr(args, name)
         settings[name] = value if len(value) > 1 else value[0]
-    if args.recipe == "photographs":
-        settings = {**data_synth.VARIED, **settings}
-    images, masks = data_synth.make_circles(num_images, size or args.size, seed=(args.seed, *stream), **settings)
-    if args.recipe == "photographs" and not raw:
+    size, seed = size or args.size, (args.seed, *stream)
+    if args.recipe != "photographs":
+        return data_synth.make_circles(num_images, size, seed=seed, **settings)
+    images, masks = scenes.draw_scenes(num_images, size, seed=seed, **{**scenes.VARIED, **settings})
+    if not raw:
         images = np.stack([grey_values.range_of(i, grey_values.STRETCHED).prepare(i) for i in images])
     return images, masks
 
@@ -231,7 +232,7 @@ def circles(args: argparse.Namespace) -> Source:
     validation, test = (make_circles(args, num, stream) for stream, num in held_out.items())
     return Source(
         name="circles",
-        origin="data_synth.make_circles",
+        origin="lab.data.scenes.draw_scenes" if photographs else "data_synth.make_circles",
         batches=epochs(args, functools.partial(draw_circles, args)),
         num_training=args.train_images,
         sides=(args.train_size, args.train_size),

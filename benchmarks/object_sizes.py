@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-import data_synth
 from benchmarks import _common
+from lab.data import scenes
 from lab.evaluate import plots
 from lab.model import prediction, scale
 from lab.system import backend
@@ -41,8 +41,8 @@ def score(models, image: np.ndarray, mask: np.ndarray) -> dict:
 
 def measure(models, radius: float) -> dict:
     """A row: mean Dice over the images of one radius, and how often each scale was found."""
-    settings = {**data_synth.VARIED, "num_circles": (1, 3), "radius": (radius, radius), "dust": 0, "highlights": 0}
-    images, masks = data_synth.make_circles(NUM, SIZE, seed=(*SEED, radius), **settings)
+    settings = {**scenes.VARIED, "num_circles": (1, 3), "radius": (radius, radius), "dust": 0, "highlights": 0}
+    images, masks = scenes.draw_scenes(NUM, SIZE, seed=(*SEED, radius), **settings)
     scores = [score(models, image, mask[..., 0] == 1) for image, mask in zip(images, masks, strict=True)]
     found = [one["found"] for one in scores]
     return {

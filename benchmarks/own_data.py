@@ -14,7 +14,7 @@ be: one process finds out how long ours take, and as many crops as ours meets in
 
     ours                as `unet_segmentation.py --images --masks` trains: batches of 8, flipped, turned, made brighter
     no augmentation     without that (--no-augment)
-    richer              turned by any angle, enlarged, deformed, with another gamma too: RICHER
+    richer              turned by any angle, enlarged, deformed, with another gamma too: `vary_richer`
     start from circles  from what `--recipe photographs` trained (--start-from), a recipe chosen on the coins among
                         others; trained once, 3 minutes, and kept in outputs/photographs
     mean of weights     of ours, after the last AVERAGED of its EPOCHS
@@ -53,7 +53,7 @@ DATA = {"coins": 1.5, "nuclei": 1, "galaxies": 1}  # by how much the photographs
 CROP, GAP = 128, 16
 BATCH, EPOCHS, AVERAGED = 8, 10, 3
 RATES = (3e-4, 1e-3, 3e-3)  # of MONAI's Adam
-RICHER = {"rotation": 45, "scale": 0.25, "elastic": 4, "gamma": 0.5}
+BENT, GAMMA = {"rotation": 45, "scale": 0.25, "elastic": 4}, 0.5  # of the side "richer": see `bend`, `change_gamma`
 KERAS = ("ours", "no augmentation", "richer", "start from circles")
 OF_OURS = ("mean of weights", "flips")  # from the same training
 MONAI = ("UNet", "DynUNet")
@@ -100,6 +100,45 @@ def dice(mask: np.ndarray, found: np.ndarray, tested: np.ndarray) -> float:
     return 2 * np.count_nonzero(found & mask) / (np.count_nonzero(found) + np.count_nonzero(mask))
 
 
+# How the crops of the side "richer" are varied
+
+
+def vary_richer(image, mask, rng, vary=patches.vary) -> tuple[np.ndarray, np.ndarray]:
+    """Bend a crop (H, W, C) and its mask (H, W), change its gamma, and vary both as ours are varied."""
+    image, mask = bend(image, mask, rng, **BENT)
+    return vary(change_gamma(image, rng, GAMMA), mask, rng)
+
+
+def change_gamma(image: np.ndarray, rng: np.random.Generator, gamma: float) -> np.ndarray:
+    """Grey values raised to a power of 2^-gamma to 2^gamma."""
+    return patches.power(image, np.float32(2 ** rng.uniform(-gamma, gamma)))
+
+
+def bend(
+    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, rotation: float, scale: float, elastic: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn, enlarge and deform a picture (H, W, C) and its mask (H, W), reflected where it reaches over the end.
+
+    Args:
+        image, mask, rng: as for `patches.vary`.
+        rotation: degrees about the centre, -rotation to rotation.
+        scale: all is enlarged by 1 / (1 + scale) to 1 + scale.
+        elastic: standard deviation, in pixels, of how far the points of a grid of 4 x 4 are moved; what lies between
+            follows by cubic splines (Ronneberger et al. 2015).
+    """
+    from scipy.ndimage import map_coordinates, zoom
+
+    angle, factor = np.deg2rad(rng.uniform(-rotation, rotation)), (1 + scale) ** rng.uniform(-1, 1)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / factor
+    centre = (np.array(mask.shape)[:, None, None] - 1) / 2
+    places = np.tensordot(turn, np.indices(mask.shape) - centre, 1) + centre  # (2, H, W): where a pixel comes from
+    down, across = (zoom(np.eye(4), (side / 4, 1)) for side in mask.shape)  # (side, 4): cubic splines, a point each
+    places += down @ rng.normal(0, elastic, (2, 4, 4)) @ across.T
+    layers = [map_coordinates(layer, places, order=1, mode="mirror") for layer in np.moveaxis(image, -1, 0)]
+    bent = map_coordinates(mask.astype(np.float32), places, order=1, mode="mirror") >= 0.5
+    return np.stack(layers, axis=-1), bent
+
+
 # The sides, each a process of its own
 
 
@@ -129,7 +168,7 @@ def train_ours(settings: argparse.Namespace, source: Source):
 def keras_side(samples, test, args) -> list[dict]:
     """Our training or a variant of it; of ours, the mean of weights and the flips too."""
     if args.work == "richer":
-        patches.vary = functools.partial(patches.vary, **RICHER)  # this process trains nothing else
+        patches.vary = vary_richer  # this process trains nothing else
     settings = own_settings(args, args.crops)
     source = own_source(settings, samples)
     model, seconds, weights = train_ours(settings, source)

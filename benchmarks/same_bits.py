@@ -5,8 +5,8 @@
     python -m benchmarks.same_bits --record              # makes the record: before the change
 
 A change of structure may change no number. Each case is a command, so small that most of its time goes into imports.
-Compared are digests of the numbers in the files that it writes. Of the code behind the commands only the functions of
-`data_synth` are called, so a record holds whatever that code looks like. The case `resumed` is a training that is
+Compared are digests of the numbers in the files that it writes. Of the code behind the commands only the functions that
+draw images are called, so a record holds whatever that code looks like. The case `resumed` is a training that is
 killed after its first epoch and goes on. It is compared with the same training undisturbed, `lab`, not with the record.
 
 Exit code 0: all is the same. 1: a case differs, and its line says in what; or a command failed. 2: nothing was
@@ -31,6 +31,7 @@ import numpy as np
 import data_synth
 from benchmarks import _common
 from benchmarks.faults import start
+from lab.data import scenes
 
 VERSIONS = ("numpy", "scipy", "keras", "tensorflow")
 MACHINE = ("processor", "flags", "cores")  # as many threads as cores, and they decide in which order sums are taken
@@ -141,20 +142,12 @@ def kill_after_first_epoch(folder: Path, name: str, flags: str) -> None:
 
 
 def generator() -> dict[str, str]:
-    """Digests of images and masks that `data_synth` draws."""
+    """Digests of images and masks that are drawn."""
     return {
         "circles": digest(data_synth.make_circles(8, 64, seed=(0, 1))),
-        "varied circles": digest(data_synth.make_circles(8, 64, seed=(0, 1), **varied_settings())),
+        "varied circles": digest(scenes.draw_scenes(8, 64, seed=(0, 1), **scenes.VARIED)),
         "spheres": digest(data_synth.make_spheres(2, 32, seed=(0, 1), radius=(3, 8))),
     }
-
-
-def varied_settings() -> dict:
-    """The keyword arguments of `make_circles` for photographs, wherever they lie."""
-    return data_synth.VARIED
-
-
-# Digests
 
 
 def digest(value) -> str:

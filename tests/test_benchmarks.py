@@ -32,6 +32,7 @@ from benchmarks import (
     time_to_score,
     train_step,
 )
+from lab.data import patches
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -267,6 +268,63 @@ def test_eight_crops_lie_in_the_picture_and_what_is_tested_lies_apart_from_them(
         assert sample.mask.shape == (128, 128)
         near[max(0, row - gap) : row + 128 + gap, max(0, column - gap) : column + 128 + gap] = True
     assert not tested[near].any() and tested.mean() > 0.5
+
+
+RIGID = dict.fromkeys(own_data.BENT, 0)
+
+
+def disc(sides, row, column, radius):
+    rows, columns = np.indices(sides)
+    return np.hypot(rows - row, columns - column) <= radius
+
+
+@pytest.mark.parametrize("options", [*({name: value} for name, value in own_data.BENT.items()), own_data.BENT], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_bent_mask_lies_where_its_image_does_and_the_seed_says_how(options, channels):
+    mask = disc((48, 64), 20, 40, 10)
+    image = np.repeat(mask[..., None].astype(np.float32), channels, axis=-1)
+    seen = set()
+    for seed in range(5):
+        (bent, moved), (again, _) = (
+            own_data.bend(image, mask, np.random.default_rng(seed), **{**RIGID, **options}) for _ in range(2)
+        )
+        np.testing.assert_array_equal(bent, again)
+        assert bent.shape == image.shape and bent.dtype == np.float32 and moved.dtype == bool
+        assert bent[moved].min() >= 0.5 - 1e-6 and bent[~moved].max() < 0.5 + 1e-6
+        seen.add((bent.tobytes(), moved.tobytes()))
+    assert len(seen) == 5
+
+
+def test_what_is_turned_keeps_its_distance_and_what_is_enlarged_its_shape():
+    mask = disc((65, 65), 32, 42, 6)  # small enough for its mirror images to stay outside
+    image, areas = mask[..., None].astype(np.float32), []
+    for seed in range(40):
+        turned = own_data.bend(image, mask, np.random.default_rng(seed), 180, 0, 0)[1]
+        assert np.hypot(*np.argwhere(turned).mean(axis=0) - 32) == pytest.approx(10, abs=0.2)
+        assert turned.sum() == pytest.approx(mask.sum(), rel=0.1)
+        areas.append(own_data.bend(image, mask, np.random.default_rng(seed), 0, 0.25, 0)[1].sum() / mask.sum())
+    assert 0.9 / 1.25**2 < min(areas) < 0.8 and 1.25 < max(areas) < 1.1 * 1.25**2
+
+
+def test_gamma_keeps_black_white_and_order():
+    image = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8, 1)
+    rows = [own_data.change_gamma(image, np.random.default_rng(i), 1).ravel() for i in range(20)]
+    assert all(row[0] == 0 and row[-1] == 1 and (np.diff(row) > 0).all() for row in rows)
+    middle = [row[32] for row in rows]  # 32/63, to a power of 1/2 to 2
+    assert (32 / 63) ** 2 <= min(middle) < 0.4 and 0.6 < max(middle) <= (32 / 63) ** 0.5
+
+
+def test_richer_is_bend_and_gamma_then_what_ours_does(monkeypatch):
+    mask = disc((48, 48), 20, 24, 10)
+    image = mask[..., None].astype(np.float32) / 2
+    varied, moved = own_data.vary_richer(image, mask, np.random.default_rng(0))
+    assert varied.dtype == np.float32 and varied[moved].min() > varied[~moved].max()
+    rng = np.random.default_rng(0)
+    bent, moved = own_data.bend(image, mask, rng, **own_data.BENT)
+    expected = patches.vary(own_data.change_gamma(bent, rng, own_data.GAMMA), moved, rng)
+    monkeypatch.setattr(patches, "vary", own_data.vary_richer)  # as the side does it
+    for found, wanted in zip(patches.vary(image, mask, np.random.default_rng(0)), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_dice_of_few_labels_is_that_of_the_tested_pixels():

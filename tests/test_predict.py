@@ -528,7 +528,7 @@ def test_bad_models_are_refused_before_anything_is_written(picture_folder, tmp_p
         (["pictures", "--shard", "three"], "invalid"),
         (["pictures", "--scale", "0"], "1/16 to 16"),
         (["pictures", "--scale", "nan"], "1/16 to 16"),
-        (["pictures", "--masks", "double"], "masks of the same picture: remove one"),
+        (["pictures", "--masks", "double"], "have the same name"),
         (["pictures", "--models", "text.png"], "no Keras model"),
     ],
 )

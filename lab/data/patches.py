@@ -146,10 +146,6 @@ def vary(
     brightness: float = 0.15,
     tint: float = 0.1,
     noise: float = 0.0,
-    rotation: float = 0.0,
-    scale: float = 0.0,
-    elastic: float = 0.0,
-    gamma: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Augment an image (*size, C) and its mask (*size): flips and quarter turns; the image's grey values too.
 
@@ -166,8 +162,6 @@ def vary(
         tint: of colours, each channel is raised to a power of 1 - tint to 1 + tint of its own, as more or less of a
             stain does it: what passes through n layers of dye is the n-th power of what passes through one.
         noise: largest standard deviation of Gaussian noise.
-        rotation, scale, elastic: pictures are bent too, see `bend`; volumes cannot be.
-        gamma: grey values are raised to a power of 2^-gamma to 2^gamma.
     """
     axes = range(mask.ndim)
     if planes is None:
@@ -177,13 +171,9 @@ def vary(
     for plane in planes:
         turns = rng.integers(4)
         image, mask = np.rot90(image, turns, plane), np.rot90(mask, turns, plane)
-    if rotation or scale or elastic:
-        image, mask = bend(image, mask, rng, rotation, scale, elastic)
-    if gamma:
-        image = _power(image, np.float32(2 ** rng.uniform(-gamma, gamma)))
     channels = image.shape[-1]
     if channels > 1 and tint:
-        image = _power(image, rng.uniform(1 - tint, 1 + tint, channels).astype(np.float32))
+        image = power(image, rng.uniform(1 - tint, 1 + tint, channels).astype(np.float32))
     spread, shift = rng.uniform(1 - contrast, 1 + contrast), rng.uniform(-brightness, brightness)
     image = (image - 0.5) * np.float32(spread) + np.float32(0.5 + shift)
     if noise:
@@ -191,41 +181,9 @@ def vary(
     return image, mask
 
 
-def _power(image, exponent):
+def power(image: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     """Values raised to a power; those below 0 as their opposites are."""
     return np.sign(image) * np.abs(image) ** exponent
-
-
-def bend(
-    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, rotation: float, scale: float, elastic: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Turn, enlarge and deform a picture (H, W, C) and its mask (H, W), reflected where it reaches over the end.
-
-    Args:
-        image, mask, rng: as for `vary`.
-        rotation: degrees about the centre, -rotation to rotation.
-        scale: all is enlarged by 1 / (1 + scale) to 1 + scale.
-        elastic: standard deviation, in pixels, of how far the points of a grid of 4 x 4 are moved; what lies between
-            follows by cubic splines (Ronneberger et al. 2015).
-
-    Raises:
-        ValueError: for a volume.
-    """
-    from scipy.ndimage import map_coordinates, zoom
-
-    if mask.ndim != 2:
-        raise ValueError(
-            f"pictures can be bent, volumes cannot; got {mask.ndim} axes. Set rotation, scale, elastic to 0."
-        )
-    angle, factor = np.deg2rad(rng.uniform(-rotation, rotation)), (1 + scale) ** rng.uniform(-1, 1)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / factor
-    centre = (np.array(mask.shape)[:, None, None] - 1) / 2
-    places = np.tensordot(turn, np.indices(mask.shape) - centre, 1) + centre  # (2, H, W): where a pixel comes from
-    down, across = (zoom(np.eye(4), (side / 4, 1)) for side in mask.shape)  # (side, 4): cubic splines, a point each
-    places += down @ rng.normal(0, elastic, (2, 4, 4)) @ across.T
-    layers = [map_coordinates(layer, places, order=1, mode="mirror") for layer in np.moveaxis(image, -1, 0)]
-    bent = map_coordinates(mask.astype(np.float32), places, order=1, mode="mirror") >= 0.5
-    return np.stack(layers, axis=-1), bent
 
 
 # Prediction

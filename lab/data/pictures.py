@@ -11,12 +11,12 @@ What a network sees of the grey values is defined in `lab/data/grey_values.py`.
 import hashlib
 import math
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from lab.data import grey_values
+from lab.data import folders, grey_values
+from lab.data.folders import describe_sides
 from lab.data.sample import Sample
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -180,20 +180,6 @@ def readable(name: str) -> str:
 # Folders to train on
 
 
-def stem_of_mask(path: Path) -> str:
-    """The name of the picture that a mask belongs to: `cell` for cell.png and for cell_mask.png."""
-    return path.stem.removesuffix("_mask")
-
-
-def _by_name(paths: Iterable[Path], stem) -> tuple[dict[str, Path], list[str]]:
-    found, problems = {}, []
-    for path in paths:
-        if stem(path) in found:
-            problems.append(f"{path} and {found[stem(path)].name} have the same name, {stem(path)}: remove one.")
-        found[stem(path)] = path
-    return found, problems
-
-
 def read_folder(images: Path, masks: Path) -> list[Sample]:
     """Read all pictures of a folder with their masks of another, by name, each with a grey range of its own.
 
@@ -205,31 +191,24 @@ def read_folder(images: Path, masks: Path) -> list[Sample]:
             sizes, wrong mask values, one name twice, one picture twice (it would be trained on and tested on),
             no object in any mask.
     """
-    if images.resolve() == masks.resolve():
-        raise ValueError(f"pictures and masks must lie in two folders; both are {images}.")
-    of_image, problems = _by_name(find_pictures(images), lambda path: path.stem)
-    of_mask, more = _by_name(find_pictures(masks), stem_of_mask)
-    problems += more
-    problems += [f"{path} has no mask in {masks}." for stem, path in of_image.items() if stem not in of_mask]
-    problems += [f"{path} has no picture in {images}." for stem, path in of_mask.items() if stem not in of_image]
+    pairs, problems = folders.pair_by_name(images, masks, find_pictures, "picture")
     found, known = [], {}
-    for stem in sorted(of_image.keys() & of_mask.keys()):
-        path = of_image[stem]
+    for path, mask_path in pairs:
         try:
-            image, mask = read_picture(path), read_mask(of_mask[stem])
+            image, mask = read_picture(path), read_mask(mask_path)
         except ValueError as error:
             problems.append(str(error))
             continue
         if image.shape[:2] != mask.shape:
-            problems.append(f"{path} is {_sides(image)} pixels, its mask {_sides(mask)}.")
-        twin = known.setdefault(hashlib.sha256(image.tobytes()).digest(), stem)
-        if twin != stem:
-            problems.append(f"{path} shows the same as {of_image[twin].name}.")
+            sides, mask_sides = map(describe_sides, (image.shape[:2], mask.shape))
+            problems.append(f"{path} is {sides} pixels, its mask {mask_sides}.")
+        twin = known.setdefault(hashlib.sha256(image.tobytes()).digest(), path)
+        if twin is not path:
+            problems.append(f"{path} shows the same as {twin.name}.")
         found.append((path, image, mask))
     if found and not any(mask.any() for *_, mask in found):
         problems.append(f"all masks in {masks} are empty (black): there is nothing to learn.")
-    if problems:
-        raise ValueError(f"{len(problems)} things are wrong with the pictures:\n  " + "\n  ".join(problems))
+    folders.refuse(problems, "picture")
     colours = sum(image.shape[-1] == 3 for _, image, _ in found)
     if 0 < colours < len(found):
         print(f"{colours} of {len(found)} pictures in {images} are in colour, the others grey: all are used in grey.")
@@ -238,10 +217,3 @@ def read_folder(images: Path, masks: Path) -> list[Sample]:
         Sample(path.name, image, mask, grey_values.range_of(image, grey_values.STRETCHED))
         for path, image, mask in found
     ]
-
-
-def _sides(image):
-    return f"{image.shape[1]} x {image.shape[0]}"
-
-
-# Pages to look at

@@ -55,11 +55,6 @@ def suffix_of(path: Path) -> str:
     return path.name[len(path.name) - length :]
 
 
-def stem(path: Path) -> str:
-    """The name without its suffix."""
-    return path.name.removesuffix(suffix_of(path))
-
-
 def find_scans(folder: Path) -> list[Path]:
     """The scan files directly in `folder`, sorted by name; ValueError if it is no folder or holds none."""
     if not folder.is_dir():

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.data import grey_values
+from lab.data import folders, grey_values
+from lab.data.folders import describe_sides
 from lab.data.sample import Sample
-from lab.data.scans import Scan, find_scans, look_through, open_scan, parts, read_mask, scratch, stem
+from lab.data.scans import Scan, find_scans, look_through, open_scan, parts, read_mask, scratch
 
 THICK = 2.0  # largest over smallest spacing from which on a scan counts as one of thick slices
 
@@ -36,9 +37,8 @@ def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list
             grid or of several values, NaN, constant scans, one name twice, one scan twice (it would be trained on and
             tested on), no spacing where resampling needs one.
     """
-    if images.resolve() == masks.resolve():
-        raise ValueError(f"scans and masks must lie in two folders; both are {images}.")
-    samples, problems, known = [], [], {}
+    pairs, problems = folders.pair_by_name(images, masks, find_scans, "scan")
+    samples, known = [], {}
 
     def attempt(function, *arguments):
         try:
@@ -46,19 +46,9 @@ def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list
         except ValueError as error:
             problems.append(str(error))
 
-    of_scan, of_mask = ({}, {})
-    for found, folder in ((of_scan, images), (of_mask, masks)):
-        for path in attempt(find_scans, folder) or []:
-            name = stem_of_mask(path) if found is of_mask else stem(path)
-            if name in found:
-                problems.append(f"{path} and {found[name].name} have the same name.")
-            found[name] = path
-    if of_scan and of_mask:
-        problems += [f"{path} has no mask in {masks}." for name, path in of_scan.items() if name not in of_mask]
-        problems += [f"{path} has no scan in {images}." for name, path in of_mask.items() if name not in of_scan]
-    _allow_open_files(2 * len(of_scan))
-    for name in sorted(of_scan.keys() & of_mask.keys()):
-        scan, mask = attempt(open_scan, of_scan[name]), attempt(read_mask, of_mask[name])
+    _allow_open_files(2 * len(pairs))
+    for scan_path, mask_path in pairs:
+        scan, mask = attempt(open_scan, scan_path), attempt(read_mask, mask_path)
         if scan is None:
             continue
         twin = known.setdefault(attempt(look_through, scan) or scan.path, scan.path)
@@ -71,14 +61,8 @@ def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list
             samples.append(_to_grid(scan, mask, grid))
     if samples and not any(sample.mask.any() for sample in samples):
         problems.append(f"all masks in {masks} are empty: there is nothing to learn.")
-    if problems:
-        raise ValueError(f"{len(problems)} things are wrong with the scans:\n  " + "\n  ".join(problems))
+    folders.refuse(problems, "scan")
     return samples
-
-
-def stem_of_mask(path: Path) -> str:
-    """The name of the scan that a mask belongs to: `head` for head.nii.gz and for head_mask.nii.gz."""
-    return stem(path).removesuffix("_mask")
 
 
 def _allow_open_files(num):
@@ -95,7 +79,8 @@ def check_same_grid(scan: Scan, mask: Scan) -> None:
     if (scan.affine is None) != (mask.affine is None):
         raise ValueError(f"{mask.path} and {scan.path} must be of one kind, both NIfTI or both TIFF.")
     if scan.voxels.shape != mask.voxels.shape:
-        raise ValueError(f"{mask.path} has {_sides(mask.voxels)} voxels, its scan {_sides(scan.voxels)}.")
+        sides, scan_sides = (describe_sides(one.voxels.shape) for one in (mask, scan))
+        raise ValueError(f"{mask.path} has {sides} voxels, its scan {scan_sides}.")
     if scan.affine is None:
         return
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(scan.voxels.shape) - 1)
@@ -103,10 +88,6 @@ def check_same_grid(scan: Scan, mask: Scan) -> None:
     shift = np.abs(both[0] - both[1]).max()
     if not shift <= 0.1 * min(scan.spacing):
         raise ValueError(f"{mask.path} lies up to {shift:.3g} mm beside its scan: their affines differ.")
-
-
-def _sides(voxels):
-    return " x ".join(str(side) for side in reversed(voxels.shape))  # width first, as a viewer says it
 
 
 def _to_grid(scan, mask, grid):

@@ -17,8 +17,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from lab.system.errors import first_line
 
 PARTIAL, COMPLETE = ".partial-", ".complete-"  # folders of results that are being written, or moved into place
@@ -114,6 +112,8 @@ def write_json(path: Path, value) -> None:
 
 
 def _plain(value):
+    import numpy as np  # here: the room lab/track starts without it
+
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -39,6 +39,7 @@ from lab.model.prediction import (
     segment,
 )
 from lab.system import backend, output_files, table
+from lab.system.errors import first_line
 from lab.track import registry
 
 TABLE = "predictions.csv"
@@ -291,7 +292,7 @@ def explain(error: Exception, path: Path) -> str:
     """One line that names the picture."""
     text = str(error).strip() or type(error).__name__
     if not isinstance(error, ValueError):
-        text = f"{type(error).__name__}: {text.splitlines()[0]}"
+        text = f"{type(error).__name__}: {first_line(error)}"
     text, name = pictures.readable(text)[:400], pictures.readable(path.name)
     return text if name in text else f"{path.parent / name}: {text}"
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lab.system import processes
+from lab.system.errors import first_line
 from lab.system.processes import LostProcess
 from lab.system.signals import Stopped, signals_raise
 
@@ -71,7 +72,7 @@ def describe(error: BaseException) -> tuple[str | None, int]:
         return f"stopped by {signal.Signals(error.code - 128).name}. {notes}".strip(), error.code
     if isinstance(error, SystemExit):
         return None, error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    text = " ".join((str(error).strip() or type(error).__name__).splitlines()[:1] if _foreign(error) else [str(error)])
+    text = first_line(error) if _foreign(error) else str(error)
     if isinstance(error, Unfinished | LostProcess):
         return f"{text} {notes}".strip(), 1
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":

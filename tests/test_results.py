@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lab.evaluate import plots, scoring
-from lab.system import output_files
+from lab.system import errors, output_files
 
 
 def names(folder):
@@ -90,6 +90,41 @@ def test_a_folder_that_was_removed_meanwhile_is_made_again(tmp_path):
     with output_files.written_aside(tmp_path / "removed") as aside:
         (aside / "scores.json").touch()
     assert names(tmp_path / "removed") == ["scores.json"]
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    for text in ("first", "second"):
+        with output_files.replaced(path) as aside:
+            assert aside.parent == tmp_path and aside.suffix == path.suffix and not aside.exists()
+            aside.write_text(text)
+            assert not path.exists() or path.read_text() == "first"
+        assert path.read_text() == text
+    with pytest.raises(OSError, match="No space"), output_files.replaced(path) as aside:
+        aside.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "second" and names(tmp_path) == ["a.json"]
+
+
+def test_what_a_killed_process_left_beside_a_file_is_not_added_to(tmp_path):
+    (tmp_path / f"{output_files.PARTIAL}{os.getpid()}-a").write_text("left")  # by one of the same number
+    with output_files.replaced(tmp_path / "a") as aside, open(aside, "a") as file:
+        file.write("new")
+    assert (tmp_path / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (OSError("\n  one\ntwo"), "one"),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError(" \n"), "RuntimeError"),
+        ("a message\nof a log", "a message"),
+    ],
+)
+def test_the_first_line_of_an_error_is_its_first_words_or_its_type(error, line):
+    assert errors.first_line(error) == line
 
 
 def test_a_piece_that_fails_costs_itself_alone_and_leaves_no_half(tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 from lab.data import folders, grey_values
 from lab.data.folders import describe_sides
 from lab.data.sample import Sample
+from lab.system.errors import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -67,7 +68,7 @@ def open_picture(path: Path):
     except FileNotFoundError:
         problem = "does not exist"
     except Exception as error:  # whatever a decoder makes of foreign bytes
-        reason = (str(error) or repr(error)).splitlines()[0]
+        reason = first_line(error)
         if isinstance(error, UnidentifiedImageError):
             reason = "it is no PNG, JPEG, TIFF or BMP"
             if Path(path).read_bytes()[:4] in TIFF_STARTS:

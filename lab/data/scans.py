@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lab.system.errors import first_line
+
 NIFTI, TIFF = (".nii.gz", ".nii"), (".tif", ".tiff")
 SUFFIXES = NIFTI + TIFF
 SLAB = 2**24  # voxels worked on at a time, where a whole scan is looked through
@@ -93,10 +95,10 @@ def open_scan(path: Path) -> Scan:
         raise ValueError(f"{path} {problem}.") from None
     except OSError as error:
         if isinstance(error, gzip.BadGzipFile) or error.errno is None:
-            raise ValueError(f"{path} cannot be read as a scan: {_first_line(error)}.") from None
+            raise ValueError(f"{path} cannot be read as a scan: {_reason(error)}.") from None
         raise
     except Exception as error:  # whatever a decoder makes of foreign bytes
-        raise ValueError(f"{path} cannot be read as a scan: {_first_line(error)}.") from None
+        raise ValueError(f"{path} cannot be read as a scan: {_reason(error)}.") from None
     if opened.voxels.dtype.kind not in "biuf":
         raise ValueError(f"{path} holds colours or complex numbers ({opened.voxels.dtype}); save one grey channel.")
     if min(opened.voxels.shape) < 2:
@@ -112,8 +114,8 @@ class _Problem(Exception):
     """What is wrong with a file: the end of a sentence that begins with its name."""
 
 
-def _first_line(error):
-    return (str(error).strip() or repr(error)).splitlines()[0].removesuffix(".")
+def _reason(error):
+    return first_line(error).removesuffix(".")  # it stands within a sentence
 
 
 def _open_nifti(path):
@@ -152,7 +154,7 @@ def _unpacked(path):
         with gzip.open(path) as packed:
             shutil.copyfileobj(packed, file, 2**20)
     except (EOFError, zlib.error) as error:
-        raise _Problem(f"is truncated or damaged ({_first_line(error)}); copy it again") from None
+        raise _Problem(f"is truncated or damaged ({_reason(error)}); copy it again") from None
     return file
 
 
@@ -211,7 +213,7 @@ def _complaints():
     finally:
         logger.removeHandler(handler)
         if records:
-            raise _Problem(f"is damaged or cut off ({_first_line(records[0].getMessage())}); copy it again")
+            raise _Problem(f"is damaged or cut off ({_reason(records[0].getMessage())}); copy it again")
 
 
 def _tiff_spacing(file):

@@ -2,13 +2,14 @@
 
 import io
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from lab.system.output_files import replaced
 
 KEPT = 2  # checkpoints: should the newest be damaged, the one before it serves
 
@@ -95,24 +96,14 @@ class Checkpoint:
         arrays = {name: np.asarray(variable) for name, variable in _variables(model).items()}
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
         try:
-            self._write(self.folder / f"checkpoint-{history['epoch'][-1]:06}.npz", arrays)
+            with replaced(self.folder / f"checkpoint-{history['epoch'][-1]:06}.npz") as aside:
+                np.savez(aside, **arrays)
             for old in self.files()[KEPT:]:
                 old.unlink(missing_ok=True)
         except OSError as error:
             if not self._warned:
                 print(f"warning: no checkpoint could be written ({error}); the training goes on.", file=sys.stderr)
             self._warned = True
-
-    def _write(self, file: Path, arrays: dict) -> None:
-        aside = file.with_name(f".partial-{os.getpid()}-{file.name}")
-        try:
-            with open(aside, "wb") as stream:
-                np.savez(stream, **arrays)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(aside, file)
-        finally:
-            aside.unlink(missing_ok=True)
 
     def delete(self) -> None:
         """Delete all checkpoints: the results stand, or a new run begins."""

@@ -11,11 +11,13 @@ import json
 import math
 import os
 import stat
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
+
+from lab.system.errors import first_line
+from lab.system.output_files import replaced
 
 MEMBER = "preprocessing.json"  # in the model file, which is a zip archive
 # 2: `divisor` (what the sides must be divisible by, or null for a network that works in its own size only), `channels`,
@@ -45,12 +47,10 @@ def save_model(model, path: Path, preprocessing: dict) -> None:
     if "divisor" not in preprocessing:
         network["divisor"] = find_divisor(model)
     text = json.dumps({"version": VERSION, **network, **preprocessing}, indent=1)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=Path(path).parent) as aside:
-        file = Path(aside) / "model.keras"
-        model.save(file)
-        with zipfile.ZipFile(file, "a") as archive:  # Keras reads the members it knows and leaves the others alone
+    with replaced(Path(path)) as aside:
+        model.save(aside)
+        with zipfile.ZipFile(aside, "a") as archive:  # Keras reads the members it knows and leaves the others alone
             archive.writestr(MEMBER, text)
-        os.replace(file, path)
 
 
 def find_divisor(model) -> int | None:
@@ -99,8 +99,7 @@ def load_model(path: Path) -> Model:
     except Exception as error:
         if "lambda" in str(error).lower() or "Could not locate" in str(error):
             raise _has_code(path) from None
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-        raise ValueError(f"the model {path} is damaged ({reason}); train it again.") from None
+        raise ValueError(f"the model {path} is damaged ({first_line(error)[:200]}); train it again.") from None
     _check_shapes(path, preprocessing, takes, gives)
     if not all(np.isfinite(array).all() for array in weights):
         raise ValueError(f"the model {path} has weights that are NaN or infinite: its training failed; train it again.")
@@ -120,7 +119,7 @@ def _read(path: Path) -> tuple[dict, dict]:
     except FileNotFoundError:
         raise ValueError(f"the model {path} does not exist.") from None
     except Exception as error:  # whatever foreign bytes make of an archive
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise ValueError(f"{path} is no Keras model, or a damaged one ({reason}); a .keras file is expected.") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} is a zip archive, but no Keras model; a .keras file is expected.")

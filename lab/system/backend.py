@@ -18,6 +18,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from lab.system.errors import first_line
 from lab.system.signals import signals_wait
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,7 @@ def import_keras():
             if name is None:
                 raise
             raise ValueError(
-                f"KERAS_BACKEND={name} cannot be used ({str(error).splitlines()[0]}); install it, or unset the "
+                f"KERAS_BACKEND={name} cannot be used ({first_line(error)}); install it, or unset the "
                 "variable to use TensorFlow."
             ) from error
     return sys.modules["keras"]

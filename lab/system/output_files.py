@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
+from lab.system.errors import first_line
 
 PARTIAL, COMPLETE = ".partial-", ".complete-"  # folders of results that are being written, or moved into place
 
@@ -49,6 +49,22 @@ def written_aside(folder: Path, names=()) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file to; when the block ends well, that file takes the place of `path`.
+
+    Whatever happens, `path` is never half-written, and nothing is left beside it unless the process is killed.
+    """
+    aside = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+    try:
+        aside.unlink(missing_ok=True)
+        yield aside
+        _flush(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def move_into_place(complete: Path, folder: Path) -> None:
     """Replace the set of files in `folder` by those in `complete`; what a kill interrupts, the next call finishes."""
     names = complete / ".names"
@@ -78,7 +94,7 @@ def write_pieces(folder: Path, pieces: dict[str, Callable[[Path], object]]) -> l
             write(folder / name)
         except Exception as error:  # whatever a plot or a disk may do: the other files are worth having
             (folder / name).unlink(missing_ok=True)
-            failures.append(f"{name} could not be written ({(str(error) or type(error).__name__).splitlines()[0]}).")
+            failures.append(f"{name} could not be written ({first_line(error)}).")
     return failures
 
 
@@ -87,7 +103,7 @@ def attempt(what: str, call: Callable[[], object], failures: list[str]):
     try:
         return call()
     except Exception as error:  # as above
-        failures.append(f"{what} failed ({(str(error) or type(error).__name__).splitlines()[0]}).")
+        failures.append(f"{what} failed ({first_line(error)}).")
 
 
 def write_json(path: Path, value) -> None:
@@ -96,6 +112,8 @@ def write_json(path: Path, value) -> None:
 
 
 def _plain(value):
+    import numpy as np  # here: the room lab/track starts without it
+
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -4,6 +4,7 @@ import os
 import sys
 
 from lab.system.backend import import_keras
+from lab.system.errors import first_line
 
 LOST_AFTER = 30  # seconds without a sign of life, after which a process of a distributed training counts as lost
 
@@ -40,7 +41,7 @@ def connect(distributed: bool) -> int:
             jax.distributed.initialize(first or None, *numbers, heartbeat_timeout_seconds=LOST_AFTER)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"--distributed: the processes did not find each other ({str(error).splitlines()[0][:200]}); set "
+                f"--distributed: the processes did not find each other ({first_line(error)[:200]}); set "
                 "KERAS_DISTRIBUTION_JOB_ADDRESSES, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID, "
                 "or start them by Slurm or Kubernetes."
             ) from error
@@ -103,7 +104,7 @@ def lost_process(error: BaseException) -> LostProcess | None:
     """What a failed step means where several processes compute it; None for any other failure."""
     if not several_processes() or type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
         return None
-    reason = str(error).splitlines()[0][:120]
+    reason = first_line(error)[:120]
     return LostProcess(f"another process of this training has ended ({reason}); start all of them again with --resume.")
 
 

@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from lab.system.output_files import replaced
+
 
 def begin(path: Path, columns: tuple, files: dict[str, list[str]], is_finished: Callable[[dict], bool]) -> set[str]:
     """Take rows out of a table, and delete the files they are about, because they will be made anew.
@@ -28,10 +30,8 @@ def begin(path: Path, columns: tuple, files: dict[str, list[str]], is_finished: 
     kept = [row for row in read(path, columns) if row[columns[0]] not in files or is_finished(row)]
     finished = {row[columns[0]] for row in kept} & files.keys()
     if path.exists():  # first the rows go, then the files
-        aside = path.with_name(f".partial-{path.name}")
-        aside.unlink(missing_ok=True)
-        append(aside, columns, kept)
-        os.replace(aside, path)
+        with replaced(path) as aside:
+            append(aside, columns, kept)
     for name in files.keys() - finished:
         for file in files[name]:
             (path.parent / file).unlink(missing_ok=True)

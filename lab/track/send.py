@@ -13,12 +13,12 @@ Sending twice does no harm, for nothing doubles: when an answer of the store get
 import argparse
 import hashlib
 import json
-import os
 import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from lab.system.output_files import replaced
 from lab.system.signals import signals_wait
 from lab.track import store
 from lab.track.dead_runs import close_dead_runs
@@ -135,17 +135,14 @@ class Unsent:
         """Let the file hold the items; where there are none, there is no file."""
         if self.file is None or not (self.items or self.file.exists()):
             return
-        aside = self.file.with_name(f".partial-{self.file.name}")
         try:
             with signals_wait():
                 if not self.items:
                     self.file.unlink(missing_ok=True)
                     return
-                with open(aside, "w", encoding="utf-8") as stream:
-                    json.dump({"run_id": self.run_id, "items": self.items}, stream, indent=1)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(aside, self.file)
+                with replaced(self.file) as aside:
+                    content = {"run_id": self.run_id, "items": self.items}
+                    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
         except OSError as error:
             if not self._has_warned:
                 warn(f"{self.file} cannot be written ({error.strerror}): what MLflow missed is kept in memory only.")

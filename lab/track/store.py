@@ -16,6 +16,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from lab.system import errors
+
 OPENING_SECONDS = 120  # how long to wait for another process that is creating the store; that takes 6 to 10 s
 LOCK_SECONDS = 60  # how long to wait for a database that another program holds
 SETTINGS = {  # environment variables, where the user has not set them
@@ -350,8 +352,8 @@ def _secrets() -> set[str]:
 
 def first_line(error: Exception) -> str:
     """The line of a foreign error that says most, masked before it is cut: half a password would not be known."""
-    lines = [line for line in masked(str(error)).splitlines() if line.strip() and not line.startswith("(raised as")]
-    return (lines or [type(error).__name__])[0][:200]
+    lines = [line for line in masked(str(error)).splitlines() if not line.startswith("(raised as")]
+    return errors.first_line("\n".join(lines).strip() or type(error).__name__)[:200]
 
 
 def warn(message: str) -> None:

@@ -412,8 +412,8 @@ def test_a_cell_is_of_other_code_where_a_file_that_made_it_has_changed(tmp_path,
         return done.stdout.strip()
 
     monkeypatch.setattr(_common, "ROOT", tmp_path)
-    for folder in ("lab", "report"):
-        (tmp_path / folder).mkdir()
+    for folder in ("lab/model", "lab/data", "report"):
+        (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "report" / "experiments.py").write_text("from lab.model import training\n")
     for file in ("metrics.py", "lab/model/training.py", "lab/data/scans.py"):
         (tmp_path / file).write_text('"""What it is."""\n\n\ndef f(x):\n    """What it gives."""\n    return x + 1\n')
@@ -421,8 +421,8 @@ def test_a_cell_is_of_other_code_where_a_file_that_made_it_has_changed(tmp_path,
     git("add", ".")
     git("commit", "-q", "-m", "first")
     results = {"cells": {"e2/a": {"provenance": {"mlflow.source.git.commit": git("rev-parse", "HEAD")}}}}
-    (tmp_path / "lab" / "scans.py").write_text("SCANS = True  # which no experiment imports\n")
-    training = tmp_path / "lab" / "training.py"
+    (tmp_path / "lab" / "data" / "scans.py").write_text("SCANS = True  # which no experiment imports\n")
+    training = tmp_path / "lab" / "model" / "training.py"
     training.write_text('"""In other words."""\n\ndef f(x):  # of one line less\n    return (x + 1)\n')
     assert build.of_other_code(results) == {}
     training.write_text(training.read_text().replace("x + 1", "x + 2"))

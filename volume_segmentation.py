@@ -270,10 +270,10 @@ def check_args(args: argparse.Namespace) -> None:
 def main(argv=None) -> dict:
     """Train, score, plot and track one network; return its scores on the test set."""
     args = parse_args(argv)
-    source = functools.partial(own_scans if args.images else spheres, args)
-    sphere = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius}
+    source = functools.partial(own_scans, args, *split_scans(args)) if args.images else functools.partial(spheres, args)
     one_sphere = args.images is None and tuple(args.spheres) == (1, 1)
-    evaluate = functools.partial(evaluation.of_volumes, sphere=sphere if one_sphere else None)
+    sphere = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius} if one_sphere else None
+    evaluate = functools.partial(evaluation.of_volumes, sphere=sphere)
     return experiment.run(EXPERIMENT, args, RECIPES, source, build, evaluate)
 
 

@@ -1,6 +1,6 @@
 """Small bright objects among clutter that is less bright, and scans of unequal content: what preprocessing may lose.
 
-    python -m benchmarks.grey_values                    # 12 minutes on 2 cores
+    python -m benchmarks.grey_values                    # 20 minutes on 2 cores
     python -m benchmarks.grey_values --only bright      # a part of it, added to what is recorded
 
 Twelve pictures of 256 x 256 pixels: ground 60, noise 8, 25 discs of radius 4 at 150, one at 210, which is the object
@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks import _common
 
 NAME = "grey_values"
-PICTURES = "unet_segmentation.py --size 128 --filters 16 --epochs 8 --train-images 128"
+PICTURES = "unet_segmentation.py --filters 16"
 SCANS = "volume_segmentation.py --patch 16 32 32 --epochs 20"
 BRAIN = "volume_segmentation.py --patch 24 64 64"
 CLIPPED = {"stretch": [1, 99], "beyond": "clip"}

@@ -109,11 +109,12 @@ def plot_predictions(images, masks, probs, dice, path: Path) -> None:
     The errors are shown enlarged, around the object and whatever was taken for one.
     """
     examples = choose_examples(dice)
+    shown = grey_values.shown_range(images[[i for _, i in examples]])
     figure = new_figure(8.6, 2.12 * len(examples) + 0.7)
     grid = figure.subplots(len(examples), 4, squeeze=False)
     for line, (kind, i) in zip(grid, examples, strict=True):
         true, hard = masks[i, ..., 0] == 1, probs[i, ..., 0] >= 0.5
-        line[0].imshow(grey_values.shown_range(images[i]).prepare(images[i]), cmap="gray", vmin=0, vmax=1)
+        line[0].imshow(shown.prepare(images[i]), cmap="gray", vmin=0, vmax=1)
         line[1].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
         shade = line[2].imshow(probs[i], cmap="viridis", vmin=0, vmax=1)
         zoom = around(true | hard)

@@ -13,8 +13,6 @@ stops the build. What report/records.py reads of benchmarks/results may be missi
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -84,12 +82,12 @@ def summarize(names) -> dict:
     for name in names:
         cells = {key.split("/", 1)[1]: cell for key, cell in results["cells"].items() if key.startswith(f"{name}/")}
         results[name] = experiments.EXPERIMENTS[name][2](cells)
-    found = results["cells"].values()
+    found = list(results["cells"].values())
     some = results["cells"]["e1/network"]
     results["build"] = {
         "cells": len(found),
         "minutes": sum(cell["wall_seconds"] for cell in found) / 60,
-        **made_at(),
+        **made_at(found),
         # Typst takes a point in a key for the next level.
         "made_with": {key.replace(".", "_"): value for key, value in some["provenance"].items()},
     }
@@ -98,16 +96,15 @@ def summarize(names) -> dict:
     return results
 
 
-def made_at() -> dict:
-    """Commit and day of the newest change to what the report is made from; without git, what is recorded."""
-    code = _common.code_of("report/experiments.py")
-    paths = [*code, "benchmarks", "report", ":(exclude)report/*.pdf", ":(exclude)report/figures"]
-    command = ["git", "log", "-1", "--date=format:%Y-%-m-%-d", "--format=%h %cd", "--", *paths]
-    if shutil.which("git"):
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
-        if len(found) == 2:
-            return {"commit": found[0], "day": found[1]}
-    return {name: load()["build"].get(name, "") for name in ("commit", "day")}
+def made_at(cells: list[dict]) -> dict:
+    """The commits at which the cells were recorded, and the newest day of a record: the stamp of the first page.
+
+    Not the commit of the page, which would have to be set again after each commit of its own.
+    """
+    commits = {cell["provenance"]["mlflow.source.git.commit"][:7] for cell in cells}
+    found = [_common.read(path.stem) for path in _common.RESULTS.glob("*.json")]
+    days = {part["date"] for record in found for part in (record, *record.get("rows", ())) if "date" in part}
+    return {"commit": ", ".join(sorted(commits)), "day": max(days)}
 
 
 def typeset(edition: str, target: Path, root: Path = ROOT) -> None:

@@ -1,6 +1,6 @@
 """Small bright objects among clutter that is less bright, and scans of unequal content: what preprocessing may lose.
 
-    python -m benchmarks.grey_values                    # 20 minutes on 2 cores
+    python -m benchmarks.grey_values                    # half an hour on 2 cores
     python -m benchmarks.grey_values --only bright      # a part of it, added to what is recorded
 
 Twelve pictures of 256 x 256 pixels: ground 60, noise 8, 25 discs of radius 4 at 150, one at 210, which is the object

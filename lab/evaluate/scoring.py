@@ -164,8 +164,7 @@ def describe_behind(scores: dict, baselines: dict[str, dict], margin: float = 0.
         return None
     return (
         f"the network (Dice {dice:.4f}) is behind '{best}' ({rows[best]:.4f}), which needs no network. Train longer "
-        "(--epochs), then try another --learning-rate; with more labelled samples it may learn what the grey value "
-        "alone does not tell."
+        "(--epochs), then try another --learning-rate, then label more samples."
     )
 
 

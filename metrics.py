@@ -1,4 +1,4 @@
-"""Dice, IoU and Dice loss for binary masks: the only place where they are defined.
+"""Dice, IoU and Dice loss, for one class and for several: the only place where they are defined.
 
     import metrics
     model.compile(loss=metrics.DiceLoss(), metrics=[metrics.DiceCoefficient(), metrics.IoU(threshold=0.5)])
@@ -13,9 +13,22 @@ A constant `smooth` in numerator and denominator decides the empty masks: both e
 empty scores 0 (up to `smooth`). "Soft" scores take B as probabilities, "hard" ones as B >= threshold.
 "Pooled" (average="global") sums over all pixels of all images before it divides, so that large objects
 weigh more; "per image" (average="image") is the mean of the images' own scores. One name each, because
-the same predictions get different numbers. Everything is written in `keras.ops`, so that it runs on
-every Keras backend. Importing this module registers the classes: after `import metrics`, a compiled
-model that uses them loads without `custom_objects`.
+the same predictions get different numbers.
+
+One class has masks and probabilities of one channel; -1 in a mask marks a pixel that is not labelled. K > 1 classes
+have K + 1 channels, (N, ..., K + 1), background first; a pixel whose channels are all 0 in the mask is not labelled.
+For several classes the metrics and the loss
+- sum over the sides of an image, not over its channels, and leave the background out;
+- call hard the class of the highest probability, of equal ones the first, whatever the threshold;
+- count a pair of image and class if the class is there or predicted, by at least one pixel: a class that is absent
+  and not predicted says nothing, and would hide how badly a rare class is found;
+- give a class the mean over the images that count, and the set the mean over the classes that counted.
+What is not labelled changes no score, no loss and no gradient. (torchmetrics and MONAI differ: MONAI's DiceMetric
+leaves out a class that is absent but predicted, so that a false alarm costs nothing there; torchmetrics' DiceScore
+counts the background too.)
+
+Everything is written in `keras.ops`, so that it runs on every Keras backend. Importing this module registers the
+classes: after `import metrics`, a compiled model that uses them loads without `custom_objects`.
 """
 
 import keras
@@ -23,10 +36,11 @@ import numpy as np
 from keras import ops
 
 WHOLE = 256.0  # sums are kept as so many of these, and a rest
+MOST_CLASSES = 32  # beside the background
 
 _ARGS = """
     Args:
-        y_true: masks of any shape, such as (N, H, W, 1) or (N, D, H, W, 1), exactly 0 or 1.
+        y_true: masks of any shape, such as (N, H, W, 1) or (N, D, H, W, 1), exactly 0 or 1; -1 is not labelled.
         y_pred: probabilities in [0, 1] or masks, of the same shape.
         smooth: >= 0, added to numerator and denominator; decides the score of empty masks.
         axis: axes to sum over. `None` pools everything into one scalar; (1, 2, 3) gives one value per
@@ -80,48 +94,74 @@ def dice_of_sums(intersection, true, pred, smooth: float = 1e-6):
 class _OverlapMetric(keras.metrics.Metric):
     """The common part of `DiceCoefficient` and `IoU`: sums over a data set that do not depend on its batches."""
 
-    def __init__(self, threshold, average, smooth, name, dtype):
+    def __init__(self, threshold, average, smooth, name, dtype, class_names):
         super().__init__(name=name, dtype=dtype)
         if threshold is not None and not 0 < threshold <= 1:
             raise ValueError(f"threshold must be None (soft score) or in (0, 1], such as 0.5; got {threshold!r}.")
         if average not in ("global", "image"):
             raise ValueError(f"average must be 'global' (pooled) or 'image' (mean over images); got {average!r}.")
         self.threshold, self.average, self.smooth = threshold, average, _check_smooth(smooth)
-        num = 3 if average == "global" else 2  # |A.B|, |A|, |B|; or the sum of the scores and the number of images
+        self.class_names = None if class_names is None else list(class_names)
+        # Rows, for each class: |A.B|, |A|, |B|; or the sum of the scores. The last row is what counts.
         # float32 has no number between 2^24 and 2^24 + 2. A total is WHOLE * wholes + rest: exact up to 2^39 pixels.
-        self._wholes = self.add_variable((num,), "zeros", dtype="int32", name="wholes")
-        self._rest = self.add_variable((num,), "zeros", dtype="float32", name="rest")
+        shape = (4 if average == "global" else 2, MOST_CLASSES)
+        self._wholes = self.add_variable(shape, "zeros", dtype="int32", name="wholes")
+        self._rest = self.add_variable(shape, "zeros", dtype="float32", name="rest")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        """Add a batch of masks and predictions, both (N, ..., 1)."""
+        """Add a batch of masks and predictions, both (N, ..., 1), or (N, ..., K + 1) of K classes."""
         if sample_weight is not None:
             raise ValueError(f"{self.name} takes no sample_weight; weight the loss instead.")
-        axis = None if self.average == "global" else _image_axes(y_pred)
-        wholes, rest = _exact_sums(y_true, y_pred, axis, self.threshold)
-        if self.average == "image":
-            scores = self._score(*_joined(wholes, rest), self.smooth)
-            rest = ops.stack([ops.sum(scores), ops.cast(ops.size(scores), "float32")])
-            wholes = ops.zeros_like(rest)
-        wholes, rest = _carried(wholes, self._rest + rest)
-        self._wholes.assign_add(ops.cast(wholes, "int32"))
+        per_image = self.average == "image"
+        (wholes, rest), counts = _class_sums(y_true, y_pred, self.threshold, per_image)
+        if per_image:
+            rest = ops.sum(self._score(*_joined(wholes, rest), self.smooth) * counts, axis=0)[None]
+            wholes, counts = ops.zeros_like(rest), ops.sum(counts, axis=0)
+        zeros = ((0, 0), (0, MOST_CLASSES - rest.shape[-1]))
+        rest = ops.pad(ops.concatenate([rest, counts[None]]), zeros)
+        wholes = ops.pad(wholes, ((0, 1), zeros[1]))
+        more, rest = _carried(wholes, self._rest + rest)
+        self._wholes.assign_add(ops.cast(more, "int32"))
         self._rest.assign(rest)
 
     def result(self):
-        """The score of everything added since the last reset, a float32 scalar; 1 if nothing was."""
-        totals = _joined(ops.cast(self._wholes, "float32"), ops.convert_to_tensor(self._rest))
-        return _ratio(*totals) if self.average == "image" else self._score(*totals, self.smooth)
+        """The score of everything added since the last reset, a float32 scalar; 1 if nothing was.
+
+        With `class_names` a dict: the metric's name -> this score, and NAME/CLASS -> the score of each class.
+        """
+        scores, counts = self._of_classes()
+        counted = ops.cast(counts > 0, "float32")
+        mean = _ratio(ops.sum(scores * counted), ops.sum(counted))
+        if not self.class_names:
+            return mean
+        return {self.name: mean} | {f"{self.name}/{name}": scores[k] for k, name in enumerate(self.class_names)}
+
+    def of_classes(self, num_classes: int = 1):
+        """Two float32 tensors (num_classes,): the score of each class, 0 where no image counted, and how many did.
+
+        With `average="global"` the second one is above 0 where the class was there or predicted, and says no more.
+        """
+        return tuple(values[:num_classes] for values in self._of_classes())
+
+    def _of_classes(self):
+        *sums, counts = _joined(ops.cast(self._wholes, "float32"), ops.convert_to_tensor(self._rest))
+        if self.average == "image":
+            return sums[0] / ops.maximum(counts, 1.0), counts
+        return self._score(*sums, self.smooth) * ops.cast(counts > 0, "float32"), counts
 
     def get_config(self):
         own = {"threshold": self.threshold, "average": self.average, "smooth": self.smooth}
-        return {**super().get_config(), **own}
+        return {**super().get_config(), **own, "class_names": self.class_names}
 
 
 _METRIC_ARGS = """
     Args:
-        threshold: `None` for the soft score on probabilities; t in (0, 1] for the hard score on y_pred >= t.
+        threshold: `None` for the soft score on probabilities; t in (0, 1] for the hard score on y_pred >= t, of
+            several classes on the class of the highest probability.
         average: "global" pools the pixels of the whole data set; "image" is the mean of its images' scores.
         smooth: >= 0, decides the score of empty masks.
         name: the name in logs and histories.
+        class_names: of several classes, to have the score of each in logs and histories too, as NAME/CLASS.
 
     Raises:
         ValueError: for settings out of range, unequal shapes, a rank below 2 per image, or sample weights.
@@ -137,8 +177,8 @@ class DiceCoefficient(_OverlapMetric):
 
     _score = staticmethod(lambda *sums: dice_of_sums(*sums))
 
-    def __init__(self, threshold=None, average="global", smooth=1e-6, name="dice_coeff", dtype=None):
-        super().__init__(threshold, average, smooth, name, dtype)
+    def __init__(self, threshold=None, average="global", smooth=1e-6, name="dice_coeff", dtype=None, class_names=None):
+        super().__init__(threshold, average, smooth, name, dtype, class_names)
 
 
 @keras.saving.register_keras_serializable(package="segmentation_lab")
@@ -150,8 +190,8 @@ class IoU(_OverlapMetric):
 
     _score = staticmethod(lambda *sums: _iou(*sums))
 
-    def __init__(self, threshold=None, average="global", smooth=1e-6, name="iou_metric", dtype=None):
-        super().__init__(threshold, average, smooth, name, dtype)
+    def __init__(self, threshold=None, average="global", smooth=1e-6, name="iou_metric", dtype=None, class_names=None):
+        super().__init__(threshold, average, smooth, name, dtype, class_names)
 
 
 for _class in (DiceCoefficient, IoU):
@@ -160,7 +200,7 @@ for _class in (DiceCoefficient, IoU):
 
 @keras.saving.register_keras_serializable(package="segmentation_lab")
 class DiceLoss(keras.losses.Loss):
-    """Dice loss, one value per image: 1 - (2 |A.B| + smooth) / (|A| + |B| + smooth).
+    """Dice loss, one value per image: 1 - (2 |A.B| + smooth) / (|A| + |B| + smooth); of several classes the mean.
 
     Per image, not pooled over the batch: every image weighs the same, however small its object, and a
     distribution strategy scales the values rightly.
@@ -186,7 +226,10 @@ class DiceLoss(keras.losses.Loss):
         return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true, y_pred):
-        return dice_loss(y_true, y_pred, self.smooth, _image_axes(y_pred))
+        if not _several_classes(y_pred):
+            return dice_loss(y_true, y_pred, self.smooth, _image_axes(y_pred))
+        true, pred, _ = _foreground(y_true, y_pred)
+        return ops.mean(dice_loss(true, pred, self.smooth, _image_axes(y_pred)[:-1]), axis=-1)
 
     def get_config(self):
         return {**super().get_config(), "smooth": self.smooth}
@@ -206,18 +249,54 @@ def _exact_sums(y_true, y_pred, axis=None, threshold=None):
     _check(y_true, y_pred)
     # A cast, not convert_to_tensor(dtype=...), which TensorFlow refuses for a tensor of another type.
     y_true, y_pred = (ops.cast(ops.convert_to_tensor(y), "float32") for y in (y_true, y_pred))
+    y_true, y_pred = ops.maximum(y_true, 0.0), ops.where(y_true < 0, 0.0, y_pred)  # -1: not labelled
     if threshold is not None:
         y_pred = ops.cast(y_pred >= threshold, "float32")
     ndim = len(y_pred.shape)
     axes = range(ndim) if axis is None else np.atleast_1d(axis)
     first, *axes = sorted((int(a) % ndim for a in axes), reverse=True)
-    if first - 1 in axes:  # width and channels at once
+    if first == ndim - 1 and first - 1 in axes:  # width and channels at once
         first = (axes.pop(0), first)
     rest = ops.stack([ops.sum(y, axis=first) for y in (y_true * y_pred, y_true, y_pred)])  # (3, N, ...)
     wholes, rest = _carried(ops.zeros_like(rest), rest)
     for a in axes:
         wholes, rest = _carried(ops.sum(wholes, axis=a + 1), ops.sum(rest, axis=a + 1))
     return wholes, rest
+
+
+def _several_classes(y) -> bool:
+    """Whether the last axis holds the channels of several classes: (N, ..., K + 1)."""
+    shape = ops.shape(y)
+    return len(shape) > 2 and shape[-1] > 1
+
+
+def _foreground(y_true, y_pred):
+    """Masks, probabilities and the hard prediction of K classes, (N, ..., K) each, 0 where nothing is labelled."""
+    _check(y_true, y_pred)
+    y_true, y_pred = (ops.cast(ops.convert_to_tensor(y), "float32") for y in (y_true, y_pred))
+    labelled = ops.sum(y_true, axis=-1, keepdims=True)
+    hard = ops.one_hot(ops.argmax(y_pred, axis=-1), y_pred.shape[-1], dtype="float32")
+    return tuple(y[..., 1:] for y in (y_true, y_pred * labelled, hard * labelled))
+
+
+def _class_sums(y_true, y_pred, threshold, per_image: bool):
+    """|A.B|, |A| and |B| of each class, (3, N, K) or, over all images, (3, K), as (wholes, rest); and what counts.
+
+    Of one class every image counts, 1 each. Of several a class counts if it is there or predicted.
+    """
+    axes = _image_axes(y_pred)
+    if not _several_classes(y_pred):
+        sums = _exact_sums(y_true, y_pred, axes if per_image else None, threshold)
+        sums = tuple(part[..., None] for part in sums)
+        counts = ops.ones_like(sums[1][0])
+        return sums, counts if per_image else counts * ops.cast(ops.shape(y_pred)[0], "float32")
+    if y_pred.shape[-1] > MOST_CLASSES + 1:
+        raise ValueError(f"at most {MOST_CLASSES} classes and the background can be scored; got {y_pred.shape}.")
+    true, soft, hard = _foreground(y_true, y_pred)
+    axes = axes[:-1] if per_image else (0, *axes[:-1])
+    there = ops.sum(true, axis=axes) + ops.sum(hard, axis=axes)
+    sums = _exact_sums(true, soft if threshold is None else hard, axes)
+    return sums, ops.cast(there > 0, "float32")
 
 
 def _carried(wholes, rest):
@@ -261,14 +340,16 @@ def _check(y_true, y_pred):
     if len(true) != len(pred) or any(t != p for t, p in zip(true, pred, strict=True) if None not in (t, p)):
         raise ValueError(  # Keras would broadcast (B, H, W) against (B, H, W, 1) without a word.
             f"y_true and y_pred must have the same shape; got {true} and {pred}. "
-            "Both are (N, H, W, 1) or (N, D, H, W, 1): add a missing channel axis with mask[..., None]."
+            "Both are (N, H, W, 1) or (N, D, H, W, 1): add a missing channel axis with mask[..., None]; of K classes "
+            "(N, ..., K + 1)."
         )
     for name, values in (("y_true", y_true), ("y_pred", y_pred)):
         if not isinstance(values, (np.ndarray, list, tuple)):
             continue
         values = np.asarray(values)
         if name == "y_true":
-            good, wanted = (values == 0) | (values == 1), "exactly 0 or 1; divide a mask of 0 and 255 by 255"
+            good = (values == 0) | (values == 1) | (values == -1)
+            wanted = "exactly 0 or 1 (or -1, not labelled); divide a mask of 0 and 255 by 255"
         else:
             good, wanted = (values >= 0) & (values <= 1), "in [0, 1]; apply a sigmoid to logits, look for NaN"
         if not good.all():

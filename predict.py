@@ -63,7 +63,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
         remarks.append("A grey picture for a model of colour pictures: its grey stands for all three colours.")
         image = np.broadcast_to(image, (*image.shape[:2], channels))
     height, width = image.shape[:2]
-    true = pictures.read_mask(truth) if truth else None
+    true = pictures.read_labels(truth) == 1 if truth else None
     if truth and true.shape != (height, width):
         sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
         raise ValueError(f"the mask {truth} is {sizes}.")
@@ -79,7 +79,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     row |= {"remark": " ".join(filter(None, remarks)), **(compare_masks(true, mask) if truth else {})}
     shown = plots.overlay(preview, mask[::step, ::step])
     mask *= 255
-    for name, array in zip(output_names(path, 2), (mask, shown, kept), strict=True):
+    for name, array in zip(output_names(path, 2), (mask, shown, None if kept is None else kept[..., 0]), strict=True):
         if array is not None:
             Image.fromarray(array).save(aside / name, compress_level=1)
     return row
@@ -112,15 +112,15 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     if scan.spacing:
         row["volume_ml"] = np.count_nonzero(mask) * math.prod(scan.spacing) / 1000
     if truth:
-        row |= compare_masks(true.voxels, mask)
-        found = surfaces.surface_distances(true.voxels, mask, scan.spacing or 1.0) or (None, None)
+        row |= compare_masks(true.voxels == 1, mask)
+        found = surfaces.surface_distances(true.voxels == 1, mask, scan.spacing or 1.0) or (None, None)
         row |= dict(zip(("surface", "hausdorff95"), found, strict=True))
     shown = views.montage(scan.voxels[..., None], mask, scan.spacing, plots.overlay, prepare[0])
     mask_name, overlay_name, probability_name = output_names(path, 3)
     scans.write(mask, scan, aside / mask_name)
     Image.fromarray(shown).save(aside / overlay_name, compress_level=1)
     if kept is not None:
-        scans.write(kept, scan, aside / probability_name)
+        scans.write(kept[..., 0], scan, aside / probability_name)
     return row
 
 

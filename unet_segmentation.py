@@ -24,6 +24,7 @@ import numpy as np
 import data_synth
 from lab import command_line, experiment
 from lab.data import grey_values, patches, pictures, scenes, splits
+from lab.data.classes import Classes
 from lab.data.source import Source
 from lab.evaluate import evaluation, plots
 from lab.model import memory, model_file, scale, training
@@ -49,7 +50,7 @@ LAB = {
     "learning_rate": 4e-3,
     "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017): ends settled
     # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out (Isensee et al. 2021).
-    "loss": "dice+bce",
+    "loss": "dice+ce",
     "filters": 32,
     "precision": "auto",
 }
@@ -100,6 +101,7 @@ def build_unet(
     filters: int = 32,
     depth: int = 3,
     skips: bool | str = True,
+    num_classes: int = 1,
     kernel_size: int = 3,
     downsampling: str = "late",
     name: str = "unet",
@@ -108,7 +110,8 @@ def build_unet(
 
     Encoder blocks of filters, 2 filters, 4 filters, ... with 2x2 max pooling after each; a bottleneck of
     2^depth filters; a decoder of stride-2 transposed convolutions, each concatenated with the encoder block
-    of its size; a 1x1 convolution with sigmoid. With the defaults 32, 64, 128, 256 and 1,925,025 parameters.
+    of its size; a 1x1 convolution with sigmoid, or of several classes with softmax. With the defaults 32, 64, 128, 256
+    and 1,925,025 parameters.
     An input shape of rank 4 gives the same network in three dimensions (Cicek et al. 2016).
 
     Args:
@@ -117,13 +120,15 @@ def build_unet(
         filters: channels of the first block, at least 1.
         depth: number of poolings, at least 1.
         skips: False leaves the concatenations out, "add" adds instead, to see what they are for.
+        num_classes: K, beside the background.
         kernel_size: side of the blocks' kernels, odd.
         downsampling: "early" puts a convolution of stride 2 in front and a transposed one behind: no block then works
             at full resolution. Sides must be divisible by twice as much.
         name: of the model.
 
     Returns:
-        An uncompiled `keras.Model`: images (N, H, W, C) -> probabilities (N, H, W, 1), float32; volumes likewise.
+        An uncompiled `keras.Model`: images (N, H, W, C) -> probabilities (N, H, W, 1), or of K > 1 classes
+        (N, H, W, K + 1), background first; float32. Volumes likewise.
 
     Raises:
         ValueError: for sides that are not divisible, or settings out of range.
@@ -131,7 +136,7 @@ def build_unet(
     import keras
     from keras import layers
 
-    check_network(input_shape, filters, depth, kernel_size, downsampling)
+    check_network(input_shape, filters, depth, kernel_size, downsampling, num_classes)
     ndim = len(input_shape) - 1
     convolution, transposed, pooling = (
         getattr(layers, name) for name in (f"Conv{ndim}D", f"Conv{ndim}DTranspose", f"MaxPooling{ndim}D")
@@ -154,12 +159,17 @@ def build_unet(
     if downsampling == "early":
         x = transposed(filters, 2, strides=2, padding="same", activation="relu", name="restore")(x)
     # float32 whatever the precision of the rest: bfloat16 has no number between 0.996 and 1.
-    mask = convolution(1, 1, activation="sigmoid", dtype="float32", name="mask")(x)
+    channels, activation = (1, "sigmoid") if num_classes == 1 else (num_classes + 1, "softmax")
+    mask = convolution(channels, 1, activation=activation, dtype="float32", name="mask")(x)
     return keras.Model(inputs, mask, name=name)
 
 
-def check_network(input_shape, filters: int, depth: int, kernel_size: int = 3, downsampling: str = "late") -> None:
+def check_network(
+    input_shape, filters: int, depth: int, kernel_size: int = 3, downsampling: str = "late", num_classes: int = 1
+) -> None:
     """Raise ValueError for a network that `build_unet` cannot build."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes counts the classes beside the background, at least 1; got {num_classes}.")
     if len(input_shape) not in (3, 4):
         raise ValueError(f"the input shape must be (height, width, channels), or with a depth; got {input_shape}.")
     if not 1 <= filters <= 4096 or depth < 1:
@@ -180,10 +190,11 @@ def check_network(input_shape, filters: int, depth: int, kernel_size: int = 3, d
 
 def build(args: argparse.Namespace, source: Source):
     """The network of the command line for the data, for images of any size."""
-    model = build_unet((None, None, source.channels), args.filters, skips=args.skips)
+    network = {"filters": args.filters, "skips": args.skips, "num_classes": source.classes.num}
+    model = build_unet((None, None, source.channels), **network)
     if args.images:
         training.start_at_share(model, (masks for _, masks in source.batches(0)))
-    fixed = build_unet((*source.sides, source.channels), args.filters, skips=args.skips)
+    fixed = build_unet((*source.sides, source.channels), **network)
     memory.check_step(fixed, args.batch_size, args.optimizer, "images")
     if args.start_from:
         model_file.copy_weights(args.start_from, model)
@@ -255,15 +266,15 @@ def draw_circles(args: argparse.Namespace, num: int, *stream: int):
     return make_circles(args, num, TRAIN, *stream, size=args.train_size)
 
 
-def split_pictures(args: argparse.Namespace) -> list[dict]:
-    """The user's pictures by part, training, validation and test, for each fold."""
-    samples = pictures.read_folder(args.images, args.masks)
+def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict]]:
+    """The user's classes, and the pictures by part, training, validation and test, for each fold."""
+    samples, classes = pictures.read_folder(args.images, args.masks, args.classes, args.ignore)
     if args.folds:
-        return splits.folds(samples, args.seed, args.folds, args.size)
-    return [splits.split(samples, args.seed, args.size)]
+        return classes, splits.folds(samples, args.seed, args.folds, args.size)
+    return classes, [splits.split(samples, args.seed, args.size)]
 
 
-def own_pictures(args: argparse.Namespace, parts: dict[str, list]) -> Source:
+def own_pictures(args: argparse.Namespace, classes: Classes, parts: dict[str, list]) -> Source:
     """The user's pictures: random crops to train on, and crops that cover pictures to validate and to test on."""
     preprocessing, ranged, remark = grey_values.settle(parts, args.grey_range)
     augment = patches.vary if args.augment else None
@@ -271,10 +282,10 @@ def own_pictures(args: argparse.Namespace, parts: dict[str, list]) -> Source:
     held_out = {"validation": args.val_images, "test": args.test_images}
 
     def crops(num, size, *stream):
-        return patches.random_patches(ranged["training"], num, size, (args.seed, *stream), augment)
+        return patches.random_patches(ranged["training"], num, size, (args.seed, *stream), augment, classes.num)
 
     def grid(part, change=list):
-        return patches.grid_patches(change(ranged[part]), args.size, held_out[part])
+        return patches.grid_patches(change(ranged[part]), args.size, held_out[part], classes.num)
 
     validation, _ = grid("validation")
     test, places = grid("test")
@@ -291,10 +302,15 @@ def own_pictures(args: argparse.Namespace, parts: dict[str, list]) -> Source:
         test_names=places,
         preprocessing=preprocessing,
         typical=lambda: crops(128, args.size, TYPICAL)[0],
+        classes=classes,
         raw=lambda: [grid(part, grey_values.raw)[0] for part in held_out],
-        settings={"data": splits.describe(parts)},
-        files=splits.files(ranged, plots.plot_dataset),
-        remarks=(f"own pictures: trained on images of {describe_sizes(train_size, args.size)}", remark),
+        settings={"data": splits.describe(parts), **classes.settings()},
+        files=splits.files(ranged, functools.partial(plots.plot_dataset, classes=classes)),
+        remarks=(
+            f"own pictures: trained on images of {describe_sizes(train_size, args.size)}",
+            remark,
+            *splits.describe_classes(parts, classes),
+        ),
     )
 
 
@@ -314,7 +330,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     switch = {"action": argparse.BooleanOptionalAction}
     own = parser.add_argument_group("your own pictures, in place of circles").add_argument
     own("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
-    own("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: black and one other value")
+    own(
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        help="folder of their masks, of the same names: black and one other value, or a value or colour for each class",
+    )
+    command_line.class_flags(own)
     command_line.grey_range_flag(own)
     own("--augment", **switch, default=True, help="flip, turn, brighten and darken the training crops")
     own("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
@@ -391,7 +413,8 @@ def main(argv=None) -> dict:
     run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluation.of_images)
     if args.images is None:
         return run(functools.partial(circles, args))
-    sources = [functools.partial(own_pictures, args, parts) for parts in split_pictures(args)]
+    classes, splits_of_fold = split_pictures(args)
+    sources = [functools.partial(own_pictures, args, classes, parts) for parts in splits_of_fold]
     if not args.folds:
         return run(*sources)
     scores = [run(source, fold=fold) for fold, source in enumerate(sources, 1)]

@@ -26,6 +26,7 @@ import numpy as np
 import data_synth
 from lab import command_line, experiment
 from lab.data import grey_values, patches, splits, volumes
+from lab.data.classes import ONE, Classes
 from lab.data.sample import Sample
 from lab.data.source import Source
 from lab.evaluate import evaluation, views
@@ -49,7 +50,7 @@ SPHERES = {
     "optimizer": "muon",
     "learning_rate": 8e-3,
     "schedule": "cosine",
-    "loss": "dice+bce",
+    "loss": "dice+ce",
     "filters": 8,  # steps are worth more than width
     "precision": "auto",
 }
@@ -75,9 +76,9 @@ ABSOLUTE = {"contrast": 0.0, "brightness": 0.0, "noise": 0.0}
 
 def build(args: argparse.Namespace, source: Source):
     """The network of the command line for volumes of any size."""
-    fixed = build_unet((*source.sides, 1), args.filters, DEPTH, args.skips)
-    memory.check_step(fixed, args.batch_size, args.optimizer, "patches")
-    model = build_unet((None, None, None, 1), args.filters, DEPTH, args.skips)
+    network = (args.filters, DEPTH, args.skips, source.classes.num)
+    memory.check_step(build_unet((*source.sides, 1), *network), args.batch_size, args.optimizer, "patches")
+    model = build_unet((None, None, None, 1), *network)
     training.start_at_share(model, (masks for _, masks in source.batches(0)))
     return model
 
@@ -91,8 +92,8 @@ def make_spheres(args: argparse.Namespace, num_volumes: int, *stream: int) -> li
     seed = (args.seed, *stream)
     images, masks = data_synth.make_spheres(num_volumes, args.size, seed=seed, num_spheres=args.spheres, **looks)
     absolute = grey_values.range_of(images[:1], grey_values.ABSOLUTE)
-    pairs = enumerate(zip(images, masks[..., 0] == 1, strict=True))
-    return [Sample(f"volume {i}", image, mask, absolute) for i, (image, mask) in pairs]
+    labels = masks[..., 0].astype(np.uint8)
+    return [Sample(f"volume {i}", images[i], labels[i], absolute) for i in range(num_volumes)]
 
 
 def spheres(args: argparse.Namespace) -> Source:
@@ -114,13 +115,13 @@ def spheres(args: argparse.Namespace) -> Source:
     )
 
 
-def split_scans(args: argparse.Namespace) -> tuple[dict[str, list[Sample]], list[str]]:
-    """The user's scans by part, training, validation and test; and sentences about their grids."""
-    samples = volumes.read_folder(args.images, args.masks, args.spacing)
-    return splits.split(samples, args.seed, max(args.patch or (48,))), volumes.describe_grids(samples)
+def split_scans(args: argparse.Namespace) -> tuple[Classes, dict[str, list[Sample]], list[str]]:
+    """The user's classes; the scans by part, training, validation and test; and sentences about their grids."""
+    samples, classes = volumes.read_folder(args.images, args.masks, args.spacing, args.classes, args.ignore)
+    return classes, splits.split(samples, args.seed, max(args.patch or (48,))), volumes.describe_grids(samples)
 
 
-def own_scans(args: argparse.Namespace, split: dict[str, list[Sample]], remarks=()) -> Source:
+def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[Sample]], remarks=()) -> Source:
     """Random patches of the user's scans; whole ones to test on."""
     grey, parts, remark = grey_values.settle(split, args.grey_range)
     patch = args.patch or shared_patch(args, parts["training"])
@@ -134,14 +135,15 @@ def own_scans(args: argparse.Namespace, split: dict[str, list[Sample]], remarks=
         args,
         parts,
         patch,
-        lambda epoch: random_batches(args, parts["training"], patch, epoch, augment),
+        lambda epoch: random_batches(args, parts["training"], patch, epoch, augment, classes.num),
         name="own scans",
         origin=str(args.images),
         preprocessing={**grey, "spacing": args.spacing},
-        raw=lambda: (validation_patches(args, raw, patch), raw["test"]),
-        settings={"data": splits.describe(split), "patch": patch},
-        files=splits.files(parts, views.plot_dataset),
-        remarks=(*remarks, remark),
+        classes=classes,
+        raw=lambda: (validation_patches(args, raw, patch, classes.num), raw["test"]),
+        settings={"data": splits.describe(split), "patch": patch, **classes.settings()},
+        files=splits.files(parts, functools.partial(views.plot_dataset, classes=classes)),
+        remarks=(*remarks, remark, *splits.describe_classes(split, classes)),
     )
 
 
@@ -153,7 +155,7 @@ def source_of(args: argparse.Namespace, parts: dict, patch: tuple, batches: Call
         num_training=args.train_patches,
         sides=patch,
         channels=1,
-        validation=validation_patches(args, parts, patch),
+        validation=validation_patches(args, parts, patch, more.get("classes", ONE).num),
         test=parts["test"],
         num_test=len(parts["test"]),
         typical=lambda: np.concatenate([images for images, _ in itertools.islice(batches(0), 32)]),
@@ -162,16 +164,18 @@ def source_of(args: argparse.Namespace, parts: dict, patch: tuple, batches: Call
     )
 
 
-def validation_patches(args: argparse.Namespace, parts: dict, patch: tuple) -> tuple[np.ndarray, np.ndarray]:
+def validation_patches(args: argparse.Namespace, parts: dict, patch: tuple, num_classes: int = 1) -> tuple:
     """(images, masks) to validate on: patches on a grid."""
-    return patches.grid_patches(parts["validation"], patch, args.val_patches)[0]
+    return patches.grid_patches(parts["validation"], patch, args.val_patches, num_classes)[0]
 
 
-def random_batches(args: argparse.Namespace, samples: list[Sample], patch: tuple, epoch: int, augment=None) -> Iterator:
-    """Yield the (images, masks) of one epoch, (N, *patch, 1) each."""
+def random_batches(
+    args: argparse.Namespace, samples: list[Sample], patch: tuple, epoch: int, augment=None, num_classes: int = 1
+) -> Iterator:
+    """Yield the (images, masks) of one epoch: (N, *patch, 1), and masks as `sample.to_masks` says."""
     for batch, start in enumerate(range(0, args.train_patches, args.batch_size)):
         num = min(args.batch_size, args.train_patches - start)  # the last batch may be shorter
-        yield patches.random_patches(samples, num, patch, (args.seed, TRAIN, epoch, batch), augment)
+        yield patches.random_patches(samples, num, patch, (args.seed, TRAIN, epoch, batch), augment, num_classes)
 
 
 def turning_planes(samples: list[Sample], patch: tuple) -> list[tuple[int, int]]:
@@ -194,7 +198,7 @@ def shared_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, 
 
 def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, int, int]:
     """The largest patch that trains within `--memory`, and is no larger than the scans; prints what was tried."""
-    shape = np.minimum(np.median([sample.mask.shape for sample in samples], axis=0), LARGEST)
+    shape = np.minimum(np.median([sample.labels.shape for sample in samples], axis=0), LARGEST)
     budget = args.memory or 0.7 * memory.free_memory() / memory.GIB
 
     def fixed(sides):
@@ -219,7 +223,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = command_line.make_parser(__doc__)
     own = parser.add_argument_group("your own scans, in place of spheres").add_argument
     own("--images", type=Path, metavar="DIR", help="folder of scans: NIfTI (.nii, .nii.gz) or TIFF stacks, of any size")
-    own("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: 0 and one other value")
+    own("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: 0, and a value per class")
+    command_line.class_flags(own)
     own(
         "--spacing",
         **command_line.one_or_three(float),

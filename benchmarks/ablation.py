@@ -28,7 +28,7 @@ ROWS = {  # name: (what it is, flags, rates)
     "fixed": ("the same images every epoch", "--fixed-images", MUON),
     "adam": ("Adam for Muon", "--optimizer adam", ADAM),
     "constant": ("constant rate", "--schedule constant", (2.5e-4, 5e-4, 1e-3, 2e-3)),
-    "bce": ("cross-entropy alone", "--loss bce", MUON),
+    "bce": ("cross-entropy alone", "--loss ce", MUON),
     "dice": ("Dice loss alone", "--loss dice", MUON),
     "more": ("4 times the images", "--train-images 1024", MUON),
     "report": ("the report's recipe, at its best rate", "--recipe report", (2.5e-4, 5e-4, 1e-3, 2e-3)),

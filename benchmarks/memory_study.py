@@ -72,7 +72,7 @@ def examine_unet(config: dict, go_ahead) -> dict:
     predicted = memory.training_memory(model, config["batch_size"], "muon", backend.processor())
     model.compile(
         training.choose_optimizer("muon", 4e-3, "cosine", 100),
-        training.choose_loss("dice+bce"),
+        training.choose_loss("dice+ce"),
         metrics=training.make_metrics(),
     )
     go_ahead()

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lab.data.classes import check_names
 from lab.system import processes
 from lab.system.errors import first_line
 from lab.system.processes import LostProcess
@@ -196,9 +197,11 @@ def add_training_flags(fit: Callable, recipes: dict[str, dict], what: str) -> No
     chosen("--schedule", choices=("cosine", "constant"), help="course of the learning rate")
     chosen(
         "--loss",
-        choices=("dice", "bce", "dice+bce", "pooled-dice"),
+        choices=("dice", "ce", "dice+ce", "pooled-dice"),
         help="what is minimised; pooled-dice is the lab report's",
     )
+    weights = "weight the classes in cross-entropy by 1 / their share of the pixels"
+    fit("--class-weights", action=argparse.BooleanOptionalAction, default=False, help=weights)
     smooth = "constant in numerator and denominator of the Dice losses, above 0 (default: 1, pooled-dice 1e-6)"
     fit("--smooth", type=float, metavar="S", help=smooth)
     chosen("--filters", type=int, metavar="N", help="channels of the first block")
@@ -214,6 +217,25 @@ def grey_range_flag(own: Callable) -> None:
     """Whether all pictures or scans of a folder share a grey range."""
     text = "one range of grey values for the folder, or one for each picture; auto: where the objects agree better"
     own("--grey-range", choices=("auto", "folder", "picture"), default="auto", help=text)
+
+
+def class_flags(own: Callable) -> None:
+    """What the values of the masks mean."""
+    names = (
+        "names of the classes, in the order of the masks' values (default: those that a label file in the folder of "
+    )
+    own("--classes", nargs="+", metavar="NAME", help=names + "masks gives, else the values)")
+    own(
+        "--ignore",
+        type=_value,
+        metavar="VALUE",
+        help="the masks' value, or #colour, of what is not labelled, often 255",
+    )
+
+
+def _value(text: str) -> int:
+    """ "255" -> 255, "#e0e0c0" -> 0xe0e0c0."""
+    return int(text[1:], 16) if text.startswith("#") else int(text)
 
 
 def add_output_flags(out: Callable, folder: str) -> None:
@@ -235,8 +257,12 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
         raise ValueError(f"--filters must be 1 to 512; got {args.filters}.")
     if not (0 < args.learning_rate < float("inf")):
         raise ValueError(f"--learning-rate must be a finite number above 0, such as 0.002; got {args.learning_rate}.")
-    if args.smooth is not None and (args.loss == "bce" or not 0 < args.smooth < float("inf")):
+    if args.smooth is not None and (args.loss == "ce" or not 0 < args.smooth < float("inf")):
         raise ValueError(f"--smooth is the constant above 0 of a Dice loss; got {args.smooth} with --loss {args.loss}.")
+    if args.class_weights and args.loss not in ("ce", "dice+ce"):
+        raise ValueError(f"--class-weights weights cross-entropy; give --loss dice+ce or ce, not {args.loss}.")
+    if args.classes is not None:
+        check_names(args.classes)
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed must be 0 to 2^32 - 1; got {args.seed}.")
     if args.resume and args.overwrite:

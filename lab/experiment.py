@@ -26,7 +26,7 @@ from lab.track import tracking
 
 FILES = (  # all that a training may leave in its folder
     "model.keras", "history.json", "scores.json", "per_image.csv", "per_volume.csv", "curves.png", "predictions.png",
-    "split.json", "dataset.png",
+    "split.json", "dataset.png", "confusion.csv", "confusion.png",
 )  # fmt: skip
 
 
@@ -137,8 +137,8 @@ def train(model, source: Source, args: argparse.Namespace, checkpoint=None, on_e
     steps = math.ceil(source.num_training / args.batch_size)
     model.compile(
         optimizer=training.choose_optimizer(args.optimizer, args.learning_rate, args.schedule, args.epochs * steps),
-        loss=training.choose_loss(args.loss, args.smooth),
-        metrics=training.make_metrics(),
+        loss=training.choose_loss(args.loss, args.smooth, class_weights(source) if args.class_weights else None),
+        metrics=training.make_metrics(source.classes.names),
     )
     return training.fit(
         model,
@@ -149,6 +149,13 @@ def train(model, source: Source, args: argparse.Namespace, checkpoint=None, on_e
         checkpoint=checkpoint,
         on_epoch_end=on_epoch_end,
     )
+
+
+def class_weights(source: Source) -> list[float]:
+    """A weight for background and each class: 1 / share of the pixels, so that their mean over all pixels is 1."""
+    shares = training.class_shares(masks for _, masks in source.batches(0))
+    present = np.maximum(shares, 1e-4)
+    return (1 / present / np.sum(shares / present)).tolist()
 
 
 def write(out: Path, network, source: Source, history: dict, about: dict, evaluate: Callable):
@@ -182,8 +189,9 @@ def write(out: Path, network, source: Source, history: dict, about: dict, evalua
 
 
 def save_model(network, source: Source, path: Path) -> None:
-    """Write the model file, with what training saw of grey values."""
-    model_file.save_model(network, path, grey_values.describe_training(source.typical(), source.preprocessing))
+    """Write the model file, with what training saw of grey values, and the classes."""
+    seen = grey_values.describe_training(source.typical(), source.preprocessing)
+    model_file.save_model(network, path, {**seen, **source.classes.stored()})
 
 
 def log_data(tracked: tracking.Run, source: Source) -> None:
@@ -191,7 +199,7 @@ def log_data(tracked: tracking.Run, source: Source) -> None:
     first = (
         source.test
         if isinstance(source.test, tuple)
-        else (source.test[0].image[None, :], source.test[0].mask[None, ..., None])
+        else (source.test[0].image[None, :], source.test[0].labels[None, ..., None])
     )
     sets = {
         "training": (next(source.batches(0)), source.num_training),

@@ -263,12 +263,12 @@ def e2(runs: dict) -> dict:
 
 SHARES = {"10": 0.1, "1": 0.01, "0.1": 0.001}  # of the pixels, in percent: keys without a point for the report
 LOSSES = {  # name: flags of the script. Dice averaged per image or pooled over the batch, with two constants
-    "bce": "--loss bce",
+    "bce": "--loss ce",
     "dice": "--loss dice",
     "dice_tiny": "--loss dice --smooth 1e-6",
     "pooled_dice": "--loss pooled-dice",
     "pooled_dice_one": "--loss pooled-dice --smooth 1",
-    "dice_bce": "--loss dice+bce",
+    "dice_bce": "--loss dice+ce",
 }
 RARE, MANY_SEEDS = "0.1", tuple(range(10))  # where runs fail, more seeds say how often
 
@@ -654,7 +654,7 @@ def volume_training(ndim: int, filters: int, epochs: int, level: str, seed: int)
     backend.start("float32", False, seed)
     model = volume_net(ndim, filters)
     optimizer = training.choose_optimizer("muon", 3e-3, "cosine", epochs * steps)
-    model.compile(optimizer, training.choose_loss("dice+bce"), metrics=training.make_metrics())
+    model.compile(optimizer, training.choose_loss("dice+ce"), metrics=training.make_metrics())
     arithmetic = sum(row["multiply_adds"] for row in layer_costs(model)) * (1 if ndim == 3 else VOLUME)
     maps = sum(math.prod(layer.output.shape[1:]) for layer in model.layers) * 4 / 2**20  # float32
     ends = []

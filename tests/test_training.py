@@ -26,7 +26,7 @@ def compiled(optimizer="muon"):
     model = keras.Model(network.input, network(keras.layers.Dropout(0.2)(network.input)))
     model.compile(
         training.choose_optimizer(optimizer, 4e-3, "cosine", 4 * 3),
-        training.choose_loss("dice+bce"),
+        training.choose_loss("dice+ce"),
         metrics=training.make_metrics(),
     )
     return model
@@ -155,7 +155,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said_once_and_costs_nothing_else
 
 def test_a_training_that_diverges_ends_and_says_so_in_its_history():
     model = compiled()
-    model.compile(keras.optimizers.Adam(1e37), training.choose_loss("dice+bce"), metrics=training.make_metrics())
+    model.compile(keras.optimizers.Adam(1e37), training.choose_loss("dice+ce"), metrics=training.make_metrics())
     history = fit(model)
     assert len(history["epoch"]) < 4 and not math.isfinite(history["loss"][-1])
 
@@ -179,7 +179,7 @@ def test_validation_scores_are_those_of_the_images_in_one_batch(num):
     for metric in training.make_metrics():
         metric.update_state(masks, probs)
         np.testing.assert_allclose(history[f"val_{metric.name}"], [metric.result()], rtol=1e-5)
-    loss = np.mean(training.choose_loss("dice+bce")(masks, probs))
+    loss = np.mean(training.choose_loss("dice+ce")(masks, probs))
     np.testing.assert_allclose(history["val_loss"], [loss], rtol=1e-5)
 
 
@@ -203,7 +203,7 @@ def test_the_loss_is_the_sum_of_dice_and_cross_entropy_per_image(ndim):
     axes = tuple(range(1, ndim + 2))
     entropy = -np.mean(masks * np.log(probs) + (1 - masks) * np.log(1 - probs), axis=axes)
     expected = np.array(dice_loss(masks, probs, 1.0, axes)) + entropy
-    np.testing.assert_allclose(training.choose_loss("dice+bce")(masks, probs), expected, rtol=1e-5)
+    np.testing.assert_allclose(training.choose_loss("dice+ce")(masks, probs), expected, rtol=1e-5)
 
 
 def test_the_constant_of_a_dice_loss_is_the_one_that_is_given():
@@ -216,7 +216,7 @@ def test_the_constant_of_a_dice_loss_is_the_one_that_is_given():
         loss = training.choose_loss("pooled-dice", given)
         np.testing.assert_allclose(loss(masks, probs), 1 - smooth / (8 + smooth), rtol=1e-6)
     entropy = -np.log(1e-7) / 4  # of the four pixels in sixteen, as Keras clips
-    loss = training.choose_loss("dice+bce", 1e-6)
+    loss = training.choose_loss("dice+ce", 1e-6)
     np.testing.assert_allclose(loss(masks, probs), [1 + entropy] * 2, rtol=1e-5)
 
 

@@ -37,7 +37,7 @@ BAD = [
     ("--learning-rate nan", "above 0"),
     ("--smooth 0", "above 0 of a Dice loss; got 0.0"),
     ("--smooth nan", "above 0 of a Dice loss"),
-    ("--smooth 1e-6 --loss bce", "of a Dice loss; got 1e-06 with --loss bce"),
+    ("--smooth 1e-6 --loss ce", "of a Dice loss; got 1e-06 with --loss ce"),
     ("--seed -1", "seed"),
     ("--loss x", "invalid choice"),
     ("--train-size 256", "larger than --size"),
@@ -227,7 +227,7 @@ def test_a_run_is_tracked_with_each_metric_at_each_epoch(small_run):
         np.testing.assert_allclose([metric.value for metric in tracked], history[name])
     assert run.info.status == "FINISHED" and run.info.run_name == "small"
     assert run.data.metrics["test_image_dice"] == pytest.approx(scores["image_dice"])
-    assert run.data.params["seed"] == "0" and run.data.params["loss"] == "dice+bce"
+    assert run.data.params["seed"] == "0" and run.data.params["loss"] == "dice+ce"
     assert {"keras.version", "tensorflow.version", "device"} <= set(run.data.tags)
     assert {tag.value for data in run.inputs.dataset_inputs for tag in data.tags} >= {"training", "validation", "test"}
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}

@@ -206,7 +206,7 @@ def folder_range(samples: Sequence) -> GreyRange:
     if np.any(low == high):
         low, high = np.where(low == high, (together.min(axis=0), together.max(axis=0)), (low, high))
     if all(_has_zero_inside(image) for image in thinned):
-        objects = np.concatenate([_around_objects(sample)[0] for sample in samples])
+        objects = np.concatenate([_around_objects(sample, label)[0] for sample in samples for label in sample.classes])
         first, last = np.percentile(objects, stretch, axis=0) if len(objects) else (low, high)
         low, high = np.where(last > first, (2 * first - last, 2 * last - first), (low, high))
     return GreyRange(*_apart(low, high))
@@ -224,36 +224,40 @@ def disagreement(samples: Iterable, common: GreyRange | None = None) -> float | 
         sqrt(sum over channels of (var(m) + var(b)) / 2) / median(|m - b|)
 
     m and b (C,) are a sample's medians of its objects, and of what surrounds them, as prepared: by the `common` range,
-    or by each sample's own. None where fewer than two samples have both.
+    or by each sample's own. Of several classes it is the mean over those that two samples or more have; None where
+    there is no such class.
     """
-    middles = []
+    middles: dict[int, list] = {}
     for sample in samples:
-        both = _around_objects(sample)
-        if all(map(len, both)):
-            prepare = (common or sample.grey_range).prepare
-            middles.append([np.median(prepare(values), axis=0) for values in both])
-    if len(middles) < 2:
-        return None
-    middles = np.array(middles)  # (samples, 2, C)
+        prepare = (common or sample.grey_range).prepare
+        for label in sample.classes:
+            both = _around_objects(sample, label)
+            if all(map(len, both)):
+                middles.setdefault(label, []).append([np.median(prepare(values), axis=0) for values in both])
+    found = [_spread(np.array(of_class)) for of_class in middles.values() if len(of_class) > 1]
+    return float(np.mean(found)) if found else None
+
+
+def _spread(middles: np.ndarray) -> float:
+    """What `disagreement` says of one class, of its middles (samples, 2, C)."""
     contrast = np.median(np.linalg.norm(middles[:, 0] - middles[:, 1], axis=-1))
     return math.sqrt(middles.var(axis=0).sum() / 2) / max(float(contrast), 1e-6)
 
 
-def _around_objects(sample, most: int = 2**12) -> tuple[np.ndarray, np.ndarray]:
-    """Values (n, C) of pixels of objects, and of some near them that are none; from a sample on disk, few are read.
+def _around_objects(sample, label: int, most: int = 2**12) -> tuple[np.ndarray, np.ndarray]:
+    """Values (n, C) of pixels of a class, and of some near them of another one; from a sample on disk, few are read.
 
     What is near is tried in steps: pixels at a random distance of up to 4 along each axis, then 8, 16, ..., until a
-    tenth of them lie outside all objects.
+    tenth of them lie outside the class.
     """
-    rng, sides = np.random.default_rng(0), np.array(sample.mask.shape)
-    if not len(sample.objects):
-        return np.empty((0, sample.image.shape[-1])), np.empty((0, sample.image.shape[-1]))
-    chosen = sample.objects[np.linspace(0, len(sample.objects) - 1, min(most, len(sample.objects))).astype(int)]
+    rng, sides = np.random.default_rng(0), np.array(sample.labels.shape)
+    objects = sample.places[label]
+    chosen = objects[np.linspace(0, len(objects) - 1, min(most, len(objects))).astype(int)]
     places = np.stack(np.unravel_index(chosen, sides), axis=-1)
     near, reach = places[:0], 4
     while len(near) < len(places) / 10 and reach < 2 * sides.max():
         near = np.clip(places + rng.integers(-reach, reach + 1, places.shape), 0, sides - 1)
-        near = near[sample.mask[tuple(near.T)] == 0]
+        near = near[~np.isin(sample.labels[tuple(near.T)], (label, 255))]
         reach *= 2
     return sample.image[tuple(places.T)], sample.image[tuple(near.T)]
 

@@ -1,10 +1,10 @@
 """Patches of pictures and volumes: random ones to train on, grids to validate on, tiles to predict; in any dimension.
 
-    images, masks = patches.random_patches(samples, num=8, size=128, seed=0, augment=patches.vary)
+    images, masks = patches.random_patches(samples, num=8, size=128, seed=0, augment=patches.vary)     # of one class
     for slab in patches.predict_tiles(image, network.predict_on_batch, tile=(512, 512)): ...
 
 Patches are cut from samples (see `lab/data/sample.py`). Every image has a trailing channel axis: a picture is
-(H, W, C), a volume (D, H, W, C). Masks come without it. Either may be an array, a memory map, or any object with
+(H, W, C), a volume (D, H, W, C). Labels come without it. Either may be an array, a memory map, or any object with
 `shape`, `dtype` and slicing by a tuple of slices: no more than the patch is read from it.
 """
 
@@ -14,6 +14,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+
+from lab.data.classes import NOT_LABELLED
+from lab.data.sample import to_masks
 
 Size = int | Sequence[int]  # of all axes, or one per axis
 
@@ -70,55 +73,62 @@ def per_axis(value: Size, ndim: int) -> tuple[int, ...]:
 
 
 def random_patches(
-    samples: Sequence, num: int, size: Size, seed, augment: Callable | None = None
+    samples: Sequence, num: int, size: Size, seed, augment: Callable | None = None, num_classes: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patches to train on, each from a sample and a place drawn at random.
 
-    Every second one holds a voxel of an object, if its sample has any: else small objects are hardly ever seen. Whether
-    the first one does is drawn too, so that half of them do in batches of one as well.
+    Every second one holds a voxel of an object, if its sample has any: else small objects are hardly ever seen. The
+    class is drawn first, evenly among those of the sample, then one of its voxels: a rare class is seen as often as a
+    frequent one. Whether the first patch does is drawn too, so that half of them do in batches of one as well.
 
     Args:
         samples: see `lab/data/sample.py`.
         num: number of patches.
         size: sides of a patch; a sample that is smaller is reflected.
         seed: whatever `np.random.default_rng` takes.
-        augment: image (*size, C), mask (*size), rng -> both, varied: such as `vary`.
+        augment: image (*size, C), labels (*size), rng -> both, varied: such as `vary`.
+        num_classes: K, see `to_masks`.
 
     Returns:
-        images (num, *size, C) and masks (num, *size, 1), float32.
+        images (num, *size, C) and masks (num, *size, 1), or (num, *size, K + 1) of several classes, float32.
     """
     rng = np.random.default_rng(seed)
     aimed = rng.integers(2)
     pairs = []
     for i in range(num):
         sample = samples[rng.integers(len(samples))]
-        sides = sample.mask.shape
+        sides = sample.labels.shape
         patch = per_axis(size, len(sides))
         room = np.maximum(1, np.subtract(sides, patch) + 1)
         start = rng.integers(room)
-        if (i + aimed) % 2 and len(sample.objects):
-            voxel = np.unravel_index(sample.objects[rng.integers(len(sample.objects))], sides)
+        if (i + aimed) % 2 and sample.classes:
+            label = sample.classes[rng.integers(len(sample.classes)) if len(sample.classes) > 1 else 0]
+            places = sample.places[label]
+            voxel = np.unravel_index(places[rng.integers(len(places))], sides)
             start = np.clip(voxel - rng.integers(patch), 0, room - 1)
         pair = _cut_pair(sample, start, patch)
         pairs.append(augment(*pair, rng) if augment else pair)
-    return _stack(pairs)
+    return _stack(pairs, num_classes)
 
 
-def grid_patches(samples: Sequence, size: Size, most: int) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
+def grid_patches(
+    samples: Sequence, size: Size, most: int, num_classes: int = 1
+) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
     """Patches that cover every sample, never augmented; where there are more than `most`, that many, evenly spread.
 
     Returns:
-        (images (N, *size, C), masks (N, *size, 1)), float32, and where each lies: "cell.png, x 0, y 128".
+        (images (N, *size, C), masks (N, *size, 1) or (N, *size, K + 1)), float32, and where each lies: "cell.png, x 0,
+        y 128".
     """
     places = []
     for sample in samples:
-        sides = sample.mask.shape
+        sides = sample.labels.shape
         axes = (axis_tiles(length, side, 0) for length, side in zip(sides, per_axis(size, len(sides)), strict=True))
         places += [(sample, [start for start, _ in place]) for place in itertools.product(*axes)]
     chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
     places = [places[i] for i in chosen]
     pairs = [_cut_pair(sample, starts, per_axis(size, len(starts))) for sample, starts in places]
-    return _stack(pairs), [f"{sample.name}, {describe_place(starts)}" for sample, starts in places]
+    return _stack(pairs, num_classes), [f"{sample.name}, {describe_place(starts)}" for sample, starts in places]
 
 
 def describe_place(starts: Sequence) -> str:
@@ -127,17 +137,23 @@ def describe_place(starts: Sequence) -> str:
 
 
 def _cut_pair(sample, starts, size):
-    return sample.prepare(cut_patch(sample.image, starts, size)), cut_patch(sample.mask, starts, size) != 0
+    """Image and labels of a patch; what lies outside the sample is reflected in the image, and not labelled."""
+    labels = cut_patch(sample.labels, starts, size)
+    for axis, (start, length) in enumerate(zip(starts, labels.shape, strict=True)):
+        outside = max(0, start + length - sample.labels.shape[axis])
+        if outside:
+            labels[(slice(None),) * axis + (slice(length - outside, None),)] = NOT_LABELLED
+    return sample.prepare(cut_patch(sample.image, starts, size)), labels
 
 
-def _stack(pairs):
-    images, masks = zip(*pairs, strict=True)
-    return np.stack(images).astype(np.float32, copy=False), np.stack(masks)[..., None].astype(np.float32)
+def _stack(pairs, num_classes):
+    images, labels = zip(*pairs, strict=True)
+    return np.stack(images).astype(np.float32, copy=False), to_masks(np.stack(labels), num_classes)
 
 
 def vary(
     image: np.ndarray,
-    mask: np.ndarray,
+    labels: np.ndarray,
     rng: np.random.Generator,
     *,
     flips: Sequence[int] | None = None,
@@ -147,13 +163,13 @@ def vary(
     tint: float = 0.1,
     noise: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Augment an image (*size, C) and its mask (*size): flips and quarter turns; the image's grey values too.
+    """Augment an image (*size, C) and its labels (*size): flips and quarter turns; the image's grey values too.
 
     Nothing is clipped: what is brighter than the rest stays so.
 
     Args:
         image: what the network would see.
-        mask: its mask.
+        labels: its labels.
         rng: where the chances come from.
         flips: axes that may be flipped; by default all of them.
         planes: pairs of axes in which quarter turns are made; by default all pairs of equal sides.
@@ -163,14 +179,16 @@ def vary(
             stain does it: what passes through n layers of dye is the n-th power of what passes through one.
         noise: largest standard deviation of Gaussian noise.
     """
-    axes = range(mask.ndim)
+    axes = range(labels.ndim)
     if planes is None:
-        planes = [plane for plane in itertools.combinations(axes, 2) if mask.shape[plane[0]] == mask.shape[plane[1]]]
+        planes = [
+            plane for plane in itertools.combinations(axes, 2) if labels.shape[plane[0]] == labels.shape[plane[1]]
+        ]
     flipped = [axis for axis in (axes if flips is None else flips) if rng.integers(2)]
-    image, mask = np.flip(image, flipped), np.flip(mask, flipped)
+    image, labels = np.flip(image, flipped), np.flip(labels, flipped)
     for plane in planes:
         turns = rng.integers(4)
-        image, mask = np.rot90(image, turns, plane), np.rot90(mask, turns, plane)
+        image, labels = np.rot90(image, turns, plane), np.rot90(labels, turns, plane)
     channels = image.shape[-1]
     if channels > 1 and tint:
         image = power(image, rng.uniform(1 - tint, 1 + tint, channels).astype(np.float32))
@@ -178,7 +196,7 @@ def vary(
     image = (image - 0.5) * np.float32(spread) + np.float32(0.5 + shift)
     if noise:
         image = image + np.float32(rng.uniform(0, noise)) * rng.standard_normal(image.shape, np.float32)
-    return image, mask
+    return image, labels
 
 
 def power(image: np.ndarray, exponent: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""An image or a volume with its mask: what patches are cut from, to train, validate, test and draw."""
+"""An image or a volume with its labels: what patches are cut from, to train, validate, test and draw."""
 
 import dataclasses
 import functools
@@ -6,26 +6,42 @@ import math
 
 import numpy as np
 
+from lab.data.classes import NOT_LABELLED
 from lab.data.grey_values import GreyRange
 
-MOST_PLACES = 2**20  # indices of object voxels that are kept
+MOST_PLACES = 2**20  # indices of a class's voxels that are kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A picture (H, W, C), or a volume (D, H, W, C) in memory or on disk, with its mask."""
+    """A picture (H, W, C), or a volume (D, H, W, C) in memory or on disk, with its labels."""
 
     name: str
     image: np.ndarray  # (*sides, C), as stored
-    mask: np.ndarray  # (*sides), anything but 0 is object
+    labels: np.ndarray  # (*sides), uint8: 0 background, 1 to K the classes, 255 not labelled
     grey_range: GreyRange  # of the whole picture, or one for the folder
     spacing: tuple[float, ...] | None = None  # of the voxels' centres along the axes, in mm
 
     @functools.cached_property
-    def objects(self) -> np.ndarray:
-        """Flat indices of voxels of objects, evenly thinned out to at most MOST_PLACES."""
-        places = np.flatnonzero(self.mask)
-        return places[:: max(1, math.ceil(len(places) / MOST_PLACES))]
+    def counts(self) -> np.ndarray:
+        """How many voxels have each of the labels 0 to 255."""
+        return sum(np.bincount(part.ravel(), minlength=256) for part in self.labels)
+
+    @property
+    def share(self) -> float:
+        """The share of the voxels that belongs to a class."""
+        return float(self.counts[1:NOT_LABELLED].sum() / self.labels.size)
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes that it holds, 1 to K."""
+        return [label for label in range(1, NOT_LABELLED) if self.counts[label]]
+
+    @functools.cached_property
+    def places(self) -> dict[int, np.ndarray]:
+        """Flat indices of the voxels of each class that it holds, evenly thinned out to at most MOST_PLACES."""
+        found = {label: np.flatnonzero(self.labels == label) for label in self.classes}
+        return {label: places[:: max(1, math.ceil(len(places) / MOST_PLACES))] for label, places in found.items()}
 
     def prepare(self, patch: np.ndarray) -> np.ndarray:
         """A patch of the image as the network sees it."""
@@ -35,4 +51,18 @@ class Sample:
         """The part at `place`, with a name that says where it lies."""
         axes = zip("xyz", reversed(place), strict=False)
         where = " ".join(f"{axis} {part.start}-{part.stop - 1}" for axis, part in axes)
-        return dataclasses.replace(self, name=f"{self.name} ({where})", image=self.image[place], mask=self.mask[place])
+        name = f"{self.name} ({where})"
+        return dataclasses.replace(self, name=name, image=self.image[place], labels=self.labels[place])
+
+
+def to_masks(labels: np.ndarray, num_classes: int = 1) -> np.ndarray:
+    """Labels (N, *sides) as the network is trained on them, float32.
+
+    Of one class (N, *sides, 1): 1 for the class, 0 for the background, -1 where nothing is labelled. Of K classes
+    (N, *sides, K + 1): one channel each, background first; zeros alone where nothing is labelled.
+    """
+    if num_classes > 1:
+        return (labels[..., None] == np.arange(num_classes + 1)).astype(np.float32)
+    masks = (labels == 1).astype(np.float32)
+    masks[labels == NOT_LABELLED] = -1
+    return masks[..., None]

@@ -20,18 +20,19 @@ import shutil
 import stat
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from lab.data.classes import MOST, ONE, Classes, listed
 from lab.system.errors import first_line
 
 NIFTI, TIFF = (".nii.gz", ".nii"), (".tif", ".tiff")
 SUFFIXES = NIFTI + TIFF
 SLAB = 2**24  # voxels worked on at a time, where a whole scan is looked through
-MOST_LISTED = 6  # values of a mask that an error names
 MILLIMETRES = {
     **dict.fromkeys(("micron", "microns", "micrometer", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 1e-3),
     **{"nm": 1e-6, "mm": 1.0, "cm": 10.0, "inch": 25.4, "m": 1e3, "meter": 1e3, "unknown": 1.0},
@@ -256,29 +257,46 @@ def parts(voxels: np.ndarray) -> Iterator[slice]:
         yield slice(first, min(first + step, len(voxels)))
 
 
-def read_mask(path: Path) -> Scan:
-    """Open a mask: `voxels` (D, H, W), bool. 0 is background; one other value is the object.
+def count_values(mask: Scan) -> Counter:
+    """How many voxels of a mask have each value, looked at slab by slab.
 
-    Raises ValueError as `open_scan` does, and for more values than two: with those that were found.
+    Raises ValueError for numbers that are no integers, or more different ones than there can be classes.
+    """
+    counts: Counter = Counter()
+    for region in parts(mask.voxels):
+        values, numbers = np.unique(mask.voxels[region], return_counts=True)
+        if not (np.isfinite(values).all() and (values == np.round(values)).all()):
+            raise ValueError(f"{mask.path} is no mask: it holds numbers that are no integers, as after smoothing.")
+        counts.update({int(value): int(num) for value, num in zip(values, numbers, strict=True)})
+        if len(counts) > 10 * MOST:
+            break
+    return counts
+
+
+def to_labels(mask: Scan, known: Classes) -> Scan:
+    """The mask with labels (D, H, W), uint8, for voxels, on disk; ValueError for a value that is no class."""
+    labels = scratch(mask.voxels.shape, np.uint8)
+    for region in parts(labels):
+        try:
+            labels[region] = known.to_labels(np.asarray(mask.voxels[region]))
+        except ValueError as error:
+            raise ValueError(f"{mask.path}: {error}.") from None
+    return mask._replace(voxels=labels)
+
+
+def read_mask(path: Path, known: Classes = ONE) -> Scan:
+    """Open a mask of known classes: `voxels` are labels. Of one class, 0 is background and one other value is it.
+
+    Raises ValueError as `open_scan` and `to_labels` do, and for more values than two where there is one class.
     """
     opened = open_scan(path)
-    mask, found = scratch(opened.voxels.shape, bool), set()
-    for region in parts(mask):
-        part = opened.voxels[region]
-        mask[region] = part != 0
-        objects = part[mask[region]]
-        if objects.size and not (objects == objects[0]).all():
-            found |= set(np.unique(objects)[: MOST_LISTED + 1].tolist())
-        else:
-            found |= set(objects[:1].tolist())
-    if len(found) > 1:
-        listed = ", ".join(f"{value:g}" for value in sorted(found)[:MOST_LISTED])
-        more = " and more" if len(found) > MOST_LISTED else ""
+    values = sorted(count_values(opened).keys() - {0})
+    if known.num == 1 and known.ignore is None and len(values) > 1:
         raise ValueError(
-            f"{opened.path} is no mask of one object: beside 0 it holds {listed}{more}, where one value was expected; "
-            "write a mask of its own for the object that is wanted."
+            f"{opened.path} is no mask of one object: beside 0 it holds {listed(values)}, where one value was "
+            "expected; write a mask of its own for the object that is wanted."
         )
-    return opened._replace(voxels=mask)
+    return to_labels(opened, known)
 
 
 def look_through(scan: Scan) -> bytes:

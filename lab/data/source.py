@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-Batch = tuple[np.ndarray, np.ndarray]  # images (N, *sides, C) and masks (N, *sides, 1), float32
+from lab.data.classes import ONE, Classes
+
+Batch = tuple[np.ndarray, np.ndarray]  # images (N, *sides, C) and masks (see `sample.to_masks`), float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Source:
     preprocessing: dict  # how grey values are prepared, for the model file (see `lab/data/grey_values.py`)
     typical: Callable[[], np.ndarray]  # images (N, *sides, C) as the network will meet them
     test_names: list[str] | None = None  # of images: where each lies
+    classes: Classes = ONE
+    references: Callable[[], dict[str, dict]] | None = None  # scores of what is told what the objects are
     raw: Callable[[], tuple] | None = None  # validation and test with the values of the files, where those differ
     settings: dict = dataclasses.field(default_factory=dict)  # what a resumed training has to meet again
     files: dict[str, Callable[[Path], object]] = dataclasses.field(default_factory=dict)  # name -> writes it

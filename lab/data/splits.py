@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.data.classes import Classes
+
 
 def split(samples: list, seed: int, crop: int = 128, share: float = 0.15) -> dict[str, list]:
     """Training, validation and test samples, drawn by `seed`: a `share` for each of the last two, at least one.
@@ -29,7 +31,7 @@ def split(samples: list, seed: int, crop: int = 128, share: float = 0.15) -> dic
     part = max(1, round(share * len(samples)))
     order = [samples[i] for i in rng.permutation(len(samples))]
     parts = {"training": order[2 * part :], "validation": order[:part], "test": order[part : 2 * part]}
-    if not any(sample.mask.any() for sample in parts["training"]):
+    if not any(sample.classes for sample in parts["training"]):
         raise ValueError("the masks of all training pictures are empty: take another --seed, or more pictures.")
     return parts
 
@@ -45,7 +47,7 @@ def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.
     few = len(samples) < 3
     most = len(samples)
     if few:
-        most = 4 if all(sorted(sample.mask.shape)[-2] >= 3 * crop for sample in samples) else 2
+        most = 4 if all(sorted(sample.labels.shape)[-2] >= 3 * crop for sample in samples) else 2
     if not 2 <= num <= most:
         raise ValueError(f"--folds must be 2 to {most} with {len(samples)} pictures; got {num}.")
     rng = np.random.default_rng(seed)
@@ -69,7 +71,7 @@ def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.
 def _split_regions(samples, corner, crop, share) -> dict[str, list]:
     parts = {"training": [], "validation": [], "test": []}
     for sample in samples:
-        for name, place in cut_regions(sample.mask.shape, int(corner), crop, share, sample.name).items():
+        for name, place in cut_regions(sample.labels.shape, int(corner), crop, share, sample.name).items():
             parts[name].append(sample.region(place))
     return parts
 
@@ -122,14 +124,25 @@ def cut_regions(
 
 
 def _holds_objects(parts: dict[str, list]) -> bool:
-    return all(any(sample.mask.any() for sample in samples) for samples in parts.values())
+    return all(any(sample.classes for sample in samples) for samples in parts.values())
 
 
 def _refuse_empty(samples):
     for sample in samples:
-        if not sample.mask.any():
+        if not sample.classes:
             raise ValueError(f"the mask of {sample.name} is empty: of one or two pictures, each must hold objects.")
     raise ValueError("split by regions, one part holds no object: take a smaller --size, or at least 3 pictures.")
+
+
+def describe_classes(parts: dict[str, list], classes: Classes) -> list[str]:
+    """Sentences on several classes: what they are, and which of them the training does not see."""
+    if classes.num == 1:
+        return []
+    every = [sample for samples in parts.values() for sample in samples]
+    seen = {label for sample in parts["training"] for label in sample.classes}
+    missing = [name for label, name in enumerate(classes.names, 1) if label not in seen]
+    unseen = f"No training sample holds {', '.join(missing)}: the network will not find it. Take another --seed."
+    return [classes.describe(every), *([unseen] if missing else [])]
 
 
 def describe(parts: dict[str, list]) -> str:
@@ -138,7 +151,7 @@ def describe(parts: dict[str, list]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(repr((sample.name, sample.image.shape)).encode())
-        for array in (sample.image, sample.mask):
+        for array in (sample.image, sample.labels):
             for part in array:  # a large scan stays on disk
                 digest.update(np.ascontiguousarray(part))
     return f"{len(samples)} samples, {digest.hexdigest()[:16]}"

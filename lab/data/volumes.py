@@ -1,22 +1,23 @@
 """Scans to train on and to predict: folders of scans with masks, their grids and grey values.
 
     from lab.data import volumes
-    samples = volumes.read_folder(Path("scans"), Path("masks"), spacing=(1, 1, 1))
+    samples, classes = volumes.read_folder(Path("scans"), Path("masks"), spacing=(1, 1, 1))
 
 Voxels stay on disk (see `lab/data/scans.py`): what is read is what is cut out.
 """
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lab.data import folders, grey_values
+from lab.data import classes, folders, grey_values
 from lab.data.folders import describe_sides
 from lab.data.sample import Sample
-from lab.data.scans import Scan, find_scans, look_through, open_scan, parts, read_mask, scratch
+from lab.data.scans import Scan, count_values, find_scans, look_through, open_scan, parts, scratch, to_labels
 
 THICK = 2.0  # largest over smallest spacing from which on a scan counts as one of thick slices
 
@@ -24,21 +25,28 @@ THICK = 2.0  # largest over smallest spacing from which on a scan counts as one 
 # Folders to train on
 
 
-def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list[Sample]:
+def read_folder(
+    images: Path,
+    masks: Path,
+    spacing: tuple | None = None,
+    names: Sequence[str] | None = None,
+    ignore: int | None = None,
+) -> tuple[list[Sample], classes.Classes]:
     """Open all scans of a folder with their masks of another, by name (NAME or NAME_mask); the voxels stay on disk.
 
     Args:
         images: folder of scans.
         masks: folder of masks on the same grids.
         spacing: (depth, height, width) in mm: resample all to it (see `resample`); None leaves every grid as it is.
+        names, ignore: see `classes.find_classes`.
 
     Raises:
         ValueError: with all that is wrong, a line each: files without a partner, unreadable ones, masks of another
-            grid or of several values, NaN, constant scans, one name twice, one scan twice (it would be trained on and
-            tested on), no spacing where resampling needs one.
+            grid, values that are no classes, NaN, constant scans, one name twice, one scan twice (it would be trained
+            on and tested on), no spacing where resampling needs one.
     """
     pairs, problems = folders.pair_by_name(images, masks, find_scans, "scan")
-    samples, known = [], {}
+    found, known, seen = [], {}, []
 
     def attempt(function, *arguments):
         try:
@@ -48,7 +56,7 @@ def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list
 
     _allow_open_files(2 * len(pairs))
     for scan_path, mask_path in pairs:
-        scan, mask = attempt(open_scan, scan_path), attempt(read_mask, mask_path)
+        scan, mask = attempt(open_scan, scan_path), attempt(open_scan, mask_path)
         if scan is None:
             continue
         twin = known.setdefault(attempt(look_through, scan) or scan.path, scan.path)
@@ -56,13 +64,14 @@ def read_folder(images: Path, masks: Path, spacing: tuple | None = None) -> list
             problems.append(f"{scan.path} shows the same as {twin.name}.")
         if mask is not None:
             attempt(check_same_grid, scan, mask)
-        grid = attempt(grid_shape, scan, spacing)
-        if not problems:
-            samples.append(_to_grid(scan, mask, grid))
-    if samples and not any(sample.mask.any() for sample in samples):
+            counts = attempt(count_values, mask)
+            seen += [classes.MaskValues(mask_path, counts)] if counts else []
+        found.append((scan, mask, attempt(grid_shape, scan, spacing)))
+    mapping = attempt(classes.find_classes, seen, names, ignore, masks) if seen else None
+    if mapping and not any(of_mask.counts.keys() - {mapping.values[0], mapping.ignore} for of_mask in seen):
         problems.append(f"all masks in {masks} are empty: there is nothing to learn.")
     folders.refuse(problems, "scan")
-    return samples
+    return [_to_grid(scan, to_labels(mask, mapping), grid) for scan, mask, grid in found], mapping
 
 
 def _allow_open_files(num):
@@ -95,7 +104,7 @@ def _to_grid(scan, mask, grid):
     spacing = tuple(step * old / new for step, old, new in sides) or None
     image = resample(scan.voxels, grid)[..., None]
     own_range = grey_values.range_of(grey_values.few_slices(image), grey_values.STRETCHED)
-    return Sample(scan.path.name, image, resample(mask.voxels, grid), own_range, spacing)
+    return Sample(scan.path.name, image, resample(mask.voxels, grid, labels=True), own_range, spacing)
 
 
 def describe_grids(samples: list[Sample]) -> list[str]:
@@ -136,17 +145,17 @@ def grid_shape(scan: Scan, spacing: tuple | None) -> tuple[int, int, int]:
     return tuple(max(2, round(length * old / new)) for length, old, new in sides)
 
 
-def resample(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def resample(voxels: np.ndarray, shape: tuple[int, ...], labels: bool = False) -> np.ndarray:
     """The same field of view (D, H, W) at another number of voxels, on disk; the same array where the number is equal.
 
     Voxel o of n lies at (o + 1/2) / n of the field of view. Images and probabilities are interpolated linearly in
-    float32, masks (bool) take the nearest voxel. In memory is a slab at a time.
+    float32, labels take the nearest voxel. In memory is a slab at a time.
     """
     from scipy.ndimage import affine_transform
 
     if tuple(shape) == voxels.shape:
         return voxels
-    dtype, order = (np.uint8, 0) if voxels.dtype == bool else (np.float32, 1)
+    dtype, order = (np.uint8, 0) if labels else (np.float32, 1)
     result = scratch(shape, dtype)
     scale = np.array(voxels.shape) / shape
     for region in parts(result):
@@ -156,23 +165,25 @@ def resample(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         offset[0] = first - lines.start
         part = np.asarray(voxels[lines], dtype)
         affine_transform(part, scale, offset, output=result[region], order=order, mode="nearest")
-    return result.view(bool) if order == 0 else result
+    return result
 
 
 def onto_own_grid(slabs: Iterator[np.ndarray], scan: Scan, grid: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Slabs (d, H, W) of probabilities on `grid`, from the first to the last, as slabs on the scan's own grid."""
+    """Slabs (d, H, W, C) of probabilities on `grid`, from the first to the last, as slabs on the scan's own grid."""
     if tuple(grid) == scan.voxels.shape:
         yield from slabs
         return
-    probs = resample(collect(slabs, grid), scan.voxels.shape)
-    for region in parts(probs):
-        yield probs[region]
+    whole = collect(slabs, grid)
+    channels = [resample(whole[..., channel], scan.voxels.shape) for channel in range(whole.shape[-1])]
+    for region in parts(scan.voxels):
+        yield np.stack([channel[region] for channel in channels], axis=-1)
 
 
 def collect(slabs: Iterator[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Slabs of float32 (d, H, W) put together, on disk."""
-    whole, line = scratch(shape, np.float32), 0
-    for slab in slabs:
+    """Slabs of float32 (d, H, W, C) put together, on disk: (*shape, C)."""
+    first = next(slabs)
+    whole, line = scratch((*shape, first.shape[-1]), np.float32), 0
+    for slab in itertools.chain([first], slabs):
         whole[line : line + len(slab)] = slab
         line += len(slab)
     return whole

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.data.classes import Classes
+from lab.data.sample import to_masks
 from lab.data.source import Source
 from lab.evaluate import plots, scoring, views, volume_results
 from lab.model import training
@@ -26,23 +28,43 @@ class Evaluation:
 def of_images(network, source: Source, history: dict) -> Evaluation:
     """Score the test images of a source."""
     images, masks = source.test
+    names = source.classes.names
     probs = training.predict(network, images)
-    scores, rows = scoring.score(masks, probs)
-    dice = np.array([row["image_dice"] for row in rows])
+    scores, rows = scoring.score(masks, probs, names)
+    dice = np.array([1.0 if row["image_dice"] is None else row["image_dice"] for row in rows])
     if source.test_names:
         rows = [{"crop": place, **row} for place, row in zip(source.test_names, rows, strict=True)]
-    baselines = scoring.baselines(source.validation, source.test, source.raw and source.raw())
+    baselines = scoring.baselines(source.validation, source.test, source.raw and source.raw(), names)
+    baselines |= source.references() if source.references else {}
     what = "crops of your pictures" if source.test_names else "images"
+    table = scoring.format_table({**baselines, **scoring.with_classes("U-Net", scores, names)})
     return Evaluation(
         scores,
         baselines,
-        scoring.describe_failure(history, masks, probs),
-        f"Test set, {len(images)} {what}:\n" + scoring.format_table({**baselines, "U-Net": scores}),
+        scoring.describe_failure(history, masks, probs, names),
+        f"Test set, {len(images)} {what}:\n{table}",
         {
             "per_image.csv": lambda path: output_files.write_table(rows, path),
-            "predictions.png": lambda path: plots.plot_predictions(images, masks, probs, dice, path),
+            "predictions.png": lambda path: plots.plot_predictions(images, masks, probs, dice, path, source.classes),
+            **confusion_files(scoring.confusion(masks, probs), source.classes),
         },
     )
+
+
+def confusion_files(found: np.ndarray, classes: Classes) -> dict[str, Callable[[Path], object]]:
+    """Of several classes: the confusion matrix (K + 1, K + 1) as a table and as a picture."""
+    if classes.num == 1:
+        return {}
+    names = ("background", *classes.names)
+    rows = [
+        {"true": name, **dict(zip(names, map(int, line), strict=True))}
+        | {f"share {other}": float(value / max(line.sum(), 1)) for other, value in zip(names, line, strict=True)}
+        for name, line in zip(names, found, strict=True)
+    ]
+    return {
+        "confusion.csv": lambda path: output_files.write_table(rows, path),
+        "confusion.png": lambda path: plots.plot_confusion(found, names, path),
+    }
 
 
 def of_volumes(network, source: Source, history: dict, sphere: dict | None = None) -> Evaluation:
@@ -51,26 +73,36 @@ def of_volumes(network, source: Source, history: dict, sphere: dict | None = Non
     `sphere` are noise, contrast and radius where each volume is known to hold one sphere: a fit that knows it is a
     baseline then.
     """
-    test = source.test
+    test, names = source.test, source.classes.names
     probs = [volume_results.predict_volume(network, sample, source.sides) for sample in test]
-    scores, rows = volume_results.score_volumes(test, probs)
-    baselines = volume_results.baselines(source.validation, test, sphere, source.raw and source.raw())
+    scores, rows = volume_results.score_volumes(test, probs, names)
+    baselines = volume_results.baselines(source.validation, test, sphere, source.raw and source.raw(), names)
+    baselines |= source.references() if source.references else {}
     table = scoring.format_table(
-        {**baselines, "3D U-Net": scores}, volume_results.COLUMNS, volume_results.column_groups(test)
+        {**baselines, **scoring.with_classes("3D U-Net", scores, names)},
+        volume_results.COLUMNS,
+        volume_results.column_groups(test),
     )
-    whole = (np.concatenate([a.ravel() for a in arrays]) for arrays in ([s.mask for s in test], probs))
-    examples = plots.choose_examples([row["image_dice"] for row in rows])
+    masks = [to_masks(sample.labels[:], source.classes.num) for sample in test]
+    whole = (np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays]) for arrays in (masks, probs))
+    examples = plots.choose_examples([1.0 if row["image_dice"] is None else row["image_dice"] for row in rows])
     shown = [
-        (f"{kind}: {test[i].name}\nDice {rows[i]['image_dice']:.4f}", test[i], probs[i] >= 0.5)
+        (f"{kind}: {test[i].name}\n{describe_dice(rows[i])}", test[i], volume_results.hard_labels(probs[i]))
         for i, kind in {i: kind for kind, i in examples}.items()
     ]
     return Evaluation(
         scores,
         baselines,
-        scoring.describe_failure(history, *whole),
+        scoring.describe_failure(history, *whole, names),
         f"Test set, {len(test)} volumes:\n{table}",
         {
             "per_volume.csv": lambda path: output_files.write_table(rows, path),
-            "predictions.png": lambda path: views.plot_volumes(shown, path),
+            "predictions.png": lambda path: views.plot_volumes(shown, path, source.classes),
+            **confusion_files(sum(map(scoring.confusion, masks, probs)), source.classes),
         },
     )
+
+
+def describe_dice(row: dict) -> str:
+    """ "Dice 0.9876", or that there is nothing to score."""
+    return "nothing there, nothing found" if row["image_dice"] is None else f"Dice {row['image_dice']:.4f}"

@@ -2,11 +2,13 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lab.data import grey_values
+from lab.data.classes import ONE, Classes
 from lab.data.pictures import readable
 from lab.data.sample import Sample
 
@@ -69,6 +71,11 @@ def plot_curves(history: dict, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def plot_confusion(found: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """The confusion matrix: the share of each true class (a line) that was taken for each class (a column)."""
+    raise NotImplementedError
+
+
 def choose_examples(dice) -> list[tuple[str, int]]:
     """Which results to show: two typical ones (at 65% and 35% of the ranking by Dice) and the two worst."""
     order = np.argsort(dice, kind="stable")  # from the worst to the best
@@ -103,7 +110,7 @@ def error_legend(figure) -> None:
     figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
 
 
-def plot_predictions(images, masks, probs, dice, path: Path) -> None:
+def plot_predictions(images, masks, probs, dice, path: Path, classes: Classes = ONE) -> None:
     """Rows of image, truth, probability and errors: two typical images (N, H, W, C) and the two worst, with their Dice.
 
     The errors are shown enlarged, around the object and whatever was taken for one.
@@ -115,7 +122,7 @@ def plot_predictions(images, masks, probs, dice, path: Path) -> None:
     for line, (kind, i) in zip(grid, examples, strict=True):
         true, hard = masks[i, ..., 0] == 1, probs[i, ..., 0] >= 0.5
         line[0].imshow(shown.prepare(images[i]), cmap="gray", vmin=0, vmax=1)
-        line[1].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
+        line[1].imshow(masks[i] > 0, cmap="gray", vmin=0, vmax=1)
         shade = line[2].imshow(probs[i], cmap="viridis", vmin=0, vmax=1)
         zoom = around(true | hard)
         show_errors(line[3], true[zoom], hard[zoom])
@@ -131,12 +138,12 @@ def plot_predictions(images, masks, probs, dice, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
+def plot_dataset(samples: list[Sample], path: Path, most: int = 15, classes: Classes = ONE) -> None:
     """A page to check one's own data on: examples as the network sees them, the mask outlined, with the figures."""
     from matplotlib.figure import Figure
 
     samples = sorted(samples, key=lambda sample: sample.name)
-    shares = np.array([sample.mask.mean() for sample in samples])
+    shares = np.array([sample.share for sample in samples])
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int))
     columns = min(5, len(chosen))
     lines = math.ceil(len(chosen) / columns)
@@ -146,12 +153,12 @@ def plot_dataset(samples: list[Sample], path: Path, most: int = 15) -> None:
         axes.axis("off")
     for axes, i in zip(grid, chosen, strict=False):
         sample = samples[i]
-        axes.imshow(overlay(sample.prepare(sample.image), sample.mask))
+        axes.imshow(overlay(sample.prepare(sample.image), sample.labels == 1))
         what = f"{shares[i]:.1%} foreground" if shares[i] else "EMPTY MASK"
-        height, width = sample.mask.shape
+        height, width = sample.labels.shape
         title = f"{readable(sample.name)[-34:]}\n{width} x {height} px, {what}"
         axes.set_title(title, fontsize=8, parse_math=False)  # names may hold $
-    sides = np.array([sample.mask.shape for sample in samples])
+    sides = np.array([sample.labels.shape for sample in samples])
     colours = "colour" if samples[0].image.shape[-1] == 3 else "grey"
     figure.suptitle(
         f"{len(samples)} pictures in {colours}, width {sides[:, 1].min()} to {sides[:, 1].max()} px, "

@@ -1,9 +1,10 @@
-"""Scores, baselines, sets of result files, and pictures of curves and predictions, for images and volumes alike.
+"""Scores of predictions, of one class or several, and of what needs no network.
 
-    with written_aside(out_dir, NAMES) as aside:
-        failures = write_pieces(aside, {"scores.json": lambda path: write_json(path, scores), ...})
+    scores, rows = score(masks, probs)                                    # of images (N, H, W, C) or volumes
+    print(format_table({**baselines(validation, test), "U-Net": scores}))
 
-A set of files is one thing: it is written aside and takes the place of the former set as a whole.
+Of several classes `image_dice` is the mean over the classes; `image_dice/NAME` is that of one, over as many images as
+`images/NAME` says (see `metrics.py` for which count).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,42 +24,103 @@ COLUMNS = {  # of the table of scores: key and title
 GROUPS = {"hard at 0.5, per image": 6, "pooled": 2}  # how many of the columns belong together
 
 
-# Sets of files
+ONE_CLASS = ("object",)
+OF_IMAGES = ("image_dice", "image_iou", "soft_image_dice", "soft_image_iou")
 
 
 # Scores
 
 
-def score(masks, probs) -> tuple[dict, list[dict]]:
-    """Score probabilities (or hard masks) against masks, both (N, ..., 1); NaN counts as 0.
+def score(masks, probs, names: Sequence[str] = ONE_CLASS) -> tuple[dict, list[dict]]:
+    """Score probabilities (or hard masks) against masks, both (N, ..., 1) or (N, ..., K + 1); NaN counts as 0.
 
     Returns:
-        The scores of the set: soft and pooled `dice_coeff` and `iou_metric`; hard (>= 0.5) means over the images
-        `image_dice` and `image_iou`; soft means `soft_image_dice` and `soft_image_iou`; for the four per-image
-        scores the 5th percentile (`_p5`) and the minimum (`_min`) too.
-        A row per image: `image`, `foreground` (share of the true mask) and its four scores.
+        The scores of the set: soft and pooled `dice_coeff` and `iou_metric`; hard means over the images `image_dice`
+        and `image_iou`; soft means `soft_image_dice` and `soft_image_iou`; for the four per-image scores the 5th
+        percentile (`_p5`) and the minimum (`_min`) too; of several classes also those of each (see `of_rows`).
+        A row per image: `image`, `foreground` (share of the true masks) and its four scores; of several classes
+        `foreground/NAME` and the four scores of each class too, None where it does not count.
     """
+    import metrics
+
+    rows = rows_of_images(masks, probs, names)
+    pooled = {"dice_coeff": metrics.DiceCoefficient(), "iou_metric": metrics.IoU()}
+    probs = np.nan_to_num(probs, nan=0.0)
+    for metric in pooled.values():
+        metric.update_state(masks, probs)
+    return {name: float(metric.result()) for name, metric in pooled.items()} | of_rows(rows, names), rows
+
+
+def rows_of_images(masks, probs, names: Sequence[str] = ONE_CLASS) -> list[dict]:
+    """A row of scores for each image, see `score`."""
     import keras
 
     import metrics
 
     probs = np.nan_to_num(probs, nan=0.0)
-    hard = (probs >= 0.5).astype("float32")
+    several = masks.shape[-1] > 1
+    labelled = masks.any(axis=-1, keepdims=True) if several else masks >= 0
+    hard = hard_masks(probs)
+    true, hard, probs = (
+        (np.maximum(array, 0) * labelled)[..., several:].astype(np.float32) for array in (masks, hard, probs)
+    )
+    axes = tuple(range(1, masks.ndim - several))
     both = {"dice": metrics.dice_coeff, "iou": metrics.iou_metric}
-    axes = tuple(range(1, masks.ndim))
-    of_images = {
-        f"{kind}image_{name}": keras.ops.convert_to_numpy(function(masks, pred, axis=axes))
+    values = {
+        f"{kind}image_{name}": keras.ops.convert_to_numpy(function(true, pred, axis=axes)).reshape(len(masks), -1)  # K
         for kind, pred in (("", hard), ("soft_", probs))
         for name, function in both.items()
     }
-    scores = {"dice_coeff": float(both["dice"](masks, probs)), "iou_metric": float(both["iou"](masks, probs))}
-    for name, values in of_images.items():
-        scores |= summary(values, name)
-    rows = [
-        {"image": i, "foreground": float(masks[i].mean()), **{name: float(v[i]) for name, v in of_images.items()}}
-        for i in range(len(masks))
-    ]
-    return scores, rows
+    sides = tuple(range(1, masks.ndim - 1))
+    shares = true.sum(axis=sides, dtype=float) / np.maximum(labelled.sum(axis=sides), 1)
+    counts = true.any(axis=sides) | hard.any(axis=sides) if several else np.ones(shares.shape, bool)
+    rows = []
+    for i in range(len(masks)):
+        row = {"image": i, "foreground": float(shares[i].sum())}
+        row |= {name: float(value[i][counts[i]].mean()) if counts[i].any() else None for name, value in values.items()}
+        for k, class_name in enumerate(names if several else ()):
+            row[f"foreground/{class_name}"] = float(shares[i, k])
+            row |= {f"{n}/{class_name}": float(v[i, k]) if counts[i, k] else None for n, v in values.items()}
+        rows.append(row)
+    return rows
+
+
+def hard_masks(probs) -> np.ndarray:
+    """Probabilities (N, ..., C) as masks of 0 and 1: at least 0.5, or of several classes the most probable one."""
+    if probs.shape[-1] == 1:
+        return (probs >= 0.5).astype("float32")
+    return (probs.argmax(axis=-1)[..., None] == np.arange(probs.shape[-1])).astype("float32")
+
+
+def of_rows(rows: list[dict], names: Sequence[str] = ONE_CLASS, keys: Sequence[str] = OF_IMAGES) -> dict[str, float]:
+    """Mean, 5th percentile and minimum of the rows' scores: KEY, KEY_p5 and KEY_min.
+
+    Of several classes KEY/NAME, KEY_p5/NAME and KEY_min/NAME are those of a class, over the `images/NAME` rows where it
+    counts, and KEY is the mean over the classes that count at least once.
+    """
+    scores = {}
+    for key in keys:
+        values = [row[key] for row in rows if row[key] is not None]
+        scores |= summary(values or [1.0], key)
+        means = []
+        for name in names if len(names) > 1 else ():
+            values = [row[f"{key}/{name}"] for row in rows if row[f"{key}/{name}"] is not None]
+            scores[f"images/{name}"] = len(values)
+            if values:
+                of_class = summary(values, key)
+                scores |= {f"{kind}/{name}": value for kind, value in of_class.items()}
+                means.append(of_class[key])
+        scores |= {key: float(np.mean(means))} if means else {}
+    return scores
+
+
+def confusion(masks, probs) -> np.ndarray:
+    """How many pixels of class i (the line, background first) are taken for class j: (K + 1, K + 1), integers."""
+    num = max(2, masks.shape[-1])
+    true, found = (array.argmax(axis=-1) if num > 2 else array[..., 0] > 0 for array in (masks, hard_masks(probs)))
+    labelled = masks.any(axis=-1) if num > 2 else masks[..., 0] >= 0
+    pairs = true[labelled].astype(np.int64) * num + found[labelled]
+    return np.bincount(pairs, minlength=num * num).reshape(num, num)
 
 
 def summary(values, name: str) -> dict[str, float]:
@@ -70,18 +132,27 @@ def summary(values, name: str) -> dict[str, float]:
     }
 
 
-KNOWS_MORE = ("likeliest sphere",)  # baselines that are told what the objects are
+KNOWS_MORE = ("likeliest sphere", "likeliest shapes")  # baselines that are told what the objects are
 
 
-def baselines(validation: tuple, test: tuple, raw: Sequence[tuple] | None = None) -> dict[str, dict]:
-    """Scores on the test set of what needs no network: all background, and the best global threshold.
+def baselines(validation: tuple, test: tuple, raw: Sequence[tuple] | None = None, names=ONE_CLASS) -> dict[str, dict]:
+    """Scores on the test set of what needs no network: all in one class, and the best thresholds of grey values.
 
-    The threshold, in grey values, is the one of 0.00, 0.01, ..., 1.00 with the best mean Dice on the validation set,
-    of the pixels that are at least as bright or, where that is better, at most as bright. Colours count by their mean.
-    Where grey values are not absolute, `raw` holds both sets as they are in the files: their best threshold is a
-    baseline too, so that none can be spoilt by the preprocessing that the network gets.
+    Of one class: all background, and the threshold, in grey values, of 0.00, 0.01, ..., 1.00 with the best mean Dice on
+    the validation set, of the pixels that are at least as bright or, where that is better, at most as bright. Of
+    several classes: the class that is best for all pixels, and a window of grey values for each (see `best_windows`).
+    Colours count by their mean. Where grey values are not absolute, `raw` holds both sets as they are in the files:
+    their best threshold is a baseline too, so that none can be spoilt by the preprocessing that the network gets.
     """
     images, masks = test
+    if len(names) > 1:
+        best, masks_of = all_in_one_class(masks, names)
+        found = {f"all {best}": masks_of}
+        for title, sets in (("best grey windows", (validation, test)), ("best windows, raw values", raw)):
+            if sets:
+                windows = best_windows(*sets[0])
+                found[title] = {"windows": windows, **score(masks, in_windows(sets[1][0], windows), names)[0]}
+        return found
     found = {"all background": score(masks, np.zeros_like(masks))[0]}
     found["best global threshold"] = _threshold_baseline(validation, test, None if raw is None else object_levels)
     if raw is not None:
@@ -93,6 +164,52 @@ def _threshold_baseline(validation, test, levels: Callable | None) -> dict:
     (threshold, brighter), _ = best_threshold(*validation, levels and levels(*validation))
     hard = above(test[0], threshold, brighter)
     return {"threshold": threshold, "brighter": brighter, **score(test[1], hard)[0]}
+
+
+def all_in_one_class(masks, names: Sequence[str]) -> tuple[str, dict]:
+    """The class that is the best for all pixels, and its scores."""
+    found = {}
+    for label, name in enumerate(names, 1):
+        hard = np.zeros_like(masks)
+        hard[..., label] = 1
+        found[name] = score(masks, hard, names)[0]
+    best = max(found, key=lambda name: found[name]["image_dice"])
+    return best, found[best]
+
+
+def best_windows(images, masks) -> list[tuple[float, float, float]]:
+    """For each class the grey values from LOW to HIGH that have the best pooled Dice, with that Dice.
+
+    Ends that are tried are 101 percentiles of the pixels of any class.
+    """
+    grey = _grey(images)[..., 0]
+    objects = grey[masks[..., 1:].any(axis=-1)]
+    if not objects.size:
+        return [(0.0, 0.0, 0.0)] * (masks.shape[-1] - 1)
+    ends = np.unique(np.percentile(objects, np.arange(101), method="nearest"))
+    bins = np.searchsorted(ends, grey, "right")  # 0 below the first end; len(ends) from the last end on
+    bins[grey == ends[-1]] = len(ends) - 1
+    labelled = masks.any(axis=-1)
+    total = np.cumsum(np.bincount(bins[labelled], minlength=len(ends) + 1))
+    found = []
+    for label in range(1, masks.shape[-1]):
+        true = np.cumsum(np.bincount(bins[masks[..., label] == 1], minlength=len(ends) + 1))
+        # From end i to end j: the pixels of bins i + 1 to j, without those below the first end.
+        hits, all_in = (counts[None, 1:] - counts[:-1, None] for counts in (true, total))
+        dice = np.triu(2 * hits / np.maximum(true[-1] + all_in, 1))
+        i, j = np.unravel_index(dice.argmax(), dice.shape)
+        found.append((float(ends[i]), float(ends[min(j + 1, len(ends) - 1)]), float(dice[i, j])))
+    return found
+
+
+def in_windows(images, windows: Sequence[tuple[float, float, float]]) -> np.ndarray:
+    """Masks (N, ..., K + 1): each pixel of the class whose window holds it, where several do of the best one."""
+    grey = _grey(images)[..., 0]
+    labels = np.zeros(grey.shape, np.int64)
+    for label in np.argsort([dice for *_, dice in windows], kind="stable") + 1:  # the best one last
+        low, high, _ = windows[label - 1]
+        labels[(grey >= low) & (grey <= high)] = label
+    return (labels[..., None] == np.arange(len(windows) + 1)).astype(np.float32)
 
 
 def object_levels(images, masks) -> np.ndarray:
@@ -139,19 +256,23 @@ def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tup
     return best, found[best]
 
 
-def describe_failure(history: dict, masks, probs) -> str | None:
+def describe_failure(history: dict, masks, probs, names: Sequence[str] = ONE_CLASS) -> str | None:
     """One sentence if the training ended in nothing useful, else None."""
     advice = (
-        "Try --loss dice+bce, a lower --learning-rate, another --seed, or larger objects; where objects have a few "
+        "Try --loss dice+ce, a lower --learning-rate, another --seed, or larger objects; where objects have a few "
         "pixels, --loss dice --smooth 1e-6."
     )
     if not (np.isfinite(history["loss"]).all() and np.isfinite(probs).all()):
         return f"The loss became NaN or infinite: the network is broken and its scores mean nothing. {advice}"
-    share, true = float((probs >= 0.5).mean()), float(masks.mean())
+    found = confusion(masks, probs)
+    true, share = (found.sum(axis=axis)[1:].sum() / max(found.sum(), 1) for axis in (1, 0))
     if share < 0.01 * true:
         return f"The training collapsed: the predicted masks are all background (all black). {advice}"
     if true < 1 and share == 1:
         return f"The training collapsed: every predicted mask is all foreground (all white). {advice}"
+    missed = [name for k, name in enumerate(names, 1) if found[k].sum() and not found[:, k].sum()]
+    if missed:
+        return f"The network never finds {', '.join(missed)}. Train longer (--epochs), or try --class-weights."
     return None
 
 
@@ -168,6 +289,15 @@ def describe_behind(scores: dict, baselines: dict[str, dict], margin: float = 0.
     )
 
 
+def with_classes(title: str, scores: dict, names: Sequence[str]) -> dict[str, dict]:
+    """Rows of `format_table`: the scores of all, and below them those of each class with its number of images."""
+    rows = {title: scores}
+    for name in names if len(names) > 1 else ():
+        own = {key.removesuffix(f"/{name}"): value for key, value in scores.items() if key.endswith(f"/{name}")}
+        rows[f"  {name} ({own.pop('images')})"] = own
+    return rows
+
+
 def format_table(rows: dict[str, dict], columns: dict[str, str] = COLUMNS, groups: dict[str, int] = GROUPS) -> str:
     """A plain table of scores for the console: one row per name, one column per key, titles over groups of columns."""
     width = max(map(len, rows)) + 2
@@ -177,6 +307,3 @@ def format_table(rows: dict[str, dict], columns: dict[str, str] = COLUMNS, group
         cells = (f"{scores[key]:10.4f}" if scores.get(key) is not None else " " * 10 for key in columns)
         lines.append(f"{name:{width}}" + "".join(cells))
     return "\n".join(lines)
-
-
-# Pictures

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lab.data import grey_values, pictures
+from lab.data.classes import ONE, Classes
 from lab.evaluate import plots
 
 TRUE, FOUND = plots.GREEN, plots.VERMILION  # contours; errors have the colours of `plots.ERRORS`
@@ -36,7 +37,7 @@ def three_views(mask: np.ndarray, spacing: tuple | None = None) -> dict[str, tup
     }
 
 
-def plot_volumes(rows: list[tuple], path: Path) -> None:
+def plot_volumes(rows: list[tuple], path: Path, classes: Classes = ONE) -> None:
     """Draw each (title, sample, found) as three slices: image, contours of truth and of `found`, errors in colour.
 
     `found` is the predicted mask (D, H, W), bool, or None where there is nothing but a truth.
@@ -44,16 +45,16 @@ def plot_volumes(rows: list[tuple], path: Path) -> None:
     figure = plots.new_figure(8.6, 2.75 * len(rows) + 0.6)
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for line, (title, sample, found) in zip(grid, rows, strict=True):
-        seen = sample.mask if found is None else sample.mask | found
+        seen = sample.labels == 1 if found is None else (sample.labels == 1) | (found == 1)
         slices = three_views(seen, sample.spacing)
         images = [sample.prepare(sample.image[index]) for index, _ in slices.values()]
         shown = _shown_range(images)
         for axes, image, (name, (index, aspect)) in zip(line, images, slices.items(), strict=True):
-            true = sample.mask[index]
+            true = sample.labels[index] == 1
             axes.imshow(shown.prepare(image)[..., 0], cmap="gray", vmin=0, vmax=1, aspect=aspect)
             if found is not None:
-                axes.imshow(_errors(true, found[index]), aspect=aspect, interpolation="nearest")
-                _contour(axes, found[index], FOUND)
+                axes.imshow(_errors(true, found[index] == 1), aspect=aspect, interpolation="nearest")
+                _contour(axes, found[index] == 1, FOUND)
             _contour(axes, true, TRUE)
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(f"{name}, {image.shape[1]} x {image.shape[0]} voxels", fontsize=8)
@@ -65,10 +66,10 @@ def plot_volumes(rows: list[tuple], path: Path) -> None:
         figure.savefig(path, dpi=130)
 
 
-def plot_dataset(samples: list, path: Path, most: int = 4) -> None:
+def plot_dataset(samples: list, path: Path, most: int = 4, classes: Classes = ONE) -> None:
     """A page to check one's own scans on: the first ones, with the true contours."""
-    shown = [(f"{sample.name}\n{sample.mask.mean():.2%} foreground", sample, None) for sample in samples[:most]]
-    plot_volumes(shown, path)
+    shown = [(f"{sample.name}\n{sample.share:.2%} foreground", sample, None) for sample in samples[:most]]
+    plot_volumes(shown, path, classes)
 
 
 def _shown_range(images):

@@ -5,11 +5,13 @@
 Samples are those of `lab/data/sample.py`; their `spacing` (depth, height, width) is in millimetres, or None.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from lab.data import volumes
+from lab.data.classes import NOT_LABELLED
+from lab.data.sample import to_masks
 from lab.evaluate import ball_fit, scoring, surfaces
 from lab.model import model_file, prediction
 
@@ -33,45 +35,74 @@ def column_groups(samples: list) -> dict[str, int]:
 
 
 def predict_volume(network, sample, patch: tuple, divisor: int = 8) -> np.ndarray:
-    """The probabilities (D, H, W) of a volume of any size, on disk, by a sliding window no smaller than `patch`."""
+    """The probabilities (D, H, W, C) of a volume of any size, on disk, by a sliding window no smaller than `patch`."""
     model = model_file.Model(network, {"size": patch, "divisor": divisor})
-    return volumes.collect(prediction.probabilities([model], sample.image, [sample.prepare]), sample.mask.shape)
+    return volumes.collect(prediction.probabilities([model], sample.image, [sample.prepare]), sample.labels.shape)
 
 
-def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, list[dict]]:
-    """Score probabilities, or masks, (D, H, W) for each sample, one after the other.
+def hard_labels(probs: np.ndarray) -> np.ndarray:
+    """Labels (D, H, W), uint8, of probabilities (D, H, W, C): at least 0.5, or the most probable class."""
+    return (probs[..., 0] >= 0.5 if probs.shape[-1] == 1 else probs.argmax(axis=-1)).astype(np.uint8)
+
+
+def score_volumes(
+    samples: list, found: Iterable[np.ndarray], names: Sequence[str] = scoring.ONE_CLASS
+) -> tuple[dict, list[dict]]:
+    """Score probabilities, or masks, (D, H, W, C) for each sample, one after the other.
 
     Returns:
         The scores of the set: means over the volumes `image_dice` and `image_iou`, hard at 0.5, with their 5th
         percentiles (`_p5`) and minima (`_min`); means of the surface distances `surface` and `hausdorff95` over the
         volumes where both masks hold something, in millimetres, or in voxels if one of the scans does not say its
-        spacing (see `lab/evaluate/surfaces.py`). A row per volume with its name and its own.
+        spacing (see `lab/evaluate/surfaces.py`). Of several classes each of them by class too, as KEY/NAME. A row per
+        volume with its name and its own.
     """
-    rows, known = [], all(sample.spacing for sample in samples)
+    rows, known, scores = [], all(sample.spacing for sample in samples), {}
     for sample, probs in zip(samples, found, strict=True):
-        _, (row,) = scoring.score(*(a[None, ..., None].astype(np.float32) for a in (sample.mask, probs)))
-        spacing = sample.spacing if known else 1.0
-        distances = surfaces.surface_distances(sample.mask, probs >= 0.5, spacing) or (None, None)
+        masks = to_masks(sample.labels[None], len(names))
+        (row,) = scoring.rows_of_images(masks, np.asarray(probs, np.float32)[None], names)
         own = {"volume": sample.name} | {name: value for name, value in row.items() if name != "image"}
-        rows.append(own | dict(zip(("surface", "hausdorff95"), distances, strict=True)))
-    scores = {}
-    for name in ("image_dice", "image_iou"):
-        scores |= scoring.summary([row[name] for row in rows], name)
-    for name in ("surface", "hausdorff95"):
-        defined = [row[name] for row in rows if row[name] is not None]
-        scores |= {name: float(np.mean(defined))} if defined else {}
+        rows.append(own | _distances(sample, hard_labels(probs), names, sample.spacing if known else 1.0))
+    scores |= scoring.of_rows(rows, names, ("image_dice", "image_iou"))
+    for key in ("surface", "hausdorff95"):
+        for name in (key, *(f"{key}/{of_class}" for of_class in names if len(names) > 1)):
+            defined = [row[name] for row in rows if row[name] is not None]
+            scores |= {name: float(np.mean(defined))} if defined else {}
     return scores, rows
 
 
+def _distances(sample, found: np.ndarray, names: Sequence[str], spacing) -> dict[str, float | None]:
+    """The surface distances of a volume: of several classes of each, and the mean over those that have them."""
+    keys, row = ("surface", "hausdorff95"), {}
+    labelled = sample.labels[:] != NOT_LABELLED
+    of_class = [
+        surfaces.surface_distances(sample.labels[:] == k, (found == k) & labelled, spacing)
+        for k in range(1, len(names) + 1)
+    ]
+    for i, key in enumerate(keys):
+        defined = [distances[i] for distances in of_class if distances]
+        row[key] = float(np.mean(defined)) if defined else None
+        if len(names) > 1:
+            row |= {f"{key}/{n}": d[i] if d else None for n, d in zip(names, of_class, strict=True)}
+    return row
+
+
 def baselines(
-    validation: tuple, test: list, sphere: dict | None = None, raw: tuple[tuple, list] | None = None
+    validation: tuple,
+    test: list,
+    sphere: dict | None = None,
+    raw: tuple[tuple, list] | None = None,
+    names: Sequence[str] = scoring.ONE_CLASS,
 ) -> dict[str, dict]:
     """Scores on the test volumes of what needs no network, with settings that are the best on the validation patches.
 
     All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS; where each
     volume is known to hold one `sphere`, of a noise, contrast and radius, the likeliest one; and where grey values are
-    not absolute, the best threshold of the values in the files, which `raw` holds, validation and test.
+    not absolute, the best threshold of the values in the files, which `raw` holds, validation and test. Of several
+    classes: all in the best one, and a window of grey values for each, prepared and raw.
     """
+    if len(names) > 1:
+        return _class_baselines(validation, test, raw, names)
     from scipy.ndimage import gaussian_filter
 
     def smooth(volumes, sigma):  # (..., D, H, W, 1)
@@ -82,17 +113,17 @@ def baselines(
 
     def above(samples, threshold, sigma=0.0):
         for sample in samples:
-            yield scoring.above(smooth(sample.prepare(sample.image[:]), sigma), *threshold)[..., 0]
+            yield scoring.above(smooth(sample.prepare(sample.image[:]), sigma), *threshold)
 
     def fit(sample):
         (ball,) = ball_fit.fit_balls(sample.image[None], **sphere)
-        return ball_fit.draw_balls(ball[None], sample.mask.shape)[0, ..., 0]
+        return ball_fit.draw_balls(ball[None], sample.labels.shape)[0]
 
     images, masks = validation
     found = {sigma: best(smooth(images, sigma), masks) for sigma in (0.0, *SIGMAS)}
     width = max(SIGMAS, key=lambda sigma: found[sigma][1])
     masks_of = {
-        "all background": (np.zeros_like(sample.mask) for sample in test),
+        "all background": (np.zeros((*sample.labels.shape, 1)) for sample in test),
         "best threshold": above(test, found[0.0][0]),
         f"Gaussian filter of {width:g}, threshold": above(test, found[width][0], width),
     }
@@ -101,3 +132,23 @@ def baselines(
     if sphere:
         masks_of["likeliest sphere"] = map(fit, test)
     return {name: score_volumes(test, masks)[0] for name, masks in masks_of.items()}
+
+
+def _class_baselines(validation, test, raw, names):
+    """The baselines of several classes."""
+
+    def all_in(label):
+        for sample in test:
+            probs = np.zeros((*sample.labels.shape, len(names) + 1), np.float32)
+            probs[..., label] = 1
+            yield probs
+
+    scores = {name: score_volumes(test, all_in(label), names)[0] for label, name in enumerate(names, 1)}
+    best = max(scores, key=lambda name: scores[name]["image_dice"])
+    found = {f"all {best}": scores[best]}
+    sets = {"best grey windows": (validation, test), **({"best windows, raw values": raw} if raw else {})}
+    for title, (patches, samples) in sets.items():
+        windows = scoring.best_windows(*patches)
+        hard = (scoring.in_windows(sample.prepare(sample.image[:])[None], windows)[0] for sample in samples)
+        found[title] = {"windows": windows, **score_volumes(test, hard, names)[0]}
+    return found

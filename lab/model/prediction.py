@@ -2,8 +2,8 @@
 
 models = load_models([Path("outputs/unet/model.keras")])
 prepare = prepare_pictures(models, image)
-slabs = probabilities(models, image, prepare)            # (h, W) each, from the first line to the last
-mask, figures, _ = segment(slabs, image.shape[:-1])
+slabs = probabilities(models, image, prepare)            # (h, W, 1) or (h, W, K + 1) each, from the first line on
+labels, figures, _ = segment(slabs, image.shape[:-1])
 """
 
 import functools
@@ -80,7 +80,8 @@ def probabilities(
         flips: whether to mirror along every axis and combination of axes: 4 times as long for pictures, 8 for volumes.
 
     Yields:
-        Slabs (h, W) or (d, H, W), from the first line to the last: in memory is one row of tiles.
+        Slabs (h, W, 1) or (d, H, W, 1), of K classes with K + 1 channels, from the first line to the last: in memory is
+        one row of tiles.
     """
     ndim = image.ndim - 1
     tile = choose_tile(models, image.shape[:-1])
@@ -102,8 +103,7 @@ def probabilities(
         return total / (len(models) * len(mirrored))
 
     overlap = [min(LIMITS[ndim][1], side // 2) for side in tile]
-    for slab in patches.predict_tiles(image, predict, tile, overlap, batch):
-        yield slab[..., 0]
+    yield from patches.predict_tiles(image, predict, tile, overlap, batch)
 
 
 def choose_scale(models: list, image: np.ndarray, prepare: list, wanted: float | None = None) -> float:
@@ -121,7 +121,7 @@ def choose_scale(models: list, image: np.ndarray, prepare: list, wanted: float |
 def picture_probabilities(
     models: list, image: np.ndarray, prepare: list, wanted: float | None = None, flips: bool = False
 ) -> tuple[Iterable[np.ndarray], float]:
-    """The probabilities of a picture (H, W, C) in slabs (h, W), and the scale at which it is looked at."""
+    """The probabilities of a picture (H, W, C) in slabs (h, W, ...), and the scale at which it is looked at."""
     chosen = choose_scale(models, image, prepare, wanted)
 
     def slabs_of(picture):
@@ -130,31 +130,36 @@ def picture_probabilities(
     return slabs_of(image) if chosen == 1 else [scale.at_scale(slabs_of, image, chosen)], chosen
 
 
-def segment(slabs: Iterator[np.ndarray], sides: tuple[int, ...], threshold: float = 0.5, keep: bool = False):
+def segment(slabs: Iterable[np.ndarray], sides: tuple[int, ...], threshold: float = 0.5, keep: bool = False):
     """Collect slabs of probabilities.
 
     Returns:
-        The mask of 0 and 1 (*sides), uint8; a dict of `foreground`, `confidence` (mean of max(p, 1 - p)) and `remark`;
-        the probabilities in 16 bits, 65535 for 1, or None unless `keep`.
+        Labels (*sides), uint8: of one class 1 where the probability is at least the threshold, else 0; of several
+        classes the one of the highest probability, of equal ones the first; a dict of `foreground`, `confidence` (mean
+        of the probability of what was chosen) and `remark`; the probabilities (*sides, C) in 16 bits, 65535 for 1, or
+        None unless `keep`.
 
     Raises:
         ValueError: if a probability is no number.
     """
-    mask = np.empty(sides, np.uint8)
-    kept = np.empty(sides, np.uint16) if keep else None
+    labels, kept = np.empty(sides, np.uint8), None
     line, confidence, lowest, highest = 0, 0.0, 1.0, 0.0
     for slab in slabs:
         if not np.isfinite(slab).all():
             raise ValueError("the network's probabilities are NaN or infinite; train it again, or in float32.")
         lines = slice(line, line + len(slab))
-        mask[lines] = slab >= threshold
-        confidence += np.maximum(slab, 1 - slab).sum(dtype=float)
-        lowest, highest = min(lowest, slab.min()), max(highest, slab.max())
+        one = slab.shape[-1] == 1
+        foreground = slab[..., 0] if one else 1 - slab[..., 0]
+        labels[lines] = foreground >= threshold if one else slab.argmax(axis=-1)
+        sure = np.maximum(foreground, 1 - foreground) if one else slab.max(axis=-1)
+        confidence += sure.sum(dtype=float)
+        lowest, highest = min(lowest, foreground.min()), max(highest, foreground.max())
         if keep:
+            kept = np.empty((*sides, slab.shape[-1]), np.uint16) if kept is None else kept
             kept[lines] = np.round(np.clip(slab, 0, 1) * (2**16 - 1))
         line += len(slab)
-    figures = {"foreground": np.count_nonzero(mask) / mask.size, "confidence": confidence / mask.size}
-    return mask, {**figures, "remark": describe_extreme(figures["foreground"], lowest, highest)}, kept
+    figures = {"foreground": np.count_nonzero(labels) / labels.size, "confidence": confidence / labels.size}
+    return labels, {**figures, "remark": describe_extreme(figures["foreground"], lowest, highest)}, kept
 
 
 def describe_extreme(foreground: float, lowest: float, highest: float) -> str | None:

@@ -1,10 +1,10 @@
 """Objects larger or smaller than in training: a picture is predicted at another size, and the mask brought back.
 
     scale = find_scale(image, lambda picture: np.concatenate([*slabs_of(picture)]), [0.25, 0.5, 1, 2])
-    probs = at_scale(slabs_of, image, scale)                # (H, W)
+    probs = at_scale(slabs_of, image, scale)                # (H, W, 1)
 
-`image` is (H, W, C) as read; `slabs_of(picture)` yields its probabilities in slabs (h, W), from the first line to the
-last. A scale of 2 shows the network everything twice as wide and high.
+`image` is (H, W, C) as read; `slabs_of(picture)` yields its probabilities in slabs (h, W, ...), from the first line to
+the last. A scale of 2 shows the network everything twice as wide and high.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,17 +25,19 @@ def resize(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
 
 
 def at_scale(slabs_of: Callable[[np.ndarray], Iterator[np.ndarray]], image: np.ndarray, scale: float) -> np.ndarray:
-    """The probabilities (H, W) of an image that is looked at `scale` times as wide and high."""
+    """The probabilities (H, W, ...) of an image that is looked at `scale` times as wide and high."""
     sides = image.shape[:2]
     other = tuple(max(1, round(side * scale)) for side in sides)
     if other == sides:
         return np.concatenate([*slabs_of(image)])
     probs = np.concatenate([*slabs_of(resize(image, other))])
-    return resize(probs[..., None], sides)[..., 0]
+    return resize(probs, sides)
 
 
 def sureness(probs: np.ndarray) -> float:
-    """How well probabilities (H, W) agree with the mask that they become: 2 sum(p m) / (sum(p) + sum(m)), m = p >= 1/2.
+    """How well the probabilities of one class agree with the mask that they become.
+
+        2 sum(p m) / (sum(p) + sum(m)), m = p >= 1/2
 
     The soft Dice of the network with itself: 1 where every pixel is 0 or 1, and 0 where no object is found.
     """

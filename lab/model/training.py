@@ -1,16 +1,16 @@
 """Losses by name, optimizer and schedule, the fit itself, and the checkpoints from which it goes on.
 
-    model.compile(choose_optimizer("muon", 4e-3, "cosine", steps), choose_loss("dice+bce"), metrics=make_metrics())
+    model.compile(choose_optimizer("muon", 4e-3, "cosine", steps), choose_loss("dice+ce"), metrics=make_metrics())
     history = fit(model, batches, epochs=15, steps=32, validation=(images, masks), checkpoint=checkpoint)
 
-Images and volumes alike: masks and probabilities are (N, ..., 1).
+Images and volumes alike: masks and probabilities are (N, ..., 1), or of K classes (N, ..., K + 1).
 """
 
 import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,28 +20,54 @@ from lab.system import library_limits, processes
 PREDICT_BATCH = 16  # images at a time where nothing is trained
 
 
-def choose_loss(name: str, smooth: float | None = None):
+def choose_loss(name: str, smooth: float | None = None, class_weights: Sequence[float] | None = None):
     """The loss of a name: one value per image, except for "pooled-dice", the lab report's, which pools the batch.
 
-    `smooth` is the constant of the Dice losses; None for the usual one, 1 per image and 1e-6 pooled.
+    `smooth` is the constant of the Dice losses; None for the usual one, 1 per image and 1e-6 pooled. `class_weights`
+    of background and classes weight the pixels in cross-entropy.
     """
-    import keras
+    from keras import ops
 
     import metrics
 
     given = {} if smooth is None else {"smooth": smooth}
-    dice, bce = metrics.DiceLoss(**given), keras.losses.BinaryCrossentropy()
+    dice = metrics.DiceLoss(**given)
 
     def pooled_dice(masks, probs):
-        return metrics.dice_loss(masks, probs, **given)
+        if masks.shape[-1] == 1:
+            return metrics.dice_loss(masks, probs, **given)
+        labelled = ops.sum(masks, axis=-1, keepdims=True)
+        axes = tuple(range(len(masks.shape) - 1))
+        return ops.mean(metrics.dice_loss(masks[..., 1:], (probs * labelled)[..., 1:], axis=axes, **given))
 
-    def dice_and_bce(masks, probs):
+    def ce(masks, probs):
+        return cross_entropy(masks, probs, class_weights)
+
+    def dice_and_ce(masks, probs):
         axes = tuple(range(1, len(masks.shape)))
-        return metrics.dice_loss(masks, probs, dice.smooth, axes) + keras.ops.mean(
-            keras.losses.binary_crossentropy(masks, probs), axis=axes[:-1]
-        )
+        return dice.call(masks, probs) + ops.mean(ce(masks, probs), axis=axes[:-1])
 
-    return {"dice": dice, "bce": bce, "dice+bce": dice_and_bce, "pooled-dice": pooled_dice}[name]
+    return {"dice": dice, "ce": ce, "dice+ce": dice_and_ce, "pooled-dice": pooled_dice}[name]
+
+
+def cross_entropy(masks, probs, class_weights: Sequence[float] | None = None):
+    """Cross-entropy of each pixel, (N, ...): binary of one class, categorical of several.
+
+        -log p(true class), times its weight
+
+    Scaled so that its mean over an image is the (weighted) mean over the pixels that are labelled; 0 for the others.
+    """
+    import keras
+    from keras import ops
+
+    if masks.shape[-1] == 1:
+        labelled = ops.cast(masks[..., 0] >= 0, "float32")
+        found = keras.losses.binary_crossentropy(ops.maximum(masks, 0.0), probs)
+    else:
+        labelled = ops.sum(masks * ops.convert_to_tensor(class_weights or [1.0] * masks.shape[-1], "float32"), axis=-1)
+        found = keras.losses.categorical_crossentropy(masks, probs)
+    share = ops.mean(labelled, axis=tuple(range(1, len(labelled.shape))), keepdims=True)
+    return ops.where(labelled > 0, found, 0.0) * (labelled / ops.maximum(share, 1e-9))
 
 
 def choose_optimizer(name: str, learning_rate: float, schedule: str, num_steps: int):
@@ -59,11 +85,14 @@ def choose_optimizer(name: str, learning_rate: float, schedule: str, num_steps: 
     return Muon(rate) if name == "muon" else keras.optimizers.Adam(rate)
 
 
-def make_metrics() -> list:
-    """Dice and IoU twice: soft and pooled, as in the lab report, and hard and per image, as the field reports."""
+def make_metrics(class_names: Sequence[str] = ("object",)) -> list:
+    """Dice and IoU twice: soft and pooled, as in the lab report, and hard and per image, as the field reports.
+
+    Of several classes the last two come for each class too, as `image_dice/NAME`.
+    """
     import metrics
 
-    hard = {"threshold": 0.5, "average": "image"}
+    hard = {"threshold": 0.5, "average": "image", "class_names": class_names if len(class_names) > 1 else None}
     return [
         metrics.DiceCoefficient(),
         metrics.IoU(),
@@ -72,14 +101,28 @@ def make_metrics() -> list:
     ]
 
 
-def start_at_share(model, masks: Iterable, num: int = 16) -> None:
-    """Let the output of a new network begin at the objects' share of the pixels, not at one half.
+def class_shares(masks: Iterable, num: int = 16) -> np.ndarray:
+    """The share of the labelled pixels that each class has, the background's first, in the first `num` batches."""
+    batches = list(itertools.islice(masks, num))
+    if batches[0].shape[-1] == 1:
+        share = float(np.mean([(batch > 0).mean() for batch in batches]))
+        return np.array([1 - share, share])
+    totals = np.sum([batch.sum(axis=tuple(range(batch.ndim - 1)), dtype=float) for batch in batches], axis=0)
+    return totals / totals.sum()
 
-    Spares learning that (Lin et al. 2017); without it, small objects are found much later. The share is that of the
+
+def start_at_share(model, masks: Iterable, num: int = 16) -> None:
+    """Let the output of a new network begin at the classes' shares of the pixels, not at equal ones.
+
+    Spares learning that (Lin et al. 2017); without it, small objects are found much later. The shares are those of the
     first `num` batches of masks.
     """
-    share = np.mean([batch.mean() for batch in itertools.islice(masks, num)]).clip(1e-3, 0.9)
-    model.get_layer("mask").bias.assign([np.log(share / (1 - share))])
+    shares = class_shares(masks, num)
+    if len(shares) == 2:
+        share = shares[1].clip(1e-3, 0.9)
+        model.get_layer("mask").bias.assign([np.log(share / (1 - share))])
+    else:
+        model.get_layer("mask").bias.assign(np.log(shares.clip(1e-4, 1)))
 
 
 def fit(
@@ -190,7 +233,7 @@ def validation_batch(images) -> int:
 
 
 def predict(model, images) -> np.ndarray:
-    """Probabilities for images (N, ..., C), in batches: (N, ..., 1), float32."""
+    """Probabilities for images (N, ..., C), in batches: (N, ..., 1) or (N, ..., K + 1), float32."""
     batches = (images[start : start + PREDICT_BATCH] for start in range(0, len(images), PREDICT_BATCH))
     return np.concatenate([library_limits.predict_batch(model, batch) for batch in batches])
 

@@ -115,7 +115,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         mask, figures, kept = prediction.segment(slabs, image.shape[:-1], threshold, keep=True)
         seen = prepare[0](grey_values.thin_out(few))
         strange = grey_values.describe_strangeness(seen, self.models[0].preprocessing["seen"])
-        return mask * np.uint8(255), kept, " ".join(filter(None, (figures["remark"], strange)))
+        return mask * np.uint8(255), kept[..., 0], " ".join(filter(None, (figures["remark"], strange)))
 
 
 def as_stored(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,318 @@
+"""Which values of the masks mean which class: one mapping for the whole folder, found, checked and described.
+
+    classes = find_classes([MaskValues(path, Counter(values.flat)), ...], names=None, ignore=None, folder=masks)
+    labels = classes.to_labels(values)               # uint8: 0 background, 1 to K the classes, 255 not labelled
+    values = classes.to_values(labels)               # what the user's own files hold
+
+Masks of two values are black and one other value, whatever it is: the object. More values are classes, in rising order.
+"""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+NOT_LABELLED = 255  # among labels
+MOST = 32  # classes
+# Told apart by all (Okabe and Ito 2008), then Matplotlib's tab20.
+COLOURS = (
+    *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
+    *("#1f77b4", "#aec7e8", "#ff7f0e", "#ffbb78", "#2ca02c", "#98df8a", "#d62728", "#ff9896", "#9467bd", "#c5b0d5"),
+    *("#8c564b", "#c49c94", "#e377c2", "#f7b6d2", "#7f7f7f", "#c7c7c7", "#bcbd22", "#dbdb8d", "#17becf", "#9edae5"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """What the values of a folder's masks mean."""
+
+    names: tuple[str, ...] = ("object",)  # of the classes 1 to K
+    values: tuple[int, ...] = (0, 1)  # in the files: the background's, then the classes'; a colour is 0xRRGGBB
+    kind: str = "grey"  # "grey": numbers; "palette": numbers with `palette`; "colour"
+    palette: tuple[int, ...] | None = None  # 768 numbers: red, green, blue of 0 to 255
+    ignore: int | None = None  # the value of what is not labelled
+
+    @property
+    def num(self) -> int:
+        """The number of classes beside the background, K."""
+        return len(self.names)
+
+    @property
+    def colours(self) -> list[tuple[int, int, int]]:
+        """Red, green and blue of each class, 0 to 255: those of the masks where they have colours."""
+        if self.kind == "colour":
+            return [_rgb(value) for value in self.values[1:]]
+        if self.kind == "palette" and self.palette:
+            return [tuple(self.palette[3 * value : 3 * value + 3]) for value in self.values[1:]]
+        return [_rgb(int(COLOURS[k % len(COLOURS)][1:], 16)) for k in range(self.num)]
+
+    def to_labels(self, values: np.ndarray) -> np.ndarray:
+        """Values of a file -> uint8 labels (see the top).
+
+        Raises:
+            ValueError: for a value that is no class; its message begins with "it holds".
+        """
+        if self.num == 1 and self.values[0] == 0 and self.ignore is None:
+            return (values != 0).astype(np.uint8)
+        labels = np.zeros(values.shape, np.uint8)
+        known = values == self.values[0]
+        for label, value in enumerate(self.values[1:], 1):
+            here = values == value
+            labels[here] = label
+            known |= here
+        if self.ignore is not None:
+            here = values == self.ignore
+            labels[here] = NOT_LABELLED
+            known |= here
+        if not known.all():
+            strange, listed = values[~known].flat[0], ", ".join(map(self.shown, self.values))
+            raise ValueError(f"it holds {self.shown(strange)}, where {listed} are the classes")
+        return labels
+
+    def to_values(self, labels: np.ndarray) -> np.ndarray:
+        """Labels 0 to K -> the values of the user's files, of the smallest unsigned type; of colours uint32."""
+        kind = np.min_scalar_type(max(self.values))
+        return np.array(self.values, kind)[labels]
+
+    def shown(self, value) -> str:
+        """A value as the user knows it: 85, or #ff0000."""
+        return f"#{int(value):06x}" if self.kind == "colour" else f"{value:g}"
+
+    def settings(self) -> dict[str, str]:
+        """What a resumed training has to meet again, beside the labels: nothing of one class."""
+        return {} if self.num == 1 else {"class_names": ", ".join(self.names)}
+
+    def stored(self) -> dict:
+        """For the model file: nothing of one class that black and one other value tell."""
+        return {} if self.names == ONE.names and self.ignore is None else {"classes": dataclasses.asdict(self)}
+
+    def describe(self, samples: Sequence) -> str:
+        """One line: each class with its value, its share of the pixels, and the number of samples that hold it."""
+        counts = np.sum([sample.counts for sample in samples], axis=0)
+        rows = []
+        for label, (name, value) in enumerate(zip(("background", *self.names), self.values, strict=True)):
+            num = sum(sample.counts[label] > 0 for sample in samples)
+            rows.append(f"{name} ({self.shown(value)}) {counts[label] / counts.sum():.2%} in {num}")
+        if counts[NOT_LABELLED]:
+            rows.append(f"not labelled {counts[NOT_LABELLED] / counts.sum():.2%}")
+        return f"Classes, with their share of the pixels and how many of {len(samples)} hold them: {'; '.join(rows)}."
+
+
+ONE = Classes()  # black, and one other value
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskValues:
+    """What one mask holds."""
+
+    path: Path
+    counts: Counter  # value -> pixels
+    kind: str = "grey"  # as in `Classes`
+    palette: tuple[int, ...] | None = None
+    between: frozenset = frozenset()  # values whose pixels lie between a lower and a higher one, as on soft edges
+
+
+def values_between(values: np.ndarray) -> frozenset:
+    """Values of (H, W) of which nine tenths of the pixels have both a lower and a higher neighbour."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    soft = (minimum_filter(values, 3) < values) & (maximum_filter(values, 3) > values)
+    found, counts = np.unique(values, return_counts=True)
+    edges = dict(zip(*np.unique(values[soft], return_counts=True), strict=True))
+    return frozenset(value for value, num in zip(found, counts, strict=True) if edges.get(value, 0) >= 0.9 * num)
+
+
+def find_classes(
+    masks: Sequence[MaskValues], names: Sequence[str] | None = None, ignore: int | None = None, folder: Path = Path()
+) -> Classes:
+    """The classes of a folder of masks.
+
+    Args:
+        masks: what each mask holds.
+        names: of the classes, in the order of their values; by default those that a file of `folder` gives.
+        ignore: the value of pixels that are not labelled.
+        folder: of the masks; `dataset.json` (nnU-Net), `labelmap.txt` (CVAT) or a label file of ITK-SNAP in it names
+            classes.
+
+    Raises:
+        ValueError: for masks that are no classes: of too many values, with soft edges, of instances, of another kind
+            each; for names that do not go with them.
+    """
+    if all(len(mask.counts.keys() - {0}) <= 1 for mask in masks) and len({mask.kind for mask in masks}) > 1:
+        return ONE  # black and one other value in each, however it is stored
+    kind, palette = _common_kind(masks)
+    found = sorted(set().union(*(mask.counts for mask in masks)))
+    if ignore is None and kind == "palette" and _is_voc(palette) and NOT_LABELLED in found:
+        ignore = NOT_LABELLED
+    values = [value for value in found if value != ignore]
+    if len(values) < 2 or (len(values) == len(names or ()) and 0 not in values):
+        values = sorted({0, *values})  # no pixel of any mask is background
+    if len(values) == 1:
+        return dataclasses.replace(ONE, ignore=ignore)  # empty masks
+    if names is None and len(values) > 2:
+        _refuse_soft(masks, values)
+        _refuse_instances(masks, values)
+        if ignore is None and kind == "grey" and values[-1] == NOT_LABELLED and values[-2] <= MOST:
+            raise ValueError(
+                f"masks hold {listed(values)}: 255 may mean that a pixel is not labelled, or be a class. Give --ignore "
+                f"255 for the former, or --classes with {len(values) - 1} names for the latter."
+            )
+    draft = Classes(tuple(names or ()), tuple(map(int, values)), kind, palette, ignore)
+    if names is None:
+        known = names_in(folder)
+        other = ["object"] if len(values) == 2 else [f"class {draft.shown(value)}" for value in values[1:]]
+        draft = dataclasses.replace(draft, names=tuple(map(known.get, values[1:], other)))
+    elif len(names) != len(values) - 1:
+        raise ValueError(
+            f"--classes takes a name for each value of the masks beside the background, here {len(values) - 1} "
+            f"({', '.join(map(draft.shown, values[1:]))}); got {len(names)}: {' '.join(names)}."
+        )
+    check_names(draft.names)
+    return draft
+
+
+def of_folders(folders: Sequence[str], names: Sequence[str] | None = None) -> Classes:
+    """The classes of a folder that holds a folder of masks for each; `names`, if given, must be theirs."""
+    if names is not None and list(names) != list(folders):
+        raise ValueError(f"the folders of masks name the classes {', '.join(folders)}; leave --classes out.")
+    check_names(folders)
+    if len(folders) > MOST:
+        raise ValueError(f"at most {MOST} classes can be told apart; got {len(folders)} folders of masks.")
+    return Classes(tuple(folders), tuple(range(len(folders) + 1)))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError for names of classes that MLflow's keys cannot hold, or that come twice."""
+    for name in names:
+        if not re.fullmatch(r"[\w#][\w#. -]*", name) or name.strip() != name:
+            raise ValueError(f"a class's name is of letters, digits, spaces and _ . - #; got {name!r}.")
+        if list(names).count(name) > 1:
+            raise ValueError(f"the name {name!r} is given to two classes; give each a name of its own.")
+
+
+def _common_kind(masks):
+    """How the masks of a folder are read: "grey", "palette" with the palette, or "colour"."""
+    kinds = {mask.kind for mask in masks}
+    palettes = {mask.palette for mask in masks}
+    if len(kinds) > 1:
+        one, other = (next(mask for mask in masks if mask.kind == kind) for kind in sorted(kinds)[:2])
+        raise ValueError(
+            f"{other.path} holds {_kind_words[other.kind]}, {one.path} {_kind_words[one.kind]}: save all masks alike."
+        )
+    return kinds.pop(), palettes.pop() if len(palettes) == 1 else None
+
+
+_kind_words = {"grey": "numbers", "palette": "numbers with a palette", "colour": "colours"}
+
+
+def _is_voc(palette) -> bool:
+    """Whether a palette is that of PASCAL VOC, where 255 marks what is not labelled."""
+    return palette is not None and tuple(palette[3:6]) == (128, 0, 0) and tuple(palette[765:768]) == (224, 224, 192)
+
+
+def _refuse_soft(masks, values):
+    """Raise ValueError for values that come of JPEG or of soft edges."""
+    for mask in masks:
+        if mask.path.suffix.lower() in (".jpg", ".jpeg") and len(mask.counts) > 2:
+            raise ValueError(
+                f"{mask.path} is a JPEG, which changes values near edges ({listed(sorted(mask.counts))} are in it); "
+                "save masks as PNG."
+            )
+    soft = set().union(*(mask.between for mask in masks)) & set(values[1:-1])
+    if soft:
+        mask = next(mask for mask in masks if mask.between & soft)
+        raise ValueError(
+            f"{mask.path} has soft edges: {listed(sorted(mask.between & soft))} stand only between a lower and a "
+            "higher value. Save masks without smoothing (no anti-aliasing, nearest neighbour where they are resized), "
+            "or give --classes with their names if these are classes."
+        )
+
+
+def _refuse_instances(masks, values):
+    """Raise ValueError for more values than there can be classes, or for numbers of objects."""
+    most = max(masks, key=lambda mask: len(mask.counts))
+    if len(values) > MOST + 1:
+        raise ValueError(
+            f"masks hold {len(values)} values ({most.path}: {listed(sorted(most.counts))}), where at most {MOST} "
+            "classes and a background are expected. JPEG and soft edges make values between classes: save PNG without "
+            "smoothing. If each object has a number of its own, make all numbers one: this lab finds classes, not "
+            "instances."
+        )
+    tops = [max(mask.counts) for mask in masks]
+    counted = all(set(mask.counts) | {0} == set(range(top + 1)) for mask, top in zip(masks, tops, strict=True))
+    if counted and len(masks) >= 4 and len(set(tops)) > max(3, len(masks) // 2):
+        raise ValueError(
+            f"the values of the masks grow from file to file (1 to {min(tops)} in one, 1 to {max(tops)} in "
+            f"{most.path}): they seem to number the objects. Make all numbers one (this lab finds classes, not "
+            "instances), or give --classes with a name for each value."
+        )
+
+
+def listed(values, kind: str = "grey", most: int = 6) -> str:
+    """The first values, for a sentence."""
+    shown = [f"#{value:06x}" if kind == "colour" else f"{value:g}" for value in values[:most]]
+    return ", ".join(shown) + (f" and {len(values) - most} more" if len(values) > most else "")
+
+
+def _rgb(value: int) -> tuple[int, int, int]:
+    return value >> 16, value >> 8 & 255, value & 255
+
+
+# Names that annotation programs write
+
+
+def names_in(folder: Path) -> dict[int, str]:
+    """Value, or colour as 0xRRGGBB, -> name, from the first file in `folder` that names classes."""
+    readers: dict[str, Callable[[str], dict[int, str]]] = {
+        "dataset.json": _names_of_nnunet,
+        "labelmap.txt": _names_of_cvat,
+    }
+    for name, reader in readers.items():
+        if (folder / name).is_file():
+            return _clean(reader((folder / name).read_text(errors="replace")))
+    for path in sorted(folder.glob("*.txt")) + sorted(folder.glob("*.label")):
+        found = _names_of_itksnap(path.read_text(errors="replace"))
+        if found:
+            return _clean(found)
+    return {}
+
+
+def _clean(found: dict[int, str]) -> dict[int, str]:
+    """Names as MLflow's keys can hold them."""
+    return {value: re.sub(r"[^\w. -]", " ", name).strip() for value, name in found.items() if name.strip()}
+
+
+def _names_of_nnunet(text: str) -> dict[int, str]:
+    """`{"labels": {"liver": 1}}`; in older files {"1": "liver"}."""
+    try:
+        labels = json.loads(text)["labels"]
+        pairs = [(name, value) if isinstance(value, int) else (value, name) for name, value in labels.items()]
+        return {int(value): str(name) for name, value in pairs}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _names_of_cvat(text: str) -> dict[int, str]:
+    """Lines `liver:255,0,0::`."""
+    rows = re.findall(r"^([^#:\n][^:\n]*):(\d+),(\d+),(\d+):", text, re.MULTILINE)
+    return {int(r) << 16 | int(g) << 8 | int(b): name for name, r, g, b in rows}
+
+
+def _names_of_itksnap(text: str) -> dict[int, str]:
+    """Lines `1  255 0 0  1 1 1  "liver"`."""
+    rows = re.findall(r'^\s*(\d+)\s+\d+\s+\d+\s+\d+\s+[\d.]+\s+\d\s+\d\s+"(.*)"\s*$', text, re.MULTILINE)
+    return {int(value): name for value, name in rows if int(value)}
+
+
+def itksnap_labels(classes: Classes) -> str:
+    """A label file of ITK-SNAP for the classes, so that a viewer shows their names and colours."""
+    rows = [(0, (0, 0, 0), 0, "Clear Label")]
+    rows += [(v, c, 1, n) for v, c, n in zip(classes.values[1:], classes.colours, classes.names, strict=True)]
+    return "".join(
+        f'{value:5d} {red:5d} {green:4d} {blue:4d} {seen:8d} {seen:2d} {seen:2d}    "{name}"\n'
+        for value, (red, green, blue), seen, name in rows
+    )

@@ -164,7 +164,7 @@ def find_classes(
     draft = Classes(tuple(names or ()), tuple(map(int, values)), kind, palette, ignore)
     if names is None:
         known = names_in(folder)
-        other = ["object"] if len(values) == 2 else [f"class {draft.shown(value)}" for value in values[1:]]
+        other = ["object"] if len(values) == 2 else [f"class {draft.shown(value).lstrip("#")}" for value in values[1:]]
         draft = dataclasses.replace(draft, names=tuple(map(known.get, values[1:], other)))
     elif len(names) != len(values) - 1:
         raise ValueError(
@@ -188,8 +188,8 @@ def of_folders(folders: Sequence[str], names: Sequence[str] | None = None) -> Cl
 def check_names(names: Sequence[str]) -> None:
     """Raise ValueError for names of classes that MLflow's keys cannot hold, or that come twice."""
     for name in names:
-        if not re.fullmatch(r"[\w#][\w#. -]*", name) or name.strip() != name:
-            raise ValueError(f"a class's name is of letters, digits, spaces and _ . - #; got {name!r}.")
+        if not re.fullmatch(r"[\w][\w. -]*", name) or name.strip() != name:
+            raise ValueError(f"a class's name is of letters, digits, spaces and _ . -; got {name!r}.")
         if list(names).count(name) > 1:
             raise ValueError(f"the name {name!r} is given to two classes; give each a name of its own.")
 

@@ -18,6 +18,8 @@ every Keras backend. Importing this module registers the classes: after `import 
 model that uses them loads without `custom_objects`.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -192,7 +194,7 @@ class DiceLoss(keras.losses.Loss):
         return {**super().get_config(), "smooth": self.smooth}
 
 
-def _sums(y_true, y_pred, axis=None):
+def _sums(y_true, y_pred, axis=None) -> tuple[Any, Any, Any]:
     """|A.B|, |A| and |B| over `axis`, in float32 whatever comes in."""
     return _joined(*_exact_sums(y_true, y_pred, axis))
 

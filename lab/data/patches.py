@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, np.ndarr
     return [(start, (window / total[start : start + tile]).astype(np.float32)) for start in starts]
 
 
-def per_axis(value: Size, ndim: int) -> tuple[int, ...]:
+def per_axis(value: Any, ndim: int) -> tuple[int, ...]:
     """One number per axis, from one for all of them or one for each."""
     values = (value,) * ndim if np.ndim(value) == 0 else tuple(value)
     if len(values) != ndim:
@@ -70,7 +71,7 @@ def per_axis(value: Size, ndim: int) -> tuple[int, ...]:
 
 
 def random_patches(
-    samples: Sequence, num: int, size: Size, seed, augment: Callable | None = None
+    samples: list, num: int, size: Size, seed, augment: Callable | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patches to train on, each from a sample and a place drawn at random.
 
@@ -166,12 +167,12 @@ def vary(
     axes = range(mask.ndim)
     if planes is None:
         planes = [plane for plane in itertools.combinations(axes, 2) if mask.shape[plane[0]] == mask.shape[plane[1]]]
-    flipped = [axis for axis in (axes if flips is None else flips) if rng.integers(2)]
+    flipped = tuple(axis for axis in (axes if flips is None else flips) if rng.integers(2))
     image, mask = np.flip(image, flipped), np.flip(mask, flipped)
     for plane in planes:
-        turns = rng.integers(4)
+        turns = int(rng.integers(4))
         image, mask = np.rot90(image, turns, plane), np.rot90(mask, turns, plane)
-    channels = image.shape[-1]
+    channels: int = image.shape[-1]
     if channels > 1 and tint:
         image = power(image, rng.uniform(1 - tint, 1 + tint, channels).astype(np.float32))
     spread, shift = rng.uniform(1 - contrast, 1 + contrast), rng.uniform(-brightness, brightness)
@@ -224,7 +225,7 @@ def predict_tiles(
             yield from zip(group, predict(tiles), strict=True)
 
     results = predicted()
-    pending = None
+    pending: Any = None
     for row, end in zip(rows, row_ends, strict=True):
         for place, values in itertools.islice(results, len(places)):
             if pending is None:

@@ -193,7 +193,8 @@ def read_folder(images: Path, masks: Path) -> list[Sample]:
             no object in any mask.
     """
     pairs, problems = folders.pair_by_name(images, masks, find_pictures, "picture")
-    found, known = [], {}
+    found = []
+    known: dict = {}
     for path, mask_path in pairs:
         try:
             image, mask = read_picture(path), read_mask(mask_path)

@@ -85,11 +85,11 @@ def baselines(validation: tuple, test: tuple, raw: Sequence[tuple] | None = None
     found = {"all background": score(masks, np.zeros_like(masks))[0]}
     found["best global threshold"] = _threshold_baseline(validation, test, None if raw is None else object_levels)
     if raw is not None:
-        found["best threshold, raw values"] = _threshold_baseline(*raw, object_levels)
+        found["best threshold, raw values"] = _threshold_baseline(raw[0], raw[1], object_levels)
     return found
 
 
-def _threshold_baseline(validation, test, levels: Callable | None) -> dict:
+def _threshold_baseline(validation: tuple[np.ndarray, np.ndarray], test, levels: Callable | None) -> dict:
     (threshold, brighter), _ = best_threshold(*validation, levels and levels(*validation))
     hard = above(test[0], threshold, brighter)
     return {"threshold": threshold, "brighter": brighter, **score(test[1], hard)[0]}
@@ -124,18 +124,19 @@ def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tup
     thresholds = levels.astype(grey.dtype)
     bins = len(thresholds) + 1
     first = bins * np.arange(num).reshape(-1, *[1] * (grey.ndim - 1))  # of an image's bins
-    found = {}
-    for brighter, side in ((True, "right"), (False, "left")):
+    found: dict[tuple[float, bool], float] = {}
+    for brighter in (True, False):
         # A pixel's bin is how many thresholds it reaches, or exceeds: one count of pixels serves all thresholds.
-        places = first + np.searchsorted(thresholds, grey, side)
+        places = first + np.searchsorted(thresholds, grey, "right" if brighter else "left")
         of_both = [np.bincount(chosen.ravel(), minlength=bins * num) for chosen in (places[masks == 1], places)]
         hits, pred = np.cumsum(np.reshape(of_both, (2, num, bins)), axis=2)  # as many pixels lie in this bin or below
         true = np.repeat(hits[:, -1:], bins, axis=1)
         if brighter:
             hits, pred = true - hits, pred[:, -1:] - pred
-        dice = metrics.dice_of_sums(*(np.float32(sums[:, :-1]) for sums in (hits, true, pred)))
+        hits, true, pred = (np.float32(sums[:, :-1]) for sums in (hits, true, pred))
+        dice = metrics.dice_of_sums(hits, true, pred)
         found |= {(float(levels[i]), brighter): value for i, value in enumerate(np.mean(dice, axis=0).tolist())}
-    best = max(found, key=found.get)
+    best = max(found, key=found.__getitem__)
     return best, found[best]
 
 
@@ -158,7 +159,7 @@ def describe_failure(history: dict, masks, probs) -> str | None:
 def describe_behind(scores: dict, baselines: dict[str, dict], margin: float = 0.02) -> str | None:
     """A sentence if the network's test Dice is behind that of a baseline which needs no network, else None."""
     rows = {name: row["image_dice"] for name, row in baselines.items() if name not in KNOWS_MORE}
-    best = max(rows, key=rows.get)
+    best = max(rows, key=rows.__getitem__)
     dice = scores["image_dice"]
     if dice >= rows[best] - margin:
         return None

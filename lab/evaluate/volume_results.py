@@ -5,7 +5,7 @@
 Samples are those of `lab/data/sample.py`; their `spacing` (depth, height, width) is in millimetres, or None.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, lis
         distances = surfaces.surface_distances(sample.mask, probs >= 0.5, spacing) or (None, None)
         own = {"volume": sample.name} | {name: value for name, value in row.items() if name != "image"}
         rows.append(own | dict(zip(("surface", "hausdorff95"), distances, strict=True)))
-    scores = {}
+    scores: dict = {}
     for name in ("image_dice", "image_iou"):
         scores |= scoring.summary([row[name] for row in rows], name)
     for name in ("surface", "hausdorff95"):
@@ -64,7 +64,7 @@ def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, lis
 
 
 def baselines(
-    validation: tuple, test: list, sphere: dict | None = None, raw: tuple[tuple, list] | None = None
+    validation: tuple, test: list, sphere: dict | None = None, raw: Sequence | None = None
 ) -> dict[str, dict]:
     """Scores on the test volumes of what needs no network, with settings that are the best on the validation patches.
 

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -130,7 +131,7 @@ def picture_probabilities(
     return slabs_of(image) if chosen == 1 else [scale.at_scale(slabs_of, image, chosen)], chosen
 
 
-def segment(slabs: Iterator[np.ndarray], sides: tuple[int, ...], threshold: float = 0.5, keep: bool = False):
+def segment(slabs: Iterable[np.ndarray], sides: tuple[int, ...], threshold: float = 0.5, keep: bool = False):
     """Collect slabs of probabilities.
 
     Returns:
@@ -141,7 +142,7 @@ def segment(slabs: Iterator[np.ndarray], sides: tuple[int, ...], threshold: floa
         ValueError: if a probability is no number.
     """
     mask = np.empty(sides, np.uint8)
-    kept = np.empty(sides, np.uint16) if keep else None
+    kept: Any = np.empty(sides, np.uint16) if keep else None
     line, confidence, lowest, highest = 0, 0.0, 1.0, 0.0
     for slab in slabs:
         if not np.isfinite(slab).all():
@@ -192,9 +193,9 @@ def measure_objects(mask: np.ndarray, voxel: float = 1.0) -> dict[str, float]:
     labels, num = label(mask, np.ones((3,) * mask.ndim))
     if not num:
         return {"objects": 0}
-    sizes = sum(np.bincount(labels[lines].ravel(), minlength=num + 1) for lines in _slabs(mask))[1:]
+    sizes: Any = sum(np.bincount(labels[lines].ravel(), minlength=num + 1) for lines in _slabs(mask))
     of_unit = {2: math.pi / 4, 3: math.pi / 6}[mask.ndim]  # area or volume at diameter 1
-    return {"objects": num, "diameter": (np.median(sizes) * voxel / of_unit) ** (1 / mask.ndim)}
+    return {"objects": num, "diameter": (np.median(sizes[1:]) * voxel / of_unit) ** (1 / mask.ndim)}
 
 
 def _slabs(mask: np.ndarray) -> Iterator[slice]:

@@ -10,6 +10,7 @@ a fit of a circle reaches about 0.9986. Scenes for photographs are drawn by `lab
 import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def _make_balls(num, size, ndim, seed, count_name, count, radius, contrast, nois
 
 def _each(ends, places, ndim):
     """A value per image: `places` in [0, 1) between the `ends`, (N, 1, ..., 1)."""
-    low, high = np.float32(ends)
+    low, high = np.asarray(ends, np.float32)
     return (low + places * (high - low)).reshape(-1, *[1] * (ndim + 1))
 
 
@@ -193,7 +194,7 @@ def _check_number(name, value, low, high):
     return value
 
 
-def check_range(name: str, ends: Range, low: float = 0, high: float = math.inf) -> list[float]:
+def check_range(name: str, ends: Any, low: float = 0, high: float = math.inf) -> list[float]:
     """[smallest, largest], also of a single number; ValueError unless both lie in [low, high], in this order."""
     ends = [ends] * 2 if np.ndim(ends) == 0 else list(ends)
     ends = [_check_number(name, end, low, high) for end in ends]
@@ -211,7 +212,7 @@ def check_contrast(contrast: Range) -> list[float]:
     return [smallest, largest]
 
 
-def check_size(size: Size, ndim: int) -> tuple[int, ...]:
+def check_size(size: Any, ndim: int) -> tuple[int, ...]:
     """The sides of an image, from one for all axes or one for each; ValueError for another number of them."""
     sides = [size] * ndim if np.ndim(size) == 0 else list(size)
     if len(sides) != ndim:
@@ -219,7 +220,7 @@ def check_size(size: Size, ndim: int) -> tuple[int, ...]:
     return tuple(check_integer("size", side, low=1) for side in sides)
 
 
-def _check_seed(seed: Seed) -> list[int]:
+def _check_seed(seed: Any) -> list[int]:
     """The parts of a seed: [seed, stream, ...]; ValueError if one is no integer >= 0, or there is none."""
     parts = [seed] if np.ndim(seed) == 0 else list(seed)
     if not parts:

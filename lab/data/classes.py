@@ -42,7 +42,7 @@ class Classes:
         return len(self.names)
 
     @property
-    def colours(self) -> list[tuple[int, int, int]]:
+    def colours(self) -> list[tuple[int, ...]]:
         """Red, green and blue of each class, 0 to 255: those of the masks where they have colours."""
         if self.kind == "colour":
             return [_rgb(value) for value in self.values[1:]]
@@ -164,7 +164,7 @@ def find_classes(
     draft = Classes(tuple(names or ()), tuple(map(int, values)), kind, palette, ignore)
     if names is None:
         known = names_in(folder)
-        other = ["object"] if len(values) == 2 else [f"class {draft.shown(value).lstrip("#")}" for value in values[1:]]
+        other = ["object"] if len(values) == 2 else [f"class {draft.shown(value).lstrip('#')}" for value in values[1:]]
         draft = dataclasses.replace(draft, names=tuple(map(known.get, values[1:], other)))
     elif len(names) != len(values) - 1:
         raise ValueError(

@@ -14,7 +14,7 @@ import stat
 import warnings
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lab.system.errors import first_line
 from lab.system.output_files import replaced
@@ -31,7 +31,7 @@ CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 class Model(NamedTuple):
     """A network and how images must be prepared for it."""
 
-    network: object  # Keras model, (N, *sides, channels) -> probabilities (N, *sides, 1)
+    network: Any  # Keras model, (N, *sides, channels) -> probabilities (N, *sides, 1)
     preprocessing: dict
 
 

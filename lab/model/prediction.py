@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -197,9 +198,9 @@ def measure_objects(mask: np.ndarray, voxel: float = 1.0) -> dict[str, float]:
     labels, num = label(mask, np.ones((3,) * mask.ndim))
     if not num:
         return {"objects": 0}
-    sizes = sum(np.bincount(labels[lines].ravel(), minlength=num + 1) for lines in _slabs(mask))[1:]
+    sizes: Any = sum(np.bincount(labels[lines].ravel(), minlength=num + 1) for lines in _slabs(mask))
     of_unit = {2: math.pi / 4, 3: math.pi / 6}[mask.ndim]  # area or volume at diameter 1
-    return {"objects": num, "diameter": (np.median(sizes) * voxel / of_unit) ** (1 / mask.ndim)}
+    return {"objects": num, "diameter": (np.median(sizes[1:]) * voxel / of_unit) ** (1 / mask.ndim)}
 
 
 def _slabs(mask: np.ndarray) -> Iterator[slice]:

@@ -139,7 +139,7 @@ def describe_place(starts: Sequence) -> str:
 
 def _cut_pair(sample, starts, size):
     """Image and labels of a patch; what lies outside the sample is reflected in the image, and not labelled."""
-    labels = cut_patch(sample.labels, starts, size)
+    labels = cut_patch(sample.labels, starts, size).astype(np.uint8, copy=False)
     for axis, (start, length) in enumerate(zip(starts, labels.shape, strict=True)):
         outside = max(0, start + length - sample.labels.shape[axis])
         if outside:

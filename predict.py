@@ -18,7 +18,6 @@ Shares of many pictures, by `--shard I/N`, have a folder and a table each; all i
 
 import argparse
 import hashlib
-import math
 import sys
 import time
 from pathlib import Path
@@ -47,6 +46,8 @@ COLUMNS = (
     *("picture", "width", "height", "depth", "foreground", "volume_ml", "objects", "diameter", "confidence", "scale"),
     *("seconds", "dice", "iou", "surface", "hausdorff95", "remark", "file", "made_with"),
 )
+
+SHEARED = "The axes of its affine are not at right angles (a tilted gantry?): volume and distances follow the affine."
 
 
 # Prediction
@@ -106,14 +107,15 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     mask, figures, kept = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
 
     mask = mask.view(bool)
-    remarks = figures.pop("remark"), grey_values.describe_strangeness(prepare[0](few), first["seen"])
+    remarks = [figures.pop("remark"), grey_values.describe_strangeness(prepare[0](few), first["seen"])]
+    remarks += [SHEARED] if scan.sheared else []
     row = {"picture": path.name, **dict(zip(("depth", "height", "width"), mask.shape, strict=True)), **figures}
-    row |= measure_objects(mask, math.prod(scan.spacing or (1,))) | {"remark": " ".join(filter(None, remarks))}
-    if scan.spacing:
-        row["volume_ml"] = np.count_nonzero(mask) * math.prod(scan.spacing) / 1000
+    row |= measure_objects(mask, scan.voxel or 1) | {"remark": " ".join(filter(None, remarks))}
+    if scan.voxel:
+        row["volume_ml"] = np.count_nonzero(mask) * scan.voxel / 1000
     if truth:
         row |= compare_masks(true.voxels, mask)
-        found = surfaces.surface_distances(true.voxels, mask, scan.spacing or 1.0) or (None, None)
+        found = surfaces.surface_distances(true.voxels, mask, 1.0 if scan.steps is None else scan.steps) or (None, None)
         row |= dict(zip(("surface", "hausdorff95"), found, strict=True))
     shown = views.montage(scan.voxels[..., None], mask, scan.spacing, plots.overlay, prepare[0])
     mask_name, overlay_name, probability_name = output_names(path, 3)

@@ -67,6 +67,25 @@ def test_a_mask_has_the_scans_axes_affine_and_header(model_path, tmp_path):
         assert overlay.mode == "RGB"
 
 
+def test_of_a_tilted_gantry_volume_diameter_and_distances_follow_the_affine(model_path, tmp_path, capsys):
+    tilted = np.diag([1.0, 1.0, 2.0, 1.0])
+    tilted[1, 2] = 2 * np.sin(np.radians(20))  # each slice slides by this
+    tilted[2, 2] = 2 * np.cos(np.radians(20))
+    truth = make_scan(tmp_path / "head.nii", affine=tilted)
+    (tmp_path / "masks").mkdir()
+    shifted = np.roll(truth, 1, axis=2).astype(np.uint8)
+    nibabel.Nifti1Image(shifted, tilted).to_filename(tmp_path / "masks" / "head.nii")
+    flags = ["--out-dir", str(tmp_path / "out"), "--masks", str(tmp_path / "masks")]
+    assert predict.main([str(model_path), str(tmp_path / "head.nii"), *flags]) == 0
+    (row,) = table(tmp_path / "out")
+    voxel = 2 * np.cos(np.radians(20))
+    assert float(row["volume_ml"]) == pytest.approx(1024 * voxel / 1000)
+    assert float(row["diameter"]) == pytest.approx((6 * 512 * voxel / np.pi) ** (1 / 3))
+    nearest = np.hypot(voxel, 2 * np.sin(np.radians(20)) - 1)  # one slice on and one row back
+    assert float(row["hausdorff95"]) == pytest.approx(nearest)
+    assert "not at right angles" in row["remark"] and "not at right angles" in capsys.readouterr().err
+
+
 def test_a_scan_is_predicted_on_the_models_grid_and_its_mask_on_its_own(tmp_path):
     model = save_model(tmp_path / "model.keras", spacing=[1.0, 1.0, 1.0])
     truth = make_scan(tmp_path / "head.nii")

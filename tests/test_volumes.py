@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import math
 import os
 import re
 from pathlib import Path
@@ -39,11 +40,27 @@ def write_nifti(path, array, affine=None, **header):
     image = nibabel.Nifti1Image(array, make_affine() if affine is None else affine)
     for name, value in header.items():
         image.header[name] = value
+    path.parent.mkdir(exist_ok=True)
     image.to_filename(path)
     return path
 
 
 # Orientation
+
+
+def test_of_sheared_axes_the_volume_is_the_determinant_and_the_steps_go_with_the_grid(tmp_path):
+    affine = make_affine((2, 0, 1), (1, -1, 1))
+    affine[0, 2] = 0.7  # file axis 2 leans over
+    write_nifti(tmp_path / "a" / "a.nii", noise(), affine)
+    write_nifti(tmp_path / "b" / "a.nii", (noise() > 50).astype(np.uint8), affine)
+    scan = scans.open_scan(tmp_path / "a" / "a.nii")
+    assert scan.sheared and scan.voxel == pytest.approx(0.5 * 1.0 * 2.0)
+    assert math.prod(scan.spacing) == pytest.approx(0.5 * 1.0 * math.hypot(2.0, 0.7))
+    (sample,) = volumes.read_folder(tmp_path / "a", tmp_path / "b", spacing=(1, 1, 1))
+    assert np.linalg.norm(sample.steps, axis=0) == pytest.approx(sample.spacing)
+    write_nifti(tmp_path / "c.nii", noise())
+    straight = scans.open_scan(tmp_path / "c.nii")
+    assert not straight.sheared and straight.steps == straight.spacing and straight.voxel == 1.0
 
 
 @pytest.mark.parametrize("axes, signs", TURNS)

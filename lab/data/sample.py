@@ -20,6 +20,7 @@ class Sample:
     mask: np.ndarray  # (*sides), anything but 0 is object
     grey_range: GreyRange  # of the whole picture, or one for the folder
     spacing: tuple[float, ...] | None = None  # of the voxels' centres along the axes, in mm
+    steps: np.ndarray | None = None  # (3, 3) in mm, one axis a column: of a scan whose axes are not at right angles
 
     @functools.cached_property
     def objects(self) -> np.ndarray:

@@ -47,6 +47,25 @@ class Scan(NamedTuple):
     affine: np.ndarray | None  # NIfTI: from (k, j, i) to millimetres right, front, up; None: TIFF
     image: object  # NIfTI: nibabel's image, for header and orientation; None: TIFF
 
+    @property
+    def sheared(self) -> bool:
+        """Whether the axes are not at right angles, as those of a tilted gantry."""
+        return self.affine is not None and _determinant(self.affine) < 0.9999 * math.prod(self.spacing)
+
+    @property
+    def steps(self) -> tuple | np.ndarray | None:
+        """What distances follow from: the spacing, or of sheared axes their steps in mm, (3, 3), one a column."""
+        return self.affine[:3, :3] if self.sheared else self.spacing
+
+    @property
+    def voxel(self) -> float | None:
+        """The volume of a voxel in mm^3: the product of the spacing, of sheared axes |det|; None as the spacing."""
+        return _determinant(self.affine) if self.sheared else math.prod(self.spacing) if self.spacing else None
+
+
+def _determinant(affine):
+    return abs(float(np.linalg.det(affine[:3, :3])))
+
 
 # Reading
 

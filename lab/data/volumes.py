@@ -95,7 +95,8 @@ def _to_grid(scan, mask, grid):
     spacing = tuple(step * old / new for step, old, new in sides) or None
     image = resample(scan.voxels, grid)[..., None]
     own_range = grey_values.range_of(grey_values.few_slices(image), grey_values.STRETCHED)
-    return Sample(scan.path.name, image, resample(mask.voxels, grid), own_range, spacing)
+    steps = scan.steps * np.divide(scan.voxels.shape, grid) if scan.sheared else None
+    return Sample(scan.path.name, image, resample(mask.voxels, grid), own_range, spacing, steps)
 
 
 def describe_grids(samples: list[Sample]) -> list[str]:

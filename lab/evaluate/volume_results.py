@@ -50,8 +50,8 @@ def score_volumes(samples: list, found: Iterable[np.ndarray]) -> tuple[dict, lis
     rows, known = [], all(sample.spacing for sample in samples)
     for sample, probs in zip(samples, found, strict=True):
         _, (row,) = scoring.score(*(a[None, ..., None].astype(np.float32) for a in (sample.mask, probs)))
-        spacing = sample.spacing if known else 1.0
-        distances = surfaces.surface_distances(sample.mask, probs >= 0.5, spacing) or (None, None)
+        steps = 1.0 if not known else sample.spacing if sample.steps is None else sample.steps
+        distances = surfaces.surface_distances(sample.mask, probs >= 0.5, steps) or (None, None)
         own = {"volume": sample.name} | {name: value for name, value in row.items() if name != "image"}
         rows.append(own | dict(zip(("surface", "hausdorff95"), distances, strict=True)))
     scores = {}

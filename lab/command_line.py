@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lab.system import processes
+from lab.system import backend, processes
 from lab.system.errors import first_line
 from lab.system.processes import LostProcess
 from lab.system.signals import Stopped, signals_raise
@@ -227,6 +227,7 @@ def add_output_flags(out: Callable, folder: str) -> None:
 
 def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> None:
     """Raise ValueError for numbers that cannot work; `counts` are the flags that count something."""
+    backend.refuse_torch()
     for name in (*counts, "epochs", "batch_size", "filters"):
         value = getattr(args, name)
         if not 1 <= value <= 10**9:

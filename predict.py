@@ -75,6 +75,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
     preview = prepare[0](image[::step, ::step])
     remarks += [figures.pop("remark"), grey_values.describe_strangeness(preview, seen)]
+    remarks += [pictures.describe_loss(path, image)]
     row = {"picture": path.name, "width": width, "height": height, "scale": scale, **figures}
     row |= measure_objects(mask)
     row |= {"remark": " ".join(filter(None, remarks)), **(compare_masks(true, mask) if truth else {})}

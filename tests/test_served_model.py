@@ -20,6 +20,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tifffile
 from keras import layers
 from PIL import Image
 
@@ -95,23 +96,27 @@ def draw(kind):
     """A picture with a bright square, in the types that files have."""
     grey = np.random.default_rng(0).integers(20, 110, (33, 50)).astype(np.uint8)
     grey[5:12, 20:40] += 120
-    if kind == "colour":
-        return np.stack([grey, grey // 2 + 60, 255 - grey], axis=-1)
+    if "colour" in kind:
+        colours = np.stack([grey, grey // 2 + 60, 255 - grey], axis=-1)
+        return colours * np.uint16(257) + np.uint16(31) if "16" in kind else colours
     return {"8 bits": grey, "16 bits": grey.astype(np.uint16) * 257, "float": grey / np.float32(255)}[kind]
 
 
 def predicted(model, picture, suffix=".png"):
     """Mask and probability that predict.py writes for an array that was saved as a picture."""
-    Image.fromarray(picture).save(f"picture{suffix}")
+    if picture.ndim == 3 and picture.dtype == np.uint16:
+        tifffile.imwrite(f"picture{suffix}", picture, photometric="rgb")
+    else:
+        Image.fromarray(picture).save(f"picture{suffix}")
     assert predict.main([str(model), f"picture{suffix}", "--probabilities", "--out-dir", "out"]) == 0
     return [np.asarray(Image.open(f"out/picture_{name}.png")) for name in ("mask", "probability")]
 
 
-@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "float", "colour"])
+@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "float", "colour", "colour of 16 bits"])
 @pytest.mark.parametrize("name", ["grey", "colour"])
 def test_an_array_gets_the_mask_and_the_probability_that_predict_writes(name, kind, logged):
     picture = draw(kind)
-    mask, probability = predicted(logged.files[name], picture, ".tif" if kind == "float" else ".png")
+    mask, probability = predicted(logged.files[name], picture, ".png" if kind in ("8 bits", "colour") else ".tif")
     answer = logged.load(name).predict(picture)
     np.testing.assert_array_equal(answer["mask"], mask)
     np.testing.assert_allclose(answer["probability"], probability / 65535, atol=1e-7)
@@ -181,7 +186,7 @@ def test_the_threshold_is_a_parameter(logged):
         (np.zeros((4, 4, 2), np.uint8), "3 or 4 channels"),
         (np.array([[1, 2], [3]], object), "different lengths"),
         (np.array([["a", "b"]], object), "numbers"),
-        (np.full((4, 4), -1), "holds values from -1"),
+        (np.full((4, 4), 1e39), "holds values from inf"),
         (np.full((4, 4), np.nan, np.float32), "holds values from nan"),
     ],
 )

@@ -54,6 +54,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         """The answer for a picture file in base64: files too."""
         if self.models[0].preprocessing["ndim"] == 3:
             raise ValueError("this model takes volumes: post an array (D, H, W), or use predict.py on the scan.")
+        from lab.data import pictures
+
         try:
             content = base64.b64decode(text, validate=True)
         except ValueError:
@@ -61,7 +63,9 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture"
             path.write_bytes(content)
-            mask, kept, remark = self.find(self.read(path), threshold)
+            image = self.read(path)
+            mask, kept, remark = self.find(image, threshold)
+            remark = " ".join(filter(None, (remark, pictures.describe_loss(path, image))))
         return {"mask": as_png(mask), "probability": as_png(kept), "remark": remark}
 
     def answer_array(self, array: np.ndarray, threshold: float = 0.5) -> dict:
@@ -85,7 +89,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         else:
             with tempfile.TemporaryDirectory() as folder:  # as a file, so that it is read as predict.py reads it
                 path = Path(folder) / "picture"
-                as_picture(array).save(path, "TIFF")
+                write_picture(array, path)
                 image = self.read(path)
         mask, kept, remark = self.find(image, threshold)
         return {"mask": mask, "probability": kept / np.float32(2**16 - 1), "remark": remark}
@@ -134,17 +138,15 @@ def as_stored(values: np.ndarray) -> np.ndarray:
         return array.astype(np.float32)
 
 
-def as_picture(array: np.ndarray):
-    """An array (H, W) or (H, W, C) as Pillow's image; colours in 8 bits, as it reads them."""
-    from PIL import Image
+def write_picture(array: np.ndarray, path: Path) -> None:
+    """Write an array (H, W) or (H, W, C) as a TIFF file, with its values."""
+    import tifffile
 
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.ndim == 3 and array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    if array.ndim == 3 and (array.dtype != np.uint8 or array.shape[-1] not in (3, 4)):
-        raise ValueError(f"colours are 3 or 4 channels of whole numbers; got {array.dtype} of shape {array.shape}.")
-    return Image.fromarray(array)
+    if array.ndim == 3 and array.shape[-1] not in (3, 4):
+        raise ValueError(f"colours are 3 or 4 channels, the fourth transparency; got an array of shape {array.shape}.")
+    tifffile.imwrite(path, array, photometric="minisblack" if array.ndim == 2 else "rgb")
 
 
 def as_png(array: np.ndarray) -> str:

@@ -48,6 +48,7 @@ COLUMNS = (
 )
 
 SHEARED = "The axes of its affine are not at right angles (a tilted gantry?): volume and distances follow the affine."
+WITHOUT_VOLUME = "The file names no {}: volume_ml stays empty, diameter and distances are in its own unit."
 
 
 # Prediction
@@ -110,9 +111,11 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     mask = mask.view(bool)
     remarks = [figures.pop("remark"), grey_values.describe_strangeness(prepare[0](few), first["seen"])]
     remarks += [SHEARED] if scan.sheared else []
+    remarks += [] if first.get("spacing") else [volumes.describe_spacing(scan.spacing, first.get("spacings_seen"))]
+    remarks += [WITHOUT_VOLUME.format(scan.lacks)] if scan.lacks and scan.spacing else []
     row = {"picture": path.name, **dict(zip(("depth", "height", "width"), mask.shape, strict=True)), **figures}
     row |= measure_objects(mask, scan.voxel or 1) | {"remark": " ".join(filter(None, remarks))}
-    if scan.voxel:
+    if not scan.lacks:
         row["volume_ml"] = np.count_nonzero(mask) * scan.voxel / 1000
     if truth:
         row |= compare_masks(true.voxels, mask)

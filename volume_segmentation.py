@@ -137,7 +137,7 @@ def own_scans(args: argparse.Namespace, split: dict[str, list[Sample]], remarks=
         lambda epoch: random_batches(args, parts["training"], patch, epoch, augment),
         name="own scans",
         origin=str(args.images),
-        preprocessing={**grey, "spacing": args.spacing},
+        preprocessing={**grey, "spacing": args.spacing, "spacings_seen": volumes.spacings_of(parts["training"])},
         raw=lambda: (validation_patches(args, raw, patch), raw["test"]),
         settings={"data": splits.describe(split), "patch": patch},
         files=splits.files(parts, views.plot_dataset),

@@ -37,7 +37,9 @@ def make_scan(path, shape=(30, 20, 25), affine=AFFINE):
     truth = np.zeros(shape, bool)
     truth[2:10, 2:10, 3:11] = truth[12:20, 10:18, 13:21] = True
     array = (np.where(truth, 900, 100) + np.random.default_rng(0).integers(-20, 20, shape)).astype(np.int16)
-    nibabel.Nifti1Image(array, affine).to_filename(path)
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
     return truth
 
 
@@ -84,6 +86,39 @@ def test_of_a_tilted_gantry_volume_diameter_and_distances_follow_the_affine(mode
     nearest = np.hypot(voxel, 2 * np.sin(np.radians(20)) - 1)  # one slice on and one row back
     assert float(row["hausdorff95"]) == pytest.approx(nearest)
     assert "not at right angles" in row["remark"] and "not at right angles" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lacking", ["unit", "affine"])
+def test_without_a_unit_or_an_affine_there_are_no_millilitres(lacking, model_path, tmp_path, capsys):
+    make_scan(tmp_path / "head.nii")
+    image = nibabel.load(tmp_path / "head.nii")
+    image.header.set_xyzt_units("mm" if lacking == "affine" else "unknown")
+    image.set_sform(AFFINE, code=1 if lacking == "unit" else 0)
+    image.set_qform(None, code=0)
+    nibabel.save(image, tmp_path / "less.nii")
+    assert predict.main([str(model_path), str(tmp_path / "less.nii"), "--out-dir", str(tmp_path / "out")]) == 0
+    (row,) = table(tmp_path / "out")
+    assert (row["volume_ml"], row["objects"]) == ("", "2")
+    assert f"names no {lacking}: volume_ml stays empty" in row["remark"]
+    assert row["remark"] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "seen, told",
+    [
+        (None, False),  # a model file of before
+        ([[1.5, 1.0, 2.0]] * 2, False),
+        ([[1.4, 1.0, 2.1]] * 2, False),  # by less than a tenth
+        ([[1.5, 1.0, 1.0]] * 2, True),
+        ([[1.0, 0.5, 1.0], [3.0, 2.0, 2.5]], False),
+        ([[3.0, 1.0, 2.0], [4.0, 2.0, 2.5]], True),
+    ],
+)
+def test_another_spacing_than_in_training_is_told(seen, told, tmp_path):
+    model = save_model(tmp_path / "model.keras", spacings_seen=seen)
+    make_scan(tmp_path / "head.nii")  # 1.5 x 1 x 2 mm: depth, height, width
+    assert predict.main([str(model), str(tmp_path / "head.nii"), "--out-dir", str(tmp_path / "out")]) == 0
+    assert ("Its voxels are 2 x 1 x 1.5 mm, in training they were" in table(tmp_path / "out")[0]["remark"]) == told
 
 
 def test_a_scan_is_predicted_on_the_models_grid_and_its_mask_on_its_own(tmp_path):

@@ -90,6 +90,15 @@ def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_fo
     np.testing.assert_array_equal(mask.affine, nibabel.load(scan).affine)
 
 
+def test_the_model_file_gets_the_spacings_of_the_training_scans(scan_folders):
+    args = script.parse_args(["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), *TINY])
+    split, remarks = script.split_scans(args)
+    low, high = script.own_scans(args, split, remarks).preprocessing["spacings_seen"]
+    steps = np.array([sample.spacing for sample in split["training"]])
+    assert (low, high) == (steps.min(axis=0).tolist(), steps.max(axis=0).tolist())
+    assert {round(step, 3) for step in (*low, *high)} <= {0.9, 1.0, 1.2, 1.5}
+
+
 @pytest.mark.parametrize(("patch", "expected"), [("16", "float32"), ("24", "mixed_bfloat16")])
 def test_volumes_that_get_2_voxels_deep_are_not_trained_in_bfloat16(patch, expected):
     flags = ["--size", "24", "--radius", "4", "7", *TINY, "--patch", patch, "--precision", "mixed_bfloat16"]

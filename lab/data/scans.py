@@ -34,7 +34,7 @@ SLAB = 2**24  # voxels worked on at a time, where a whole scan is looked through
 MOST_LISTED = 6  # values of a mask that an error names
 MILLIMETRES = {
     **dict.fromkeys(("micron", "microns", "micrometer", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 1e-3),
-    **{"nm": 1e-6, "mm": 1.0, "cm": 10.0, "inch": 25.4, "m": 1e3, "meter": 1e3, "unknown": 1.0},
+    **{"nm": 1e-6, "mm": 1.0, "cm": 10.0, "inch": 25.4, "m": 1e3, "meter": 1e3},
 }
 
 
@@ -46,6 +46,15 @@ class Scan(NamedTuple):
     spacing: tuple[float, float, float] | None  # of the voxels' centres along D, H, W, in mm; None: the file is silent
     affine: np.ndarray | None  # NIfTI: from (k, j, i) to millimetres right, front, up; None: TIFF
     image: object  # NIfTI: nibabel's image, for header and orientation; None: TIFF
+
+    @property
+    def lacks(self) -> str | None:
+        """What the file would have to name for millilitres: "unit", "affine" (a NIfTI file may), or None."""
+        if self.image is None:
+            return None if self.spacing else "unit"
+        header = self.image.header
+        named = header["sform_code"] or header["qform_code"]
+        return "affine" if not named else "unit" if header.get_xyzt_units()[0] == "unknown" else None
 
     @property
     def sheared(self) -> bool:
@@ -152,7 +161,7 @@ def _open_nifti(path):
     raw = _mapped(_unpacked(path), stored.dtype, stored.offset, shape, "F")
     if (stored.slope, stored.inter) != (1, 0):
         raw = _scaled(raw, stored.slope, stored.inter)
-    unit = MILLIMETRES[image.header.get_xyzt_units()[0]]
+    unit = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     affine = np.diag([unit, unit, unit, 1]) @ image.affine
     spacing = tuple(float(step) for step in nibabel.affines.voxel_sizes(affine))
     if not np.isfinite(affine).all() or min(spacing) == 0:

@@ -117,6 +117,27 @@ def describe_grids(samples: list[Sample]) -> list[str]:
     return said
 
 
+def spacings_of(samples: list[Sample]) -> list[list[float]] | None:
+    """The smallest and the largest spacing of scans along each axis, for the model file; None where one is silent."""
+    steps = [sample.spacing for sample in samples]
+    return None if None in steps else [np.min(steps, axis=0).tolist(), np.max(steps, axis=0).tolist()]
+
+
+def describe_spacing(spacing: tuple | None, seen: list | None, tolerance: float = 0.1) -> str | None:
+    """A sentence if a scan's spacing is unknown, or more than a tenth outside what training saw, else None."""
+    if seen is None:
+        return None
+    low, high = np.array(seen)
+    if spacing and (low <= np.multiply(spacing, 1 + tolerance)).all() and (spacing <= high * (1 + tolerance)).all():
+        return None
+    trained = " to ".join(dict.fromkeys(map(_millimetres, seen)))
+    what = f"are {_millimetres(spacing)}" if spacing else "have a size that the file does not say"
+    return (
+        f"Its voxels {what}, in training they were {trained}: objects look otherwise to the network than in training; "
+        f"resample the scan, or train with --spacing {' '.join(f'{step:.3g}' for step in np.mean(seen, axis=0))}."
+    )
+
+
 def _millimetres(spacing):
     return " x ".join(f"{step:.3g}" for step in reversed(spacing)) + " mm"
 

@@ -170,6 +170,7 @@ def _is_sound(found: dict) -> bool:
         and numbers(found["size"], found["ndim"])
         and all(type(side) is int and side > 0 for side in found["size"])
         and (found.get("spacing") is None or numbers(found["spacing"], 3))
+        and (found.get("spacings_seen") is None or [numbers(ends, 3) for ends in found["spacings_seen"]] == [True] * 2)
         and (
             window is None
             or numbers(window, 2)

@@ -231,6 +231,12 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
     if args.scale is not None and ndim == 3:
         raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
     files, truths = find_inputs(args, ndim)
+    without = [pictures.readable(path.name) for path in files if args.masks and folders.stem(path) not in truths]
+    if without:
+        names = ", ".join(without[:3]) + ", ..." * (len(without) > 3)
+        print(
+            f"WARNING: {len(without)} of {len(files)} get no score: no mask in {args.masks} ({names}).", file=sys.stderr
+        )
     out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard) if args.shard else args.out_dir
     with output_files.output_folder(out_dir, reads=(*files, *truths.values())) as folder:
         backend.import_keras()
@@ -274,7 +280,7 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             )
             if row["remark"]:
                 print(f"WARNING: {pictures.readable(path.name)}: {row['remark']}", file=sys.stderr)
-    skipped = f"; {len(finished)} of {len(files)} were finished before" if finished else ""
+    skipped = f"; {len(finished)} of {len(files)} finished before" if finished else ""
     failed = f"; {failures} of {len(files)} failed" if failures else ""
     if failures < len(files):
         print(f"Files: {out_dir}{skipped}{failed}")
@@ -284,8 +290,6 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
 def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made_with: str) -> dict:
     """Predict one picture: its files move into `folder` together, then its row is added to the table."""
     started = time.perf_counter()
-    if args.masks and truth is None:
-        raise ValueError(f"{path} has no mask in {args.masks}.")
     with output_files.written_aside(folder) as aside:
         predict = predict_scan if models[0].preprocessing["ndim"] == 3 else predict_picture
         row = predict(models, path, truth, args, aside)

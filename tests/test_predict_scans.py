@@ -155,7 +155,7 @@ def test_a_scan_finished_before_is_left_alone(model_path, tmp_path, capsys):
     flags = [str(model_path), str(tmp_path / "head.nii.gz"), "--out-dir", str(tmp_path / "out")]
     predict.main(flags)
     predict.main([*flags, "--continue"])
-    assert "1 of 1 were finished before" in capsys.readouterr().out
+    assert "1 of 1 finished before" in capsys.readouterr().out
     assert len(table(tmp_path / "out")) == 1
 
 

@@ -226,7 +226,7 @@ def test_predict_takes_models_by_run_version_and_alias(logged, capsys, monkeypat
         np.testing.assert_array_equal(np.asarray(Image.open("again/picture_mask.png")), expected)
         assert f"{name}@" in Path("again/predictions.csv").read_text()
         assert predict.main([name, "picture.png", "--out-dir", "again", "--continue"]) == 0
-        assert "1 of 1 were finished before" in capsys.readouterr().out
+        assert "1 of 1 finished before" in capsys.readouterr().out
     assert list(Path("temporary").iterdir()) == []
 
 

@@ -28,7 +28,7 @@ import predict
 import unet_segmentation as unet
 from lab.data import grey_values
 from lab.model import model_file, prediction
-from lab.track import store, tracking
+from lab.track import served_model, store, tracking
 
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
 
@@ -196,6 +196,17 @@ def test_what_is_wrong_with_an_input_is_said(given, words, logged):
     with pytest.raises(MlflowException, match=words) as caught:
         logged.load("grey").predict(given)
     assert caught.value.get_http_status_code() == 400
+
+
+def test_an_error_keeps_its_cause_alone_when_the_server_puts_the_upload_before_it(logged):
+    from mlflow import MlflowException
+
+    with pytest.raises(MlflowException) as caught:
+        logged.load("grey").predict(np.array("no picture!", object))
+    cause = caught.value.message
+    caught.value.message = f"Failed to predict data 'no picture!'. \nError: {cause}"  # what MLflow's server does
+    assert json.loads(caught.value.serialize_as_json())["message"] == cause
+    assert cause == "neither numbers nor a picture file in base64 were posted."
 
 
 def test_the_bare_network_is_there_and_the_signature_leaves_sides_open(logged):
@@ -366,10 +377,12 @@ def test_mlflow_serves_over_http_what_predict_writes(logged):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"runs:/{logged.runs['grey']}/model"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow calls uvicorn by its name
-    environment = {**os.environ, "PATH": path}
+    (line,) = [line for line in served_model.__doc__.splitlines() if "mlflow models serve" in line and "-m " in line]
+    here = os.path.relpath(Path(sys.executable).parent)
+    line = line.replace(".venv/bin", here).replace("RUN_ID", logged.runs["grey"])
+    others = [part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "uvicorn").exists()]
+    environment = {**os.environ, "PATH": os.pathsep.join(others)}  # of an environment that is not activated
+    command = ["sh", "-c", f"exec env {line} --host 127.0.0.1 --port {port}"]
     with open("log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -391,8 +404,10 @@ def test_mlflow_serves_over_http_what_predict_writes(logged):
                 picture = Image.open(io.BytesIO(base64.b64decode(answer[name])))
                 np.testing.assert_array_equal(np.asarray(picture), expected)
         with pytest.raises(urllib.error.HTTPError) as refused:
-            post(port, "no picture!")
-        assert refused.value.code == 400 and "base64" in refused.value.read().decode()
+            post(port, "no picture!" * 1000)
+        said = json.loads(refused.value.read())
+        assert refused.value.code == 400 and said["error_code"] == "INVALID_PARAMETER_VALUE"
+        assert said["message"] == "neither numbers nor a picture file in base64 were posted."
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()

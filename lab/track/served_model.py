@@ -3,9 +3,11 @@
 lab/track/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it where it is
 loaded:
 
-    mlflow models serve -m runs:/RUN_ID/model --env-manager local
+    PATH=.venv/bin:$PATH mlflow models serve -m runs:/RUN_ID/model --env-manager local
     echo '{"inputs": "'$(base64 -w0 photo.png)'"}' |
         curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5000/invocations
+
+MLflow starts `uvicorn` by its bare name: PATH must lead to the environment's programs, as in the first line.
 
 What is posted is a picture's file in base64: PNG, JPEG, TIFF or BMP, as predict.py reads them. The answer holds `mask`
 and `probability` as PNG files in base64 (0 and 255; 65535 is 1) and `remark`. Or it is an array, grey (H, W), colour
@@ -25,6 +27,22 @@ from pathlib import Path
 import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+
+class BadInput(MlflowException):
+    """What the client can mend, status 400. MLflow's server would put the whole upload before the message."""
+
+    def __init__(self, cause: str):
+        super().__init__(cause, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        return self._cause
+
+    @message.setter
+    def message(self, text: str) -> None:
+        self.__dict__.setdefault("_cause", text)  # the first one stays
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
@@ -47,8 +65,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             if model_input.size == 1 and isinstance(model_input.item(), str | bytes):
                 return self.answer_file(model_input.item(), **(params or {}))
             return self.answer_array(as_stored(model_input), **(params or {}))
-        except ValueError as error:  # what the client can mend: MLflow tells it, with status 400
-            raise MlflowException.invalid_parameter_value(str(error)) from None
+        except ValueError as error:
+            raise BadInput(str(error)) from None
 
     def answer_file(self, text: str | bytes, threshold: float = 0.5) -> dict:
         """The answer for a picture file in base64: files too."""

@@ -194,7 +194,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--models", nargs="+", default=[], metavar="MODEL", help="more models: the mean is taken")
     scale = "show pictures S times as large; default: 1, or what a model of --recipe photographs is surest of"
     add("--scale", type=float, metavar="S", help=scale)
-    add("--flips", action="store_true", help="average over mirrored pictures: 4 times as long, a little better")
+    add(
+        "--flips",
+        action="store_true",
+        help="average over mirrored pictures: 4 times as long, scans 8; a little better",
+    )
     add("--shard", type=read_shard, metavar="I/N", help="every N-th picture only, into a folder of its own")
     add("--continue", action="store_true", dest="go_on", help="leave pictures alone that are finished already")
     return command_line.parse(parser, check_args, argv)
@@ -202,9 +206,10 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def read_shard(text: str) -> tuple[int, int]:
     """ "3/16" -> (3, 16)."""
-    number, count = map(int, text.split("/"))
-    if not 1 <= number <= count:
-        raise argparse.ArgumentTypeError(f"the first number must be 1 to the second, as in 3/16; got {text}")
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"two numbers I/N were expected, I from 1 to N, such as 3/16; got {text}")
+    number, count = int(number), int(count)
     return number, count
 
 
@@ -231,6 +236,9 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
     if args.scale is not None and ndim == 3:
         raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
     files, truths = find_inputs(args, ndim)
+    if not files:
+        print("Nothing to do in shard {} of {}: there are fewer pictures than shards.".format(*args.shard))
+        return 0
     without = [pictures.readable(path.name) for path in files if args.masks and folders.stem(path) not in truths]
     if without:
         names = ", ".join(without[:3]) + ", ..." * (len(without) > 3)
@@ -275,7 +283,7 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             scaled = f", at scale {row['scale']:g}" if row.get("scale", 1) != 1 else ""
             print(
                 f"[{number}/{len(files)}] {pictures.readable(path.name)}: {row['foreground']:.1%} foreground, "
-                f"{row['objects']} objects{scaled}{score}, {row['seconds']:.1f} s",
+                f"{folders.count(row['objects'], 'object')}{scaled}{score}, {row['seconds']:.1f} s",
                 flush=True,
             )
             if row["remark"]:

@@ -273,7 +273,7 @@ def main(argv=None) -> dict:
     source = functools.partial(own_scans, args, *split_scans(args)) if args.images else functools.partial(spheres, args)
     one_sphere = args.images is None and tuple(args.spheres) == (1, 1)
     sphere = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius} if one_sphere else None
-    evaluate = functools.partial(evaluation.of_volumes, sphere=sphere)
+    evaluate = functools.partial(evaluation.of_volumes, settings=vars(args), sphere=sphere)
     return experiment.run(EXPERIMENT, args, RECIPES, source, build, evaluate)
 
 

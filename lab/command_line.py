@@ -31,6 +31,10 @@ NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as pat
     "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory",
 )  # fmt: skip
 
+EXIT_CODES = """exit codes:
+    0 all is done; 1 something that was begun could not be finished; 2 nothing was done
+    130, 143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP"""
+
 
 class Unfinished(RuntimeError):
     """Something that was begun could not be finished; the message says what, and what there is. Exit code 1."""
@@ -148,10 +152,25 @@ def parse(
 
 
 def make_parser(doc: str, usage: str = "%(prog)s [options]") -> argparse.ArgumentParser:
-    """A parser whose --help begins with the first line of the script's docstring and shows every default."""
+    """A parser whose --help shows every default, between the docstring's first line and its first two commands."""
+    commands = [line for line in doc.splitlines() if line.startswith("    python ")][:2]
     return argparse.ArgumentParser(
-        description=doc.split("\n")[0], usage=usage, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=doc.split("\n")[0],
+        usage=usage,
+        epilog="\n".join(["examples:", *commands, "", EXIT_CODES]),
+        formatter_class=_Help,
     )
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Shows a default behind the help of its flag: where there is one, once, and as it is typed."""
+
+    def _get_help_string(self, action):
+        shown = action.default is not False and action.default not in (None, [], argparse.SUPPRESS)
+        if not shown or "default" in action.help:
+            return action.help
+        shown = " ".join(map(str, _list(action.default))).replace("%", "%%")
+        return f"{action.help} (default: {shown})"
 
 
 class _OneOrThree(argparse.Action):
@@ -191,7 +210,7 @@ def add_training_flags(fit: Callable, recipes: dict[str, dict], what: str) -> No
 
     chosen("--epochs", type=int, metavar="N", help=f"passes over the training {what}s")
     chosen("--batch-size", type=int, metavar="N", help=f"{what}s per step")
-    chosen("--optimizer", choices=("muon", "adam"), help="see lab/model/muon.py")
+    chosen("--optimizer", choices=("muon", "adam"), help="muon needs fewer epochs, adam is the textbook's")
     chosen("--learning-rate", type=float, metavar="R", help="peak step size, above 0")
     chosen("--schedule", choices=("cosine", "constant"), help="course of the learning rate")
     chosen(

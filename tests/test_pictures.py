@@ -198,7 +198,7 @@ def bad_pictures(folder):
     for kind in (np.int8, np.int16, np.int32):
         tifffile.imwrite(folder / f"{kind.__name__}.tif", np.arange(-99, 100, dtype=kind).reshape(1, -1))
     return {
-        "text": "no PNG", "empty": "no PNG", "half": "cannot be read", "huge": "1,000,000,000 pixels",
+        "text": "no PNG", "empty": "no PNG", "half": "copy the file again", "huge": "1,000,000,000 pixels",
         "nothing": "cannot be read", "pages": "2 pages", "moving": "2 frames", "gif": "no PNG",
         "float": "from 20 to inf", "nan": "from nan to nan", "int8": "from -99 to 99", "int16": "from -99 to 99",
         "int32": "from -99 to 99", "missing": "does not exist", "nowhere": "does not exist",
@@ -307,7 +307,7 @@ def test_a_folder_in_colour_gives_three_channels_and_a_mixed_one_grey(folders, t
     save(folder / "2.png", np.asarray(Image.open(folder / "2.png").convert("L")))
     samples = pictures.read_folder(folder, masks)
     assert {sample.image.shape[-1] for sample in samples} == {len(sample.grey_range.low) for sample in samples} == {1}
-    assert "7 of 8 pictures" in capsys.readouterr().out
+    assert "(7 of 8)" in capsys.readouterr().out
 
 
 def test_everything_wrong_with_a_folder_is_listed_at_once(folders):

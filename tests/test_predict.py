@@ -417,7 +417,7 @@ def test_continue_scores_anew_what_has_another_true_mask(model_path, picture_fol
     assert float(table(out)[0]["dice"]) == pytest.approx(1)
 
 
-def test_every_picture_belongs_to_one_shard(model_path, picture_folder, tmp_path):
+def test_every_picture_belongs_to_one_shard(model_path, picture_folder, tmp_path, capsys):
     folder, truths = picture_folder
     found = []
     for number in (1, 2, 3):
@@ -426,6 +426,7 @@ def test_every_picture_belongs_to_one_shard(model_path, picture_folder, tmp_path
         found += [row["picture"] for row in table(tmp_path / f"out/shard-{number}-of-3")]
     assert sorted(found) == [f"{name}.png" for name in truths]
     assert predict.main([str(model_path), str(folder), *flags[:2], "--shard", "5/9"]) == 0, "an empty shard is done"
+    assert "Nothing to do in shard 5 of 9: there are fewer pictures than shards." in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows cannot kill so")
@@ -537,8 +538,8 @@ def test_bad_models_are_refused_before_anything_is_written(picture_folder, tmp_p
         (["pictures", "--masks", "masks", "--out-dir", "masks"], "holds the input"),
         (["pictures", "twin/p1.bmp"], "same output names"),
         (["pictures", "--out-dir", "text.png/out"], "cannot be written"),
-        (["pictures", "--shard", "0/3"], "must be 1 to the second"),
-        (["pictures", "--shard", "three"], "invalid"),
+        (["pictures", "--shard", "0/3"], "I from 1 to N, such as 3/16; got 0/3"),
+        (["pictures", "--shard", "three"], "I from 1 to N, such as 3/16; got three"),
         (["pictures", "--scale", "0"], "1/16 to 16"),
         (["pictures", "--scale", "nan"], "1/16 to 16"),
         (["pictures", "--masks", "double"], "have the same name"),

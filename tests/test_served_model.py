@@ -134,8 +134,8 @@ def test_a_picture_is_looked_at_at_the_scale_that_predict_finds(logged, monkeypa
 
 
 @pytest.mark.parametrize("given, words", [
-    (np.where(np.arange(64).reshape(4, 4, 4) == 7, np.nan, 1).astype(np.float32), "1 voxels that are NaN or infinite"),
-    (np.arange(64.0).reshape(4, 4, 4) * 1e300, "63 voxels that are NaN or infinite"),
+    (np.where(np.arange(64).reshape(4, 4, 4) == 7, np.nan, 1).astype(np.float32), "holds 1 voxel of NaN or infinity"),
+    (np.arange(64.0).reshape(4, 4, 4) * 1e300, "63 voxels of NaN or infinity"),
     (np.full((4, 4, 4), 7, np.uint8), "constant"),
     (np.arange(16, dtype=np.uint8).reshape(1, 4, 4), "a single slice"),
 ])  # fmt: skip
@@ -382,7 +382,7 @@ def test_mlflow_serves_over_http_what_predict_writes(logged):
     line = line.replace(".venv/bin", here).replace("RUN_ID", logged.runs["grey"])
     others = [part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "uvicorn").exists()]
     environment = {**os.environ, "PATH": os.pathsep.join(others)}  # of an environment that is not activated
-    command = ["sh", "-c", f"exec env {line} --host 127.0.0.1 --port {port}"]
+    command = ["sh", "-c", f"{line} --host 127.0.0.1 --port {port}"]
     with open("log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -204,6 +204,10 @@ def bad_file(kind, folder):
     if kind == "cut gz":
         whole = write_nifti(path, np.random.default_rng(0).random((20, 20, 20))).read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
+    if kind == "checksum":
+        whole = bytearray(write_nifti(path, np.random.default_rng(0).random((20, 20, 20))).read_bytes())
+        whole[-8] ^= 1  # of the CRC
+        path.write_bytes(whole)
     if kind == "cut":
         whole = gzip.decompress(write_nifti(path, noise()).read_bytes())
         path = folder / "bad.nii"
@@ -252,6 +256,7 @@ def bad_file(kind, folder):
         ("text", "cannot be read"),
         ("empty", "cannot be read"),
         ("cut gz", "truncated"),
+        ("checksum", "damaged .CRC.*; copy it again"),
         ("cut", "truncated"),
         ("tiff time", "TYX.*ZYX was expected"),
         ("tiff channels", "ZCYX.*ZYX was expected"),
@@ -329,7 +334,7 @@ def test_all_that_is_wrong_with_a_folder_is_told_at_once(folders):
         r"affine.nii.gz lies up to [\d.]+ mm beside its scan",
         r"labels.nii.gz is no mask of one object.*1, 2, 3",
         r"flat.nii.gz is constant: every voxel is 7",
-        r"nan.nii.gz holds 2 voxels that are NaN or infinite",
+        r"nan.nii.gz holds 2 voxels of NaN or infinity",
         r"nan.nii.gz is no mask of one object.* and more",
         r"twin.nii.gz shows the same as 2.nii.gz",
         r"0.tif and 0.nii.gz have the same name",
@@ -393,7 +398,7 @@ def test_thick_slices_and_different_spacings_are_said(folders):
     write_nifti(images / "0.nii.gz", noise(), affine)
     write_nifti(masks / "0_mask.nii.gz", noise() // 50, affine)
     thick, different = volumes.describe_grids(volumes.read_folder(*folders))
-    assert thick.startswith("2 of 3 scans have thick slices (1.nii.gz: 0.5 x 1 x 2 mm)")
+    assert thick.startswith("Slices are thick in 2 of 3 scans (1.nii.gz: 0.5 x 1 x 2 mm)")
     assert "--spacing 2 1 0.5" in different
 
 

@@ -59,6 +59,7 @@ def open_picture(path: Path):
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow's would refuse 16,000 x 16,000
+    image = None
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for
             raise ValueError("it is no file, but a folder, a pipe or a device")
@@ -77,7 +78,8 @@ def open_picture(path: Path):
             reason = "it is no PNG, JPEG, TIFF or BMP"
             if Path(path).read_bytes()[:4] in TIFF_STARTS:
                 reason = "it is a TIFF of numbers that are not supported; save 8 or 16 bits per channel, unsigned"
-        problem = f"cannot be read as a picture: {reason.removesuffix('.')}"
+        again = "; it is damaged or cut off: copy the file again" if image else ""
+        problem = f"cannot be read as a picture: {reason.removesuffix('.')}{again}"
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     raise ValueError(f"{path} {problem}.")
@@ -285,7 +287,7 @@ def read_folder(images: Path, masks: Path) -> list[Sample]:
     folders.refuse(problems, "picture")
     colours = sum(image.shape[-1] == 3 for _, image, _ in found)
     if 0 < colours < len(found):
-        print(f"{colours} of {len(found)} pictures in {images} are in colour, the others grey: all are used in grey.")
+        print(f"Not all pictures in {images} are in colour ({colours} of {len(found)}): all are used in grey.")
         found = [(path, image if image.shape[-1] == 1 else read_picture(path, 1), mask) for path, image, mask in found]
     for sentence, num in Counter(describe_loss(path, image) for path, image, _ in found).items():
         if sentence:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lab.data import folders
 from lab.system.errors import first_line
 
 NIFTI, TIFF = (".nii.gz", ".nii"), (".tif", ".tiff")
@@ -181,7 +182,9 @@ def _unpacked(path):
     try:
         with gzip.open(path) as packed:
             shutil.copyfileobj(packed, file, 2**20)
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        if "Not a gzipped" in str(error):
+            raise
         raise _Problem(f"is truncated or damaged ({_reason(error)}); copy it again") from None
     return file
 
@@ -323,7 +326,7 @@ def look_through(scan: Scan) -> bytes:
             strange += part.size - np.count_nonzero(np.isfinite(part))
         low, high = min(low, part.min()), max(high, part.max())
     if strange:
-        raise ValueError(f"{scan.path} holds {strange:,} voxels that are NaN or infinite; replace them, by 0 say.")
+        raise ValueError(f"{scan.path} holds {folders.count(strange, 'voxel')} of NaN or infinity; put 0 there, say.")
     if low == high:
         raise ValueError(f"{scan.path} is constant: every voxel is {low:g}.")
     return digest.digest()

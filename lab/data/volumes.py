@@ -107,7 +107,7 @@ def describe_grids(samples: list[Sample]) -> list[str]:
     if thick:
         worst = max(thick, key=lambda sample: max(sample.spacing) / min(sample.spacing))
         said.append(
-            f"{len(thick)} of {len(samples)} scans have thick slices ({worst.name}: {_millimetres(worst.spacing)}): "
+            f"Slices are thick in {len(thick)} of {len(samples)} scans ({worst.name}: {_millimetres(worst.spacing)}): "
             "patches are not turned out of the slices; between slices the network sees little."
         )
     steps = np.array([sample.spacing for sample in known])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.data import folders
 from lab.data.source import Source
 from lab.evaluate import plots, scoring, views, volume_results
 from lab.model import training
@@ -23,8 +24,8 @@ class Evaluation:
     files: dict[str, Callable[[Path], object]]  # name -> writes it
 
 
-def of_images(network, source: Source, history: dict) -> Evaluation:
-    """Score the test images of a source."""
+def of_images(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
+    """Score the test images of a source; `settings` of the training are what no advice repeats."""
     images, masks = source.test
     probs = training.predict(network, images)
     scores, rows = scoring.score(masks, probs)
@@ -36,7 +37,7 @@ def of_images(network, source: Source, history: dict) -> Evaluation:
     return Evaluation(
         scores,
         baselines,
-        scoring.describe_failure(history, masks, probs),
+        scoring.describe_failure(history, masks, probs, settings, len(history["loss"]) * source.num_training),
         f"Test set, {len(images)} {what}:\n" + scoring.format_table({**baselines, "U-Net": scores}),
         {
             "per_image.csv": lambda path: output_files.write_table(rows, path),
@@ -45,8 +46,10 @@ def of_images(network, source: Source, history: dict) -> Evaluation:
     )
 
 
-def of_volumes(network, source: Source, history: dict, sphere: dict | None = None) -> Evaluation:
-    """Score the test volumes of a source.
+def of_volumes(
+    network, source: Source, history: dict, settings: dict | None = None, sphere: dict | None = None
+) -> Evaluation:
+    """Score the test volumes of a source; `settings` as in `of_images`.
 
     `sphere` are noise, contrast and radius where each volume is known to hold one sphere: a fit that knows it is a
     baseline then.
@@ -67,8 +70,8 @@ def of_volumes(network, source: Source, history: dict, sphere: dict | None = Non
     return Evaluation(
         scores,
         baselines,
-        scoring.describe_failure(history, *whole),
-        f"Test set, {len(test)} volumes:\n{table}",
+        scoring.describe_failure(history, *whole, settings, len(history["loss"]) * source.num_training),
+        f"Test set, {folders.count(len(test), 'volume')}:\n{table}",
         {
             "per_volume.csv": lambda path: output_files.write_table(rows, path),
             "predictions.png": lambda path: views.plot_volumes(shown, path),

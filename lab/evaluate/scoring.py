@@ -6,6 +6,7 @@
 A set of files is one thing: it is written aside and takes the place of the former set as a whole.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -139,12 +140,17 @@ def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tup
     return best, found[best]
 
 
-def describe_failure(history: dict, masks, probs) -> str | None:
-    """One sentence if the training ended in nothing useful, else None."""
-    advice = (
-        "Try --loss dice+bce, a lower --learning-rate, another --seed, or larger objects; where objects have a few "
-        "pixels, --loss dice --smooth 1e-6."
-    )
+FEW = 1000  # images, of all epochs together, after which a network may only have begun to learn
+
+
+def describe_failure(
+    history: dict, masks, probs, settings: dict | None = None, num_seen: float = math.inf
+) -> str | None:
+    """What ended in nothing useful and what to try, else None; `num_seen` images were trained on, with `settings`."""
+    loss, smooth = ((settings or {}).get(name) for name in ("loss", "smooth"))
+    tips = ["training longer (--epochs)"] * (num_seen < FEW) + ["--loss dice+bce"] * (loss != "dice+bce")
+    advice = f"Try {', '.join([*tips, 'a lower --learning-rate', 'another --seed'])}, or larger objects"
+    advice += "." if (loss, smooth) == ("dice", 1e-6) else "; for objects of a few pixels, --loss dice --smooth 1e-6."
     if not (np.isfinite(history["loss"]).all() and np.isfinite(probs).all()):
         return f"The loss became NaN or infinite: the network is broken and its scores mean nothing. {advice}"
     share, true = float((probs >= 0.5).mean()), float(masks.mean())

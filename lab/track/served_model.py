@@ -88,6 +88,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def answer_array(self, array: np.ndarray, threshold: float = 0.5) -> dict:
         """The answer for the values of a picture, or of several of one size, or of a volume: arrays too."""
+        from lab.data import folders
+
         ndim = self.models[0].preprocessing["ndim"]
         if not ndim <= array.ndim <= ndim + 2 or not array.size:
             sides = "(H, W), (H, W, C) or (N, H, W, C)" if ndim == 2 else "(D, H, W), (D, H, W, 1) or (N, D, H, W, 1)"
@@ -101,7 +103,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
                 raise ValueError(f"a volume of one channel was expected; got an array of shape {array.shape}.")
             strange = np.count_nonzero(~np.isfinite(image))
             if strange:
-                raise ValueError(f"the volume holds {strange:,} voxels that are NaN or infinite; replace them.")
+                raise ValueError(f"the volume holds {folders.count(strange, 'voxel')} of NaN or infinity; put 0 there.")
             if min(image.shape[:3]) < 2 or image.min() == image.max():
                 raise ValueError(f"the volume, of shape {array.shape}, is a single slice or constant.")
         else:

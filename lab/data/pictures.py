@@ -149,7 +149,7 @@ def _read_deep_tiff(path: Path) -> np.ndarray | None:
         with tifffile.TiffFile(path) as file:
             page, samples = file.pages[0], file.pages[0].samplesperpixel
             photometric, extra = int(page.photometric), [int(kind) for kind in page.extrasamples]
-            if len(file.pages) > 1 or samples == 1 or photometric not in (1, 2) or math.prod(page.shape) > MAX_PIXELS:
+            if len(file.pages) > 1 or samples == 1 or photometric not in (1, 2) or page.imagewidth * page.imagelength > MAX_PIXELS:
                 return None
             alpha = bool(extra and extra[-1])
             colours = samples - alpha - (photometric == 2 and extra == [0])  # RGBX: Pillow leaves X out too

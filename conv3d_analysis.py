@@ -268,6 +268,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError for settings that cannot work, before anything slow begins."""
+    backend.refuse_torch()
     check_volume(args.input_shape)
     check_network(args.input_shape, args.filters, 2, args.kernel_size, args.downsampling)
     limits = {"filters": 4096, "kernel_size": 31, "batch_size": 10**6, "steps": 10**4, "seed": 2**32 - 1}

@@ -223,7 +223,8 @@ def place_balls(
         Of each image the number of its balls (N), and radii (N, most) and centres (N, most, ndim), of which it has the
         first ones.
     """
-    fewest, most = map(int, check_range(count_name, [check_integer(count_name, number, low=0) for number in count]))
+    ends = count if np.ndim(count) else [count]  # one number is refused with two
+    fewest, most = map(int, check_range(count_name, [check_integer(count_name, number, low=0) for number in ends]))
     smallest, largest = check_range("radius", radius, low=1)
     margin = check_integer("margin", margin, low=0)
     if 2 * largest > min(shape) - 1 + 2 * margin:

@@ -18,7 +18,6 @@ Shares of many pictures, by `--shard I/N`, have a folder and a table each; all i
 
 import argparse
 import hashlib
-import math
 import sys
 import time
 from pathlib import Path
@@ -49,6 +48,9 @@ COLUMNS = (
     *("seconds", "dice", "iou", "surface", "hausdorff95", "remark", "file", "made_with"),
 )
 
+SHEARED = "The axes of its affine are not at right angles (a tilted gantry?): volume and distances follow the affine."
+WITHOUT_VOLUME = "The file names no {}: volume_ml stays empty, diameter and distances are in its own unit."
+
 
 # Prediction
 
@@ -75,6 +77,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
     preview = prepare[0](image[::step, ::step])
     remarks += [figures.pop("remark"), grey_values.describe_strangeness(preview, seen)]
+    remarks += [pictures.describe_loss(path, image)]
     row = {"picture": path.name, "width": width, "height": height, "scale": scale, **figures}
     row |= measure_objects(mask)
     row |= {"remark": " ".join(filter(None, remarks)), **(compare_masks(true, mask) if truth else {})}
@@ -107,14 +110,18 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     mask, figures, kept = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
 
     mask = mask.view(bool)
-    remarks = figures.pop("remark"), grey_values.describe_strangeness(prepare[0](few), first["seen"])
+    remarks = [figures.pop("remark"), grey_values.describe_strangeness(prepare[0](few), first["seen"])]
+    remarks += [SHEARED] if scan.sheared else []
+    remarks += [] if first.get("spacing") else [volumes.describe_spacing(scan.spacing, first.get("spacings_seen"))]
+    remarks += [WITHOUT_VOLUME.format(scan.lacks)] if scan.lacks and scan.spacing else []
     row = {"picture": path.name, **dict(zip(("depth", "height", "width"), mask.shape, strict=True)), **figures}
-    row |= measure_objects(mask, math.prod(scan.spacing or (1,))) | {"remark": " ".join(filter(None, remarks))}
-    if scan.spacing:
-        row["volume_ml"] = np.count_nonzero(mask) * math.prod(scan.spacing) / 1000
+    row |= measure_objects(mask, scan.voxel or 1) | {"remark": " ".join(filter(None, remarks))}
+    if not scan.lacks:
+        row["volume_ml"] = np.count_nonzero(mask) * scan.voxel / 1000
     if truth:
         row |= compare_masks(true.voxels == 1, mask)
-        found = surfaces.surface_distances(true.voxels == 1, mask, scan.spacing or 1.0) or (None, None)
+        steps = 1.0 if scan.steps is None else scan.steps
+        found = surfaces.surface_distances(true.voxels == 1, mask, steps) or (None, None)
         row |= dict(zip(("surface", "hausdorff95"), found, strict=True))
     shown = views.montage(scan.voxels[..., None], mask, scan.spacing, plots.overlay, prepare[0])
     mask_name, overlay_name, probability_name = output_names(path, 3)
@@ -189,7 +196,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--models", nargs="+", default=[], metavar="MODEL", help="more models: the mean is taken")
     scale = "show pictures S times as large; default: 1, or what a model of --recipe photographs is surest of"
     add("--scale", type=float, metavar="S", help=scale)
-    add("--flips", action="store_true", help="average over mirrored pictures: 4 times as long, a little better")
+    add(
+        "--flips",
+        action="store_true",
+        help="average over mirrored pictures: 4 times as long, scans 8; a little better",
+    )
     add("--shard", type=read_shard, metavar="I/N", help="every N-th picture only, into a folder of its own")
     add("--continue", action="store_true", dest="go_on", help="leave pictures alone that are finished already")
     return command_line.parse(parser, check_args, argv)
@@ -197,9 +208,10 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def read_shard(text: str) -> tuple[int, int]:
     """ "3/16" -> (3, 16)."""
-    number, count = map(int, text.split("/"))
-    if not 1 <= number <= count:
-        raise argparse.ArgumentTypeError(f"the first number must be 1 to the second, as in 3/16; got {text}")
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"two numbers I/N were expected, I from 1 to N, such as 3/16; got {text}")
+    number, count = int(number), int(count)
     return number, count
 
 
@@ -226,6 +238,15 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
     if args.scale is not None and ndim == 3:
         raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
     files, truths = find_inputs(args, ndim)
+    if not files:
+        print("Nothing to do in shard {} of {}: there are fewer pictures than shards.".format(*args.shard))
+        return 0
+    without = [pictures.readable(path.name) for path in files if args.masks and folders.stem(path) not in truths]
+    if without:
+        names = ", ".join(without[:3]) + ", ..." * (len(without) > 3)
+        print(
+            f"WARNING: {len(without)} of {len(files)} get no score: no mask in {args.masks} ({names}).", file=sys.stderr
+        )
     out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard) if args.shard else args.out_dir
     with output_files.output_folder(out_dir, reads=(*files, *truths.values())) as folder:
         backend.import_keras()
@@ -264,12 +285,12 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             scaled = f", at scale {row['scale']:g}" if row.get("scale", 1) != 1 else ""
             print(
                 f"[{number}/{len(files)}] {pictures.readable(path.name)}: {row['foreground']:.1%} foreground, "
-                f"{row['objects']} objects{scaled}{score}, {row['seconds']:.1f} s",
+                f"{folders.count(row['objects'], 'object')}{scaled}{score}, {row['seconds']:.1f} s",
                 flush=True,
             )
             if row["remark"]:
                 print(f"WARNING: {pictures.readable(path.name)}: {row['remark']}", file=sys.stderr)
-    skipped = f"; {len(finished)} of {len(files)} were finished before" if finished else ""
+    skipped = f"; {len(finished)} of {len(files)} finished before" if finished else ""
     failed = f"; {failures} of {len(files)} failed" if failures else ""
     if failures < len(files):
         print(f"Files: {out_dir}{skipped}{failed}")
@@ -279,8 +300,6 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
 def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made_with: str) -> dict:
     """Predict one picture: its files move into `folder` together, then its row is added to the table."""
     started = time.perf_counter()
-    if args.masks and truth is None:
-        raise ValueError(f"{path} has no mask in {args.masks}.")
     with output_files.written_aside(folder) as aside:
         predict = predict_scan if models[0].preprocessing["ndim"] == 3 else predict_picture
         row = predict(models, path, truth, args, aside)

@@ -410,7 +410,8 @@ def check_circles(args: argparse.Namespace) -> None:
 def main(argv=None) -> dict:
     """Train, score, plot and track one network, or one per fold; return the test scores, of folds the mean."""
     args = parse_args(argv)
-    run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluation.of_images)
+    evaluate = functools.partial(evaluation.of_images, settings=vars(args))
+    run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluate)
     if args.images is None:
         return run(functools.partial(circles, args))
     classes, splits_of_fold = split_pictures(args)

@@ -138,7 +138,7 @@ def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[
         lambda epoch: random_batches(args, parts["training"], patch, epoch, augment, classes.num),
         name="own scans",
         origin=str(args.images),
-        preprocessing={**grey, "spacing": args.spacing},
+        preprocessing={**grey, "spacing": args.spacing, "spacings_seen": volumes.spacings_of(parts["training"])},
         classes=classes,
         raw=lambda: (validation_patches(args, raw, patch, classes.num), raw["test"]),
         settings={"data": splits.describe(split), "patch": patch, **classes.settings()},
@@ -278,7 +278,7 @@ def main(argv=None) -> dict:
     source = functools.partial(own_scans, args, *split_scans(args)) if args.images else functools.partial(spheres, args)
     one_sphere = args.images is None and tuple(args.spheres) == (1, 1)
     sphere = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius} if one_sphere else None
-    evaluate = functools.partial(evaluation.of_volumes, sphere=sphere)
+    evaluate = functools.partial(evaluation.of_volumes, settings=vars(args), sphere=sphere)
     return experiment.run(EXPERIMENT, args, RECIPES, source, build, evaluate)
 
 

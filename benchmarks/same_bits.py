@@ -100,7 +100,8 @@ def make_data(folder: Path) -> None:
     for number in range(5):
         mask, scan = draw(rng, (24, 20, 140) if number == 4 else (24, 20, 32), contrast=(80,))
         for name, voxels in (("scans", scan[..., 0]), ("scan_masks", mask)):
-            image = nibabel.Nifti1Image(voxels, np.diag([1, 1, 2, 1]))  # mm
+            image = nibabel.Nifti1Image(voxels, np.diag([1, 1, 2, 1]))
+            image.header.set_xyzt_units("mm")
             nibabel.save(image, folder / name / f"{number}.nii.gz")
 
 

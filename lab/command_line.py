@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lab.data.classes import check_names
-from lab.system import processes
+from lab.system import backend, processes
 from lab.system.errors import first_line
 from lab.system.processes import LostProcess
 from lab.system.signals import Stopped, signals_raise
@@ -31,6 +31,10 @@ from lab.system.signals import Stopped, signals_raise
 NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
     "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory",
 )  # fmt: skip
+
+EXIT_CODES = """exit codes:
+    0 all is done; 1 something that was begun could not be finished; 2 nothing was done
+    130, 143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP"""
 
 
 class Unfinished(RuntimeError):
@@ -149,10 +153,25 @@ def parse(
 
 
 def make_parser(doc: str, usage: str = "%(prog)s [options]") -> argparse.ArgumentParser:
-    """A parser whose --help begins with the first line of the script's docstring and shows every default."""
+    """A parser whose --help shows every default, between the docstring's first line and its first two commands."""
+    commands = [line for line in doc.splitlines() if line.startswith("    python ")][:2]
     return argparse.ArgumentParser(
-        description=doc.split("\n")[0], usage=usage, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=doc.split("\n")[0],
+        usage=usage,
+        epilog="\n".join(["examples:", *commands, "", EXIT_CODES]),
+        formatter_class=_Help,
     )
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Shows a default behind the help of its flag: where there is one, once, and as it is typed."""
+
+    def _get_help_string(self, action):
+        shown = action.default is not False and action.default not in (None, [], argparse.SUPPRESS)
+        if not shown or "default" in action.help:
+            return action.help
+        shown = " ".join(map(str, _list(action.default))).replace("%", "%%")
+        return f"{action.help} (default: {shown})"
 
 
 class _OneOrThree(argparse.Action):
@@ -192,7 +211,7 @@ def add_training_flags(fit: Callable, recipes: dict[str, dict], what: str) -> No
 
     chosen("--epochs", type=int, metavar="N", help=f"passes over the training {what}s")
     chosen("--batch-size", type=int, metavar="N", help=f"{what}s per step")
-    chosen("--optimizer", choices=("muon", "adam"), help="see lab/model/muon.py")
+    chosen("--optimizer", choices=("muon", "adam"), help="muon needs fewer epochs, adam is the textbook's")
     chosen("--learning-rate", type=float, metavar="R", help="peak step size, above 0")
     chosen("--schedule", choices=("cosine", "constant"), help="course of the learning rate")
     chosen(
@@ -249,6 +268,7 @@ def add_output_flags(out: Callable, folder: str) -> None:
 
 def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> None:
     """Raise ValueError for numbers that cannot work; `counts` are the flags that count something."""
+    backend.refuse_torch()
     for name in (*counts, "epochs", "batch_size", "filters"):
         value = getattr(args, name)
         if not 1 <= value <= 10**9:

@@ -1,6 +1,7 @@
 """What differs between machines, asked for in processes of their own."""
 
 import contextlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -43,6 +44,23 @@ def test_what_the_user_has_set_stays():
 def test_a_backend_that_is_not_there_is_one_sentence():
     done = run("from lab.system import backend; backend.import_keras()", KERAS_BACKEND="abacus")
     assert "ValueError: KERAS_BACKEND=abacus cannot be used" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["unet_segmentation", "volume_segmentation", "conv3d_analysis"])
+def test_no_script_that_trains_begins_on_torch(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(script).main([])
+    assert stop.value.code == 2 and "KERAS_BACKEND=torch is not supported" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jax_starts_in_silence():
+    pytest.importorskip("jax")
+    code = "from lab.system import backend; backend.start('float32', False, 0); print('started')"
+    done = run(code, KERAS_BACKEND="jax")
+    assert done.stderr == "" and done.stdout == "started\n"
 
 
 def test_importing_the_lab_only_defines():

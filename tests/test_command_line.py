@@ -1,7 +1,9 @@
 """How scripts end: sentences, exit codes, signals, consoles that close, and the output folder."""
 
 import ast
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,6 +203,27 @@ def parser():
 def test_help_shows_the_default_of_every_recipe():
     text = parser().format_help()
     assert "(default: 64; two: 128)" in text and "(default: dice)" in text
+
+
+SCRIPTS = ("unet_segmentation", "volume_segmentation", "conv3d_analysis", "predict")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_each_default_once_as_it_is_typed_then_two_commands_and_the_exit_codes(name, capsys):
+    script = importlib.import_module(name)
+    with pytest.raises(SystemExit):
+        script.parse_args(["--help"])
+    text = capsys.readouterr().out
+    flags, examples = text.split("examples:\n")
+    assert not re.search(r"default: (None|\[|\()", flags)
+    entries = re.split(r"\n  (?=-|[A-Z])", flags)
+    assert [entry for entry in entries if entry.count("default:") > 1] == []
+    commands = [line for line in examples.splitlines() if line.startswith(f"    python {name}.py")]
+    assert len(commands) == 2 and all(line in script.__doc__ for line in commands)
+    assert "exit codes:" in examples and "130" in examples
+    if name == "unet_segmentation":
+        words = " ".join(flags.split())
+        assert "(default: 8 25)" in words and "0 to 2^32 - 1 (default: 0)" in words
 
 
 @pytest.mark.parametrize(

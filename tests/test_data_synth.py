@@ -80,6 +80,7 @@ def test_a_margin_never_hides_a_circle():
     [
         ({"num_images": 0}, "at least 1"),
         ({"size": 32}, "does not fit"),
+        ({"num_circles": 3}, r"two numbers \(smallest, largest\), in this order; got \(3\)"),
         ({"radius": (9, 8)}, "in this order"),
         ({"noise": -1}, "noise"),
         ({"contrast": 0}, "above 0"),
@@ -87,6 +88,7 @@ def test_a_margin_never_hides_a_circle():
         ({"noise": (0.3, 0.1)}, "in this order"),
         ({"margin": -1}, "margin"),
         ({"num_circles": (2, 1)}, r"in this order; got \(2, 1\)"),
+        ({"num_circles": 3, "radius": 40}, r"num_circles must be two numbers \(smallest, largest\).*; got \(3\)"),
     ],
 )
 def test_bad_settings_are_refused(settings, words):

@@ -72,5 +72,10 @@ def test_problems_are_counted_and_each_has_a_line():
         folders.refuse(["a", "b"], "scan")
 
 
+@pytest.mark.parametrize(("number", "said"), [(0, "0 things"), (1, "1 thing"), (2, "2 things"), (1234, "1,234 things")])
+def test_one_thing_is_singular(number, said):
+    assert folders.count(number, "thing") == said
+
+
 def test_sides_are_told_width_first():
     assert folders.describe_sides((4, 6)) == "6 x 4" and folders.describe_sides((2, 4, 6)) == "6 x 4 x 2"

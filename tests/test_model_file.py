@@ -148,6 +148,7 @@ def test_bad_models_are_refused_in_one_sentence(tmp_path):
 @pytest.mark.parametrize("change", [
     {"version": 4}, {"version": 1}, {"version": None}, {"beyond": "no"}, {"surroundings": 2}, {"window": [[1], [2, 3]]},
     {"window": [1]}, {"window": 5}, {"size": [8]}, {"size": [8, 0]}, {"size": "88"}, {"size": [8.5, 8]}, {"ndim": 4},
+    {"spacings_seen": [[1, 1, 1]]}, {"spacings_seen": [[1, 1], [1, 1]]},
     {"channels": "1"}, {"divisor": 0}, {"divisor": True}, {"stretch": [99, 1]}, {"stretch": 5}, {"stretch": [1, "99"]},
     {"stretch": [float("nan"), 99]}, {"seen": []}, {"seen": {**SEEN, "1%": [None, 1]}}, {"seen": {"1%": [0, 1]}},
 ], ids=str)  # fmt: skip

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import struct
 import subprocess
 import sys
 import zlib
@@ -85,6 +86,85 @@ def test_a_tiff_that_is_turned_by_a_tag_is_read_as_a_viewer_shows_it(dtype, tmp_
         np.testing.assert_array_equal(pictures.read_picture(path)[..., 0], np.rot90(array, -1))
 
 
+DEEP = np.random.default_rng(0).integers(20_000, 23_000, (7, 9, 3)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("array", [DEEP, (DEEP / 7 - 3000).astype(np.float32)], ids=["16 bits", "float"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"planarconfig": "separate"}, {"photometric": 1}])
+def test_a_tiff_in_colour_of_16_bits_or_float_keeps_every_level(array, options, tmp_path):
+    stored = np.moveaxis(array, -1, 0) if options.get("planarconfig") else array
+    tifffile.imwrite(tmp_path / "a.tif", stored, **{"photometric": "rgb", "planarconfig": "contig", **options})
+    picture = pictures.read_picture(tmp_path / "a.tif")
+    assert picture.dtype == array.dtype and pictures.describe_loss(tmp_path / "a.tif", picture) is None
+    np.testing.assert_array_equal(picture, array)
+    luma = pictures.read_picture(tmp_path / "a.tif", channels=1)
+    assert luma.dtype == array.dtype
+    np.testing.assert_allclose(luma[..., 0], array @ [0.299, 0.587, 0.114], atol=0.5 if array.dtype == "u2" else 1e-3)
+
+
+@pytest.mark.parametrize("values", [GREY, GREY - 100.0, GREY * 300.0, GREY / 240], ids=str)
+def test_a_float_tiff_is_read_as_it_is(values, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", values.astype(np.float32))
+    picture = pictures.read_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture[..., 0], values.astype(np.float32))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_deep_tiff_is_turned_as_one_of_8_bits(orientation, tmp_path):
+    turned = [(274, 3, 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "8.tif", (DEEP >> 8).astype(np.uint8), photometric="rgb", extratags=turned)
+    tifffile.imwrite(tmp_path / "16.tif", DEEP >> 8, photometric="rgb", extratags=turned)
+    shallow, deep = (pictures.read_picture(tmp_path / f"{bits}.tif", 3) for bits in (8, 16))
+    assert (shallow.dtype, deep.dtype) == (np.uint8, np.uint16)
+    np.testing.assert_array_equal(deep, shallow)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_transparent_is_black_in_a_deep_tiff_too(dtype, tmp_path):
+    full = 65535 if dtype == np.uint16 else 1
+    opacity = np.broadcast_to(np.array([0, full], dtype)[:, None, None], (2, 9, 1))
+    tifffile.imwrite(tmp_path / "a.tif", np.concatenate([DEEP[:2].astype(dtype), opacity], -1), photometric="rgb")
+    picture = pictures.read_picture(tmp_path / "a.tif")
+    assert not picture[0].any()
+    np.testing.assert_array_equal(picture[1], DEEP[1])
+
+
+@pytest.mark.parametrize("num", [2, 5])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_other_numbers_of_channels_are_told_with_what_to_do(num, dtype, tmp_path):
+    array = np.resize(DEEP, (7, 9, num)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(ValueError, match=f"a.tif has {num} channels, where 1 .* can be read; save the one that shows"):
+        pictures.read_picture(tmp_path / "a.tif")
+
+
+def test_what_is_left_out_of_a_file_is_said(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", np.resize(DEEP, (7, 9, 4)), photometric="rgb", extrasamples=["unspecified"])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in DEEP)
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", 9, 7, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    png = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png))
+    for path, words in ((tmp_path / "x.tif", "fourth channel"), (tmp_path / "a.png", "Of 16 bits per channel 8 are")):
+        assert words in pictures.describe_loss(path, pictures.read_picture(path))
+    assert pictures.describe_loss(save(tmp_path / "b.png", GREY), GREY[..., None]) is None
+
+
+def test_a_folder_of_deep_colours_keeps_them_and_says_once_what_others_lose(folders, capsys):
+    folder, masks = folders
+    for path in [*folder.iterdir()]:
+        grey = np.asarray(Image.open(path)).astype(np.uint16)
+        fourth = {"extrasamples": ["unspecified"]} if path.stem in ("2", "5") else {}
+        colours = [grey * 200, grey * 100, 60_000 - grey, *[grey] * len(fourth)]
+        tifffile.imwrite(path.with_suffix(".tif"), np.stack(colours, -1), photometric="rgb", **fourth)
+        path.unlink()
+    samples = pictures.read_folder(folder, masks)
+    assert {(sample.image.dtype.name, sample.image.shape[-1]) for sample in samples} == {("uint16", 3)}
+    images, _ = patches.random_patches(samples, 4, 16, 0, patches.vary)
+    assert images.shape == (4, 16, 16, 3) and np.isfinite(images).all()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"2 of 8 pictures in {folder}: Its fourth channel is left out")
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64, np.float16])
 def test_a_tiff_of_numbers_that_are_not_supported_is_called_one(dtype, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", GREY.astype(dtype))
@@ -113,14 +193,14 @@ def bad_pictures(folder):
     Image.fromarray(GREY).save(folder / "pages.tif", save_all=True, append_images=[other])
     Image.fromarray(GREY).save(folder / "moving.png", save_all=True, append_images=[other])
     Image.fromarray(GREY).save(folder / "gif.png", "GIF", save_all=True, append_images=[other])
-    save(folder / "float.tif", GREY.astype(np.float32))
+    save(folder / "float.tif", np.where(GREY, GREY, np.inf).astype(np.float32))
     save(folder / "nan.tif", np.full((2, 2), np.nan, np.float32))
     for kind in (np.int8, np.int16, np.int32):
         tifffile.imwrite(folder / f"{kind.__name__}.tif", np.arange(-99, 100, dtype=kind).reshape(1, -1))
     return {
-        "text": "no PNG", "empty": "no PNG", "half": "cannot be read", "huge": "1,000,000,000 pixels",
+        "text": "no PNG", "empty": "no PNG", "half": "copy the file again", "huge": "1,000,000,000 pixels",
         "nothing": "cannot be read", "pages": "2 pages", "moving": "2 frames", "gif": "no PNG",
-        "float": "from 0 to 220", "nan": "from nan to nan", "int8": "from -99 to 99", "int16": "from -99 to 99",
+        "float": "from 20 to inf", "nan": "from nan to nan", "int8": "from -99 to 99", "int16": "from -99 to 99",
         "int32": "from -99 to 99", "missing": "does not exist", "nowhere": "does not exist",
         "folder": "a folder, a pipe or a device", "pipe": "a folder, a pipe or a device", "loop": "cannot be read",
     }  # fmt: skip
@@ -227,7 +307,7 @@ def test_a_folder_in_colour_gives_three_channels_and_a_mixed_one_grey(folders, t
     save(folder / "2.png", np.asarray(Image.open(folder / "2.png").convert("L")))
     samples, _ = pictures.read_folder(folder, masks)
     assert {sample.image.shape[-1] for sample in samples} == {len(sample.grey_range.low) for sample in samples} == {1}
-    assert "7 of 8 pictures" in capsys.readouterr().out
+    assert "(7 of 8)" in capsys.readouterr().out
 
 
 def test_everything_wrong_with_a_folder_is_listed_at_once(folders):

@@ -104,6 +104,19 @@ def test_the_table_holds_dice_and_iou_against_other_masks(model_path, picture_fo
     assert float(row["dice"]) == pytest.approx(8 / 17) and float(row["iou"]) == pytest.approx(4 / 13)
 
 
+def test_a_picture_without_a_true_mask_is_predicted_and_gets_no_score(model_path, picture_folder, tmp_path, capsys):
+    folder, truths = picture_folder
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(truths["p1"]).save(tmp_path / "masks" / "p1.png")
+    flags = ["--out-dir", str(tmp_path / "out"), "--masks", str(tmp_path / "masks")]
+    for more, said in (([], 1), (["--continue"], 1)):
+        assert predict.main([str(model_path), str(folder), *flags, *more]) == 0
+        assert capsys.readouterr().err.count("3 of 4 get no score: no mask in") == said
+    scores = {row["picture"]: (row["dice"], row["iou"]) for row in table(tmp_path / "out")}
+    assert scores == {"p1.png": ("1.0", "1.0"), **{f"p{i}.png": ("", "") for i in (0, 2, 3)}}
+    assert len([*(tmp_path / "out").glob("*_mask.png")]) == 4
+
+
 def test_one_unreadable_picture_does_not_stop_the_others(model_path, picture_folder, tmp_path, capsys):
     folder, _ = picture_folder
     (folder / "p11.png").write_text("text")
@@ -368,12 +381,12 @@ def test_continue_leaves_finished_pictures_alone(model_path, picture_folder, tmp
     capsys.readouterr()
     assert predict.main(command) == 0
     said = capsys.readouterr().out
-    assert "1 of 4 were finished before" in said and "p0.png" not in said and said.count("foreground") == 3
+    assert "1 of 4 finished before" in said and "p0.png" not in said and said.count("foreground") == 3
     assert (out / "p0_mask.png").stat().st_mtime_ns == times["p0"]
     assert (out / "p2_mask.png").stat().st_mtime_ns > times["p2"]
     assert outputs(out)[0] == outputs(out)[1] == {"p0", "p1", "p2", "p3"}
     os.utime(folder / "p2.png", (1e9, 1e9))
-    assert predict.main(command) == 0 and "4 of 4 were finished before" in capsys.readouterr().out
+    assert predict.main(command) == 0 and "4 of 4 finished before" in capsys.readouterr().out
     assert predict.main([*command, "--threshold", "0.4"]) == 0 and "finished before" not in capsys.readouterr().out
 
 
@@ -398,13 +411,13 @@ def test_continue_scores_anew_what_has_another_true_mask(model_path, picture_fol
     Image.fromarray(np.zeros(Image.open(folder / "p0.png").size[::-1], np.uint8)).save(true / "p0.png")
     command = [str(model_path), str(folder / "p0.png"), "--masks", str(true), "--out-dir", str(out), "--continue"]
     assert predict.main(command) == predict.main(command) == 0
-    assert "1 of 1 were finished before" in capsys.readouterr().out
+    assert "1 of 1 finished before" in capsys.readouterr().out
     (out / "p0_mask.png").replace(true / "p0.png")  # corrected
     assert predict.main(command) == 0
     assert float(table(out)[0]["dice"]) == pytest.approx(1)
 
 
-def test_every_picture_belongs_to_one_shard(model_path, picture_folder, tmp_path):
+def test_every_picture_belongs_to_one_shard(model_path, picture_folder, tmp_path, capsys):
     folder, truths = picture_folder
     found = []
     for number in (1, 2, 3):
@@ -413,6 +426,7 @@ def test_every_picture_belongs_to_one_shard(model_path, picture_folder, tmp_path
         found += [row["picture"] for row in table(tmp_path / f"out/shard-{number}-of-3")]
     assert sorted(found) == [f"{name}.png" for name in truths]
     assert predict.main([str(model_path), str(folder), *flags[:2], "--shard", "5/9"]) == 0, "an empty shard is done"
+    assert "Nothing to do in shard 5 of 9: there are fewer pictures than shards." in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows cannot kill so")
@@ -453,7 +467,7 @@ def test_names_of_any_kind_are_written_as_they_are(name, model_path, tmp_path, m
     assert (tmp_path / "out" / name.replace(".png", "_mask.png")).exists()
     assert csv_table.read(tmp_path / "out/predictions.csv", predict.COLUMNS)[0]["picture"] == name
     assert predict.main([str(model_path), "in", "--out-dir", "out", "--continue"]) == 0
-    assert "1 of 1 were finished before" in capfd.readouterr().out
+    assert "1 of 1 finished before" in capfd.readouterr().out
     (tmp_path / "in" / name).write_text("no picture any more")
     assert predict.main([str(model_path), "in", "--out-dir", "out"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
@@ -524,8 +538,8 @@ def test_bad_models_are_refused_before_anything_is_written(picture_folder, tmp_p
         (["pictures", "--masks", "masks", "--out-dir", "masks"], "holds the input"),
         (["pictures", "twin/p1.bmp"], "same output names"),
         (["pictures", "--out-dir", "text.png/out"], "cannot be written"),
-        (["pictures", "--shard", "0/3"], "must be 1 to the second"),
-        (["pictures", "--shard", "three"], "invalid"),
+        (["pictures", "--shard", "0/3"], "I from 1 to N, such as 3/16; got 0/3"),
+        (["pictures", "--shard", "three"], "I from 1 to N, such as 3/16; got three"),
         (["pictures", "--scale", "0"], "1/16 to 16"),
         (["pictures", "--scale", "nan"], "1/16 to 16"),
         (["pictures", "--masks", "double"], "have the same name"),

@@ -37,7 +37,9 @@ def make_scan(path, shape=(30, 20, 25), affine=AFFINE):
     truth = np.zeros(shape, bool)
     truth[2:10, 2:10, 3:11] = truth[12:20, 10:18, 13:21] = True
     array = (np.where(truth, 900, 100) + np.random.default_rng(0).integers(-20, 20, shape)).astype(np.int16)
-    nibabel.Nifti1Image(array, affine).to_filename(path)
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
     return truth
 
 
@@ -65,6 +67,58 @@ def test_a_mask_has_the_scans_axes_affine_and_header(model_path, tmp_path):
     assert (float(row["dice"]), float(row["surface"]), float(row["hausdorff95"])) == (1, 0, 0)
     with Image.open(out / "head_overlay.png") as overlay:
         assert overlay.mode == "RGB"
+
+
+def test_of_a_tilted_gantry_volume_diameter_and_distances_follow_the_affine(model_path, tmp_path, capsys):
+    tilted = np.diag([1.0, 1.0, 2.0, 1.0])
+    tilted[1, 2] = 2 * np.sin(np.radians(20))  # each slice slides by this
+    tilted[2, 2] = 2 * np.cos(np.radians(20))
+    truth = make_scan(tmp_path / "head.nii", affine=tilted)
+    (tmp_path / "masks").mkdir()
+    shifted = np.roll(truth, 1, axis=2).astype(np.uint8)
+    nibabel.Nifti1Image(shifted, tilted).to_filename(tmp_path / "masks" / "head.nii")
+    flags = ["--out-dir", str(tmp_path / "out"), "--masks", str(tmp_path / "masks")]
+    assert predict.main([str(model_path), str(tmp_path / "head.nii"), *flags]) == 0
+    (row,) = table(tmp_path / "out")
+    voxel = 2 * np.cos(np.radians(20))
+    assert float(row["volume_ml"]) == pytest.approx(1024 * voxel / 1000)
+    assert float(row["diameter"]) == pytest.approx((6 * 512 * voxel / np.pi) ** (1 / 3))
+    nearest = np.hypot(voxel, 2 * np.sin(np.radians(20)) - 1)  # one slice on and one row back
+    assert float(row["hausdorff95"]) == pytest.approx(nearest)
+    assert "not at right angles" in row["remark"] and "not at right angles" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lacking", ["unit", "affine"])
+def test_without_a_unit_or_an_affine_there_are_no_millilitres(lacking, model_path, tmp_path, capsys):
+    make_scan(tmp_path / "head.nii")
+    image = nibabel.load(tmp_path / "head.nii")
+    image.header.set_xyzt_units("mm" if lacking == "affine" else "unknown")
+    image.set_sform(AFFINE, code=1 if lacking == "unit" else 0)
+    image.set_qform(None, code=0)
+    nibabel.save(image, tmp_path / "less.nii")
+    assert predict.main([str(model_path), str(tmp_path / "less.nii"), "--out-dir", str(tmp_path / "out")]) == 0
+    (row,) = table(tmp_path / "out")
+    assert (row["volume_ml"], row["objects"]) == ("", "2")
+    assert f"names no {lacking}: volume_ml stays empty" in row["remark"]
+    assert row["remark"] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "seen, told",
+    [
+        (None, False),  # a model file of before
+        ([[1.5, 1.0, 2.0]] * 2, False),
+        ([[1.4, 1.0, 2.1]] * 2, False),  # by less than a tenth
+        ([[1.5, 1.0, 1.0]] * 2, True),
+        ([[1.0, 0.5, 1.0], [3.0, 2.0, 2.5]], False),
+        ([[3.0, 1.0, 2.0], [4.0, 2.0, 2.5]], True),
+    ],
+)
+def test_another_spacing_than_in_training_is_told(seen, told, tmp_path):
+    model = save_model(tmp_path / "model.keras", spacings_seen=seen)
+    make_scan(tmp_path / "head.nii")  # 1.5 x 1 x 2 mm: depth, height, width
+    assert predict.main([str(model), str(tmp_path / "head.nii"), "--out-dir", str(tmp_path / "out")]) == 0
+    assert ("Its voxels are 2 x 1 x 1.5 mm, in training they were" in table(tmp_path / "out")[0]["remark"]) == told
 
 
 def test_a_scan_is_predicted_on_the_models_grid_and_its_mask_on_its_own(tmp_path):
@@ -101,7 +155,7 @@ def test_a_scan_finished_before_is_left_alone(model_path, tmp_path, capsys):
     flags = [str(model_path), str(tmp_path / "head.nii.gz"), "--out-dir", str(tmp_path / "out")]
     predict.main(flags)
     predict.main([*flags, "--continue"])
-    assert "1 of 1 were finished before" in capsys.readouterr().out
+    assert "1 of 1 finished before" in capsys.readouterr().out
     assert len(table(tmp_path / "out")) == 1
 
 

@@ -91,6 +91,12 @@ def test_how_soon_a_card_has_the_score_is_told_from_its_epochs():
     assert "The 2 epochs after the first take 4.5 to 6.0 s" in told
 
 
+def test_mlflows_pages_are_shown_by_one_process_without_its_workers_for_jobs():
+    lines = [line for line in PAGES["README.md"].splitlines() if line.startswith("    ") and "mlflow ui" in line]
+    assert lines
+    assert all("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false" in line and "--workers 1" in line for line in lines)
+
+
 def test_both_pages_stay_readable_in_one_go():
     assert len(PAGES["benchmarks/README.md"].splitlines()) <= 245
 

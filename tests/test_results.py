@@ -214,6 +214,21 @@ def test_a_training_that_ended_in_nothing_is_said_in_words(loss, probs, words):
     assert scoring.describe_failure({"loss": [0.1]}, masks, masks) is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "num_seen", "advised", "spared"),
+    [
+        ({"loss": "dice+ce"}, 4, ["Try training longer (--epochs)", "--smooth 1e-6"], ["dice+ce"]),
+        ({"loss": "dice+ce"}, 3840, ["Try a lower --learning-rate"], ["longer", "dice+ce"]),
+        ({"loss": "pooled-dice"}, 3840, ["--loss dice+ce", "--smooth 1e-6"], ["longer"]),
+        ({"loss": "dice", "smooth": 1e-6}, 3840, ["--loss dice+ce"], ["--smooth"]),
+    ],
+)
+def test_the_advice_after_a_failure_is_not_what_was_done_already(settings, num_seen, advised, spared):
+    masks = np.ones((2, 8, 8, 1))
+    said = scoring.describe_failure({"loss": [0.1]}, masks, np.zeros_like(masks), settings, num_seen)
+    assert all(words in said for words in advised) and not any(words in said for words in spared)
+
+
 # Pictures
 
 

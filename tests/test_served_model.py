@@ -20,6 +20,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tifffile
 from keras import layers
 from PIL import Image
 
@@ -27,7 +28,7 @@ import predict
 import unet_segmentation as unet
 from lab.data import grey_values
 from lab.model import model_file, prediction
-from lab.track import store, tracking
+from lab.track import served_model, store, tracking
 
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
 
@@ -95,23 +96,27 @@ def draw(kind):
     """A picture with a bright square, in the types that files have."""
     grey = np.random.default_rng(0).integers(20, 110, (33, 50)).astype(np.uint8)
     grey[5:12, 20:40] += 120
-    if kind == "colour":
-        return np.stack([grey, grey // 2 + 60, 255 - grey], axis=-1)
+    if "colour" in kind:
+        colours = np.stack([grey, grey // 2 + 60, 255 - grey], axis=-1)
+        return colours * np.uint16(257) + np.uint16(31) if "16" in kind else colours
     return {"8 bits": grey, "16 bits": grey.astype(np.uint16) * 257, "float": grey / np.float32(255)}[kind]
 
 
 def predicted(model, picture, suffix=".png"):
     """Mask and probability that predict.py writes for an array that was saved as a picture."""
-    Image.fromarray(picture).save(f"picture{suffix}")
+    if picture.ndim == 3 and picture.dtype == np.uint16:
+        tifffile.imwrite(f"picture{suffix}", picture, photometric="rgb")
+    else:
+        Image.fromarray(picture).save(f"picture{suffix}")
     assert predict.main([str(model), f"picture{suffix}", "--probabilities", "--out-dir", "out"]) == 0
     return [np.asarray(Image.open(f"out/picture_{name}.png")) for name in ("mask", "probability")]
 
 
-@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "float", "colour"])
+@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "float", "colour", "colour of 16 bits"])
 @pytest.mark.parametrize("name", ["grey", "colour"])
 def test_an_array_gets_the_mask_and_the_probability_that_predict_writes(name, kind, logged):
     picture = draw(kind)
-    mask, probability = predicted(logged.files[name], picture, ".tif" if kind == "float" else ".png")
+    mask, probability = predicted(logged.files[name], picture, ".png" if kind in ("8 bits", "colour") else ".tif")
     answer = logged.load(name).predict(picture)
     np.testing.assert_array_equal(answer["mask"], mask)
     np.testing.assert_allclose(answer["probability"], probability / 65535, atol=1e-7)
@@ -129,8 +134,8 @@ def test_a_picture_is_looked_at_at_the_scale_that_predict_finds(logged, monkeypa
 
 
 @pytest.mark.parametrize("given, words", [
-    (np.where(np.arange(64).reshape(4, 4, 4) == 7, np.nan, 1).astype(np.float32), "1 voxels that are NaN or infinite"),
-    (np.arange(64.0).reshape(4, 4, 4) * 1e300, "63 voxels that are NaN or infinite"),
+    (np.where(np.arange(64).reshape(4, 4, 4) == 7, np.nan, 1).astype(np.float32), "holds 1 voxel of NaN or infinity"),
+    (np.arange(64.0).reshape(4, 4, 4) * 1e300, "63 voxels of NaN or infinity"),
     (np.full((4, 4, 4), 7, np.uint8), "constant"),
     (np.arange(16, dtype=np.uint8).reshape(1, 4, 4), "a single slice"),
 ])  # fmt: skip
@@ -181,7 +186,7 @@ def test_the_threshold_is_a_parameter(logged):
         (np.zeros((4, 4, 2), np.uint8), "3 or 4 channels"),
         (np.array([[1, 2], [3]], object), "different lengths"),
         (np.array([["a", "b"]], object), "numbers"),
-        (np.full((4, 4), -1), "holds values from -1"),
+        (np.full((4, 4), 1e39), "holds values from inf"),
         (np.full((4, 4), np.nan, np.float32), "holds values from nan"),
     ],
 )
@@ -191,6 +196,17 @@ def test_what_is_wrong_with_an_input_is_said(given, words, logged):
     with pytest.raises(MlflowException, match=words) as caught:
         logged.load("grey").predict(given)
     assert caught.value.get_http_status_code() == 400
+
+
+def test_an_error_keeps_its_cause_alone_when_the_server_puts_the_upload_before_it(logged):
+    from mlflow import MlflowException
+
+    with pytest.raises(MlflowException) as caught:
+        logged.load("grey").predict(np.array("no picture!", object))
+    cause = caught.value.message
+    caught.value.message = f"Failed to predict data 'no picture!'. \nError: {cause}"  # what MLflow's server does
+    assert json.loads(caught.value.serialize_as_json())["message"] == cause
+    assert cause == "neither numbers nor a picture file in base64 were posted."
 
 
 def test_the_bare_network_is_there_and_the_signature_leaves_sides_open(logged):
@@ -221,7 +237,7 @@ def test_predict_takes_models_by_run_version_and_alias(logged, capsys, monkeypat
         np.testing.assert_array_equal(np.asarray(Image.open("again/picture_mask.png")), expected)
         assert f"{name}@" in Path("again/predictions.csv").read_text()
         assert predict.main([name, "picture.png", "--out-dir", "again", "--continue"]) == 0
-        assert "1 of 1 were finished before" in capsys.readouterr().out
+        assert "1 of 1 finished before" in capsys.readouterr().out
     assert list(Path("temporary").iterdir()) == []
 
 
@@ -361,10 +377,12 @@ def test_mlflow_serves_over_http_what_predict_writes(logged):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"runs:/{logged.runs['grey']}/model"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow calls uvicorn by its name
-    environment = {**os.environ, "PATH": path}
+    (line,) = [line for line in served_model.__doc__.splitlines() if "mlflow models serve" in line and "-m " in line]
+    here = os.path.relpath(Path(sys.executable).parent)
+    line = line.replace(".venv/bin", here).replace("RUN_ID", logged.runs["grey"])
+    others = [part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "uvicorn").exists()]
+    environment = {**os.environ, "PATH": os.pathsep.join(others)}  # of an environment that is not activated
+    command = ["sh", "-c", f"{line} --host 127.0.0.1 --port {port}"]
     with open("log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -386,8 +404,10 @@ def test_mlflow_serves_over_http_what_predict_writes(logged):
                 picture = Image.open(io.BytesIO(base64.b64decode(answer[name])))
                 np.testing.assert_array_equal(np.asarray(picture), expected)
         with pytest.raises(urllib.error.HTTPError) as refused:
-            post(port, "no picture!")
-        assert refused.value.code == 400 and "base64" in refused.value.read().decode()
+            post(port, "no picture!" * 1000)
+        said = json.loads(refused.value.read())
+        assert refused.value.code == 400 and said["error_code"] == "INVALID_PARAMETER_VALUE"
+        assert said["message"] == "neither numbers nor a picture file in base64 were posted."
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()

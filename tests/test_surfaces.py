@@ -40,6 +40,17 @@ def test_distances_equal_a_search_over_all_pairs(shape, spacing, seed):
     assert surface_dice(true, found, 1.0, spacing) == pytest.approx((np.concatenate(ways) <= 1).mean())
 
 
+def test_distances_along_sheared_axes_equal_a_search_over_all_pairs():
+    true, found = blobs((7, 9, 8), 0)
+    steps = np.array([[2.0, 0, 0], [0.7, 1, 0], [0, 0.2, 0.5]])  # a column for each axis
+    one, other = (surface_of(mask) @ steps.T for mask in (true, found))
+    distances = np.linalg.norm(one[:, None] - other[None], axis=-1)
+    ways = distances.min(axis=1), distances.min(axis=0)
+    assert surface_distances(true, found, steps)[0] == pytest.approx(np.concatenate(ways).mean())
+    straight = surface_distances(true, found, np.diag([3.0, 1.0, 0.5]))
+    assert straight == pytest.approx(surface_distances(true, found, (3.0, 1.0, 0.5)))
+
+
 @pytest.mark.parametrize("shape, spacing", SHAPES)
 def test_distances_equal_monais(shape, spacing):
     metrics = pytest.importorskip("monai.metrics")

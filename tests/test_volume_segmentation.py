@@ -90,6 +90,15 @@ def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_fo
     np.testing.assert_array_equal(mask.affine, nibabel.load(scan).affine)
 
 
+def test_the_model_file_gets_the_spacings_of_the_training_scans(scan_folders):
+    args = script.parse_args(["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), *TINY])
+    split, remarks = script.split_scans(args)
+    low, high = script.own_scans(args, split, remarks).preprocessing["spacings_seen"]
+    steps = np.array([sample.spacing for sample in split["training"]])
+    assert (low, high) == (steps.min(axis=0).tolist(), steps.max(axis=0).tolist())
+    assert {round(step, 3) for step in (*low, *high)} <= {0.9, 1.0, 1.2, 1.5}
+
+
 @pytest.mark.parametrize(("patch", "expected"), [("16", "float32"), ("24", "mixed_bfloat16")])
 def test_volumes_that_get_2_voxels_deep_are_not_trained_in_bfloat16(patch, expected):
     flags = ["--size", "24", "--radius", "4", "7", *TINY, "--patch", patch, "--precision", "mixed_bfloat16"]
@@ -138,7 +147,9 @@ def test_scores_of_the_truth_are_perfect_and_of_nothing_zero():
     assert scores["image_dice"] == scores["image_iou_min"] == 1
     assert scores["surface"] == scores["hausdorff95"] == 0
     assert [row["volume"] for row in rows] == ["volume 0", "volume 1", "volume 2"]
-    scores, rows = volume_results.score_volumes(samples, [np.zeros_like(sample.labels[..., None]) for sample in samples])
+    scores, rows = volume_results.score_volumes(
+        samples, [np.zeros_like(sample.labels[..., None]) for sample in samples]
+    )
     assert scores["image_dice"] < 1e-6 and "surface" not in scores and rows[0]["surface"] is None
 
 

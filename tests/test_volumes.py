@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import math
 import os
 import re
 from pathlib import Path
@@ -39,11 +40,27 @@ def write_nifti(path, array, affine=None, **header):
     image = nibabel.Nifti1Image(array, make_affine() if affine is None else affine)
     for name, value in header.items():
         image.header[name] = value
+    path.parent.mkdir(exist_ok=True)
     image.to_filename(path)
     return path
 
 
 # Orientation
+
+
+def test_of_sheared_axes_the_volume_is_the_determinant_and_the_steps_go_with_the_grid(tmp_path):
+    affine = make_affine((2, 0, 1), (1, -1, 1))
+    affine[0, 2] = 0.7  # file axis 2 leans over
+    write_nifti(tmp_path / "a" / "a.nii", noise(), affine)
+    write_nifti(tmp_path / "b" / "a.nii", (noise() > 50).astype(np.uint8), affine)
+    scan = scans.open_scan(tmp_path / "a" / "a.nii")
+    assert scan.sheared and scan.voxel == pytest.approx(0.5 * 1.0 * 2.0)
+    assert math.prod(scan.spacing) == pytest.approx(0.5 * 1.0 * math.hypot(2.0, 0.7))
+    (sample,) = volumes.read_folder(tmp_path / "a", tmp_path / "b", spacing=(1, 1, 1))
+    assert np.linalg.norm(sample.steps, axis=0) == pytest.approx(sample.spacing)
+    write_nifti(tmp_path / "c.nii", noise())
+    straight = scans.open_scan(tmp_path / "c.nii")
+    assert not straight.sheared and straight.steps == straight.spacing and straight.voxel == 1.0
 
 
 @pytest.mark.parametrize("axes, signs", TURNS)
@@ -187,6 +204,10 @@ def bad_file(kind, folder):
     if kind == "cut gz":
         whole = write_nifti(path, np.random.default_rng(0).random((20, 20, 20))).read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
+    if kind == "checksum":
+        whole = bytearray(write_nifti(path, np.random.default_rng(0).random((20, 20, 20))).read_bytes())
+        whole[-8] ^= 1  # of the CRC
+        path.write_bytes(whole)
     if kind == "cut":
         whole = gzip.decompress(write_nifti(path, noise()).read_bytes())
         path = folder / "bad.nii"
@@ -235,6 +256,7 @@ def bad_file(kind, folder):
         ("text", "cannot be read"),
         ("empty", "cannot be read"),
         ("cut gz", "truncated"),
+        ("checksum", "damaged .CRC.*; copy it again"),
         ("cut", "truncated"),
         ("tiff time", "TYX.*ZYX was expected"),
         ("tiff channels", "ZCYX.*ZYX was expected"),
@@ -310,7 +332,7 @@ def test_all_that_is_wrong_with_a_folder_is_told_at_once(folders):
         r"shape.nii.gz has 4 x 5 x 5 voxels, its scan 4 x 5 x 6",
         r"affine.nii.gz lies up to [\d.]+ mm beside its scan",
         r"flat.nii.gz is constant: every voxel is 7",
-        r"nan.nii.gz holds 2 voxels that are NaN or infinite",
+        r"nan.nii.gz holds 2 voxels of NaN or infinity",
         r"masks hold \d+ values .*nan.nii.gz: .* and \d+ more.*at most 32 classes",
         r"twin.nii.gz shows the same as 2.nii.gz",
         r"0.tif and 0.nii.gz have the same name",
@@ -374,7 +396,7 @@ def test_thick_slices_and_different_spacings_are_said(folders):
     write_nifti(images / "0.nii.gz", noise(), affine)
     write_nifti(masks / "0_mask.nii.gz", noise() // 50, affine)
     thick, different = volumes.describe_grids(volumes.read_folder(*folders)[0])
-    assert thick.startswith("2 of 3 scans have thick slices (1.nii.gz: 0.5 x 1 x 2 mm)")
+    assert thick.startswith("Slices are thick in 2 of 3 scans (1.nii.gz: 0.5 x 1 x 2 mm)")
     assert "--spacing 2 1 0.5" in different
 
 

@@ -71,8 +71,13 @@ def pair_by_name(
 def refuse(problems: list[str], what: str) -> None:
     """Raise ValueError with all problems, a line each, if there are any."""
     if problems:
-        number = "1 thing is" if len(problems) == 1 else f"{len(problems)} things are"
+        number = f"{count(len(problems), 'thing')} {'is' if len(problems) == 1 else 'are'}"
         raise ValueError(f"{number} wrong with the {what}s:\n  " + "\n  ".join(problems))
+
+
+def count(number: int, what: str) -> str:
+    """A number of things: 1 -> "1 thing", 1200 -> "1,200 things"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def describe_sides(sides: Sequence[int]) -> str:

@@ -286,7 +286,7 @@ def describe_strangeness(image: np.ndarray, seen: dict, tolerance: float = 0.05)
             return (
                 f"its grey values lie outside what training saw ({what}: {value:.2f}, in training {low:.2f} to "
                 f"{high:.2f}): another exposure, inverted contrast or another kind of picture; "
-                "train on pictures like it, or with --recipe photographs."
+                f"train on {'scans like it' if image.ndim == 4 else 'pictures like it, or with --recipe photographs'}."
             )
     return None
 

@@ -8,9 +8,12 @@
 What a network sees of the grey values is defined in `lab/data/grey_values.py`.
 """
 
+import contextlib
 import hashlib
+import io
 import math
 import stat
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,6 +61,7 @@ def open_picture(path: Path):
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow's would refuse 16,000 x 16,000
+    image = None
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for
             raise ValueError("it is no file, but a folder, a pipe or a device")
@@ -76,7 +80,8 @@ def open_picture(path: Path):
             reason = "it is no PNG, JPEG, TIFF or BMP"
             if Path(path).read_bytes()[:4] in TIFF_STARTS:
                 reason = "it is a TIFF of numbers that are not supported; save 8 or 16 bits per channel, unsigned"
-        problem = f"cannot be read as a picture: {reason.removesuffix('.')}"
+        again = "; it is damaged or cut off: copy the file again" if image else ""
+        problem = f"cannot be read as a picture: {reason.removesuffix('.')}{again}"
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     raise ValueError(f"{path} {problem}.")
@@ -97,16 +102,23 @@ def _frame_problem(image) -> str | None:
 def read_picture(path: Path, channels: int | None = None) -> np.ndarray:
     """Read a picture: (H, W, 1) if it is grey, (H, W, 3) if it is in colour, or with as many `channels` as are wanted.
 
-    uint8, uint16 or float32 in [0, 1], whatever the file holds; colours in 8 bits. Transparent parts become black. A
-    picture whose three colours are the same everywhere is grey. With `channels=1`, colours become luma,
+    uint8, uint16 or float32, as the file holds them; what is lost `describe_loss` says. Transparent parts become black.
+    A picture whose three colours are the same everywhere is grey. With `channels=1`, colours become luma,
     0.299 R + 0.587 G + 0.114 B (ITU-R 601); with `channels=3`, grey is repeated.
 
     Raises:
-        ValueError: as `open_picture` does, and for values that a picture cannot have.
+        ValueError: as `open_picture` does, and for values, or a number of channels, that a picture cannot have.
     """
-    image = open_picture(path)
-    if image.mode == "F":
-        found = _checked(path, np.asarray(image), 1).astype(np.float32)[..., None]
+    deep = _read_deep_tiff(Path(path))
+    image = open_picture(path) if deep is None else None
+    if deep is not None:
+        found = _checked(path, deep)
+        if channels == 1 and found.shape[-1] == 3:
+            luma = found @ np.array([0.299, 0.587, 0.114])
+            found = (luma if found.dtype.kind == "f" else luma.round()).astype(found.dtype)[..., None]
+        found = _grey_if_equal(found) if channels is None else found
+    elif image.mode == "F":
+        found = _checked(path, np.asarray(image)).astype(np.float32)[..., None]
     elif image.mode.startswith("I"):
         found = _checked(path, np.asarray(image), 2**16 - 1).astype(np.uint16)[..., None]
     elif image.mode == "L" and _is_signed(image):
@@ -115,9 +127,72 @@ def read_picture(path: Path, channels: int | None = None) -> np.ndarray:
         found = _decode(image, "L")[..., None]
     else:
         found = _decode(image, "RGB")
-        if channels is None and all(np.array_equal(found[..., 0], found[..., i]) for i in (1, 2)):
-            found = np.ascontiguousarray(found[..., :1])
+        found = _grey_if_equal(found) if channels is None else found
     return np.repeat(found, 3, axis=-1) if channels == 3 and found.shape[-1] == 1 else found
+
+
+def _grey_if_equal(image):
+    equal = all(np.array_equal(image[..., 0], image[..., i]) for i in range(image.shape[-1]))
+    return np.ascontiguousarray(image[..., :1]) if equal else image
+
+
+def _read_deep_tiff(path: Path) -> np.ndarray | None:
+    """(H, W, 1 or 3) of a TIFF of several channels that Pillow cuts to 8 bits or cannot read; None for all others.
+
+    Raises:
+        ValueError: if it has neither one nor three channels, transparency apart.
+    """
+    try:
+        with open(path, "rb") if path.is_file() else io.BytesIO() as file:  # a pipe would be waited for
+            if file.read(4) not in TIFF_STARTS:
+                return None
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            page, samples = file.pages[0], file.pages[0].samplesperpixel
+            photometric, extra = int(page.photometric), [int(kind) for kind in page.extrasamples]
+            if (
+                len(file.pages) > 1
+                or samples == 1
+                or photometric not in (1, 2)
+                or page.imagewidth * page.imagelength > MAX_PIXELS
+            ):
+                return None
+            alpha = bool(extra and extra[-1])
+            colours = samples - alpha - (photometric == 2 and extra == [0])  # RGBX: Pillow leaves X out too
+            image = None
+            if colours in (1, 3):
+                read_by_pillow = page.dtype == np.uint8 and (photometric == 2 or colours == 1)
+                if read_by_pillow or page.dtype not in (np.uint8, np.uint16, np.float32):
+                    return None
+                image = page.asarray() if page.planarconfig == 1 else np.moveaxis(page.asarray(), 0, -1)
+                orientation = page.tags.valueof(274, default=1)
+    except Exception:  # Pillow says what is wrong with it, or reads what tifffile cannot unpack
+        return None
+    if image is None:
+        raise ValueError(
+            f"{path} has {samples} channels, where 1 (grey), 3 (colour) or 4 (with transparency) can be read; save the "
+            "one that shows the objects as a grey picture, or three as RGB (ImageJ: Image > Color > Split Channels)."
+        )
+    if extra and extra[-1] == 2:  # not multiplied with it yet
+        part = image[..., -1:] / (1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max)
+        image = (image * part if image.dtype.kind == "f" else (image * part).round()).astype(image.dtype)
+    image = image[..., :colours] if orientation <= 4 else image[..., :colours].swapaxes(0, 1)
+    return image[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+
+
+def describe_loss(path: Path, image: np.ndarray) -> str | None:
+    """A sentence on what `read_picture` left out of the file when it read `image`, else None."""
+    from PIL import Image
+
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+        with Image.open(path, formats=FORMATS) as opened:
+            stored = str(opened.tile)
+        if ";16" in stored and image.dtype == np.uint8:
+            return "Of 16 bits per channel 8 are read; a grey or RGB TIFF, not compressed or by deflate, keeps all."
+        if "RGBX" in stored:
+            return "Its fourth channel is left out, for the file does not say what it is."
+    return None
 
 
 def _decode(image, mode: str) -> np.ndarray:
@@ -141,8 +216,12 @@ def _is_signed(image) -> bool:
     return 2 in getattr(image, "tag_v2", {}).get(339, ())  # the tag SampleFormat
 
 
-def _checked(path, values, maximum):
+def _checked(path, values, maximum=None):
     low, high = values.min(), values.max()
+    if maximum is None:
+        if not np.isfinite([low, high]).all():
+            raise ValueError(f"{path} holds values from {low:g} to {high:g}, where finite numbers were expected.")
+        return values
     if not (low >= 0 and high <= maximum):  # also where one is NaN
         raise ValueError(
             f"{path} holds values from {low:g} to {high:g}, where its type should hold 0 to {maximum}; "
@@ -270,10 +349,13 @@ def read_folder(
     folders.refuse(problems, "picture")
     colours = sum(image.shape[-1] == 3 for _, image, *_ in found)
     if 0 < colours < len(found):
-        print(f"{colours} of {len(found)} pictures in {images} are in colour, the others grey: all are used in grey.")
+        print(f"Not all pictures in {images} are in colour ({colours} of {len(found)}): all are used in grey.")
         found = [
             (path, image if image.shape[-1] == 1 else read_picture(path, 1), *mask) for path, image, *mask in found
         ]
+    for sentence, num in Counter(describe_loss(path, image) for path, image, *_ in found).items():
+        if sentence:
+            print(f"{num} of {len(found)} pictures in {images}: {sentence}")
     return [
         Sample(path.name, image, mapping.to_labels(values), grey_values.range_of(image, grey_values.STRETCHED))
         for path, image, _, values, *_ in found

@@ -21,6 +21,7 @@ class Sample:
     labels: np.ndarray  # (*sides), uint8: 0 background, 1 to K the classes, 255 not labelled
     grey_range: GreyRange  # of the whole picture, or one for the folder
     spacing: tuple[float, ...] | None = None  # of the voxels' centres along the axes, in mm
+    steps: np.ndarray | None = None  # (3, 3) in mm, one axis a column: of a scan whose axes are not at right angles
 
     @functools.cached_property
     def counts(self) -> np.ndarray:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lab.data import folders
 from lab.data.classes import MOST, ONE, Classes, listed
 from lab.system.errors import first_line
 
@@ -35,7 +36,7 @@ SUFFIXES = NIFTI + TIFF
 SLAB = 2**24  # voxels worked on at a time, where a whole scan is looked through
 MILLIMETRES = {
     **dict.fromkeys(("micron", "microns", "micrometer", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 1e-3),
-    **{"nm": 1e-6, "mm": 1.0, "cm": 10.0, "inch": 25.4, "m": 1e3, "meter": 1e3, "unknown": 1.0},
+    **{"nm": 1e-6, "mm": 1.0, "cm": 10.0, "inch": 25.4, "m": 1e3, "meter": 1e3},
 }
 
 
@@ -47,6 +48,34 @@ class Scan(NamedTuple):
     spacing: tuple[float, ...] | None  # of the voxels' centres along D, H, W, in mm; None: the file is silent
     affine: np.ndarray | None  # NIfTI: from (k, j, i) to millimetres right, front, up; None: TIFF
     image: Any  # NIfTI: nibabel's image, for header and orientation; None: TIFF
+
+    @property
+    def lacks(self) -> str | None:
+        """What the file would have to name for millilitres: "unit", "affine" (a NIfTI file may), or None."""
+        if self.image is None:
+            return None if self.spacing else "unit"
+        header = self.image.header
+        named = header["sform_code"] or header["qform_code"]
+        return "affine" if not named else "unit" if header.get_xyzt_units()[0] == "unknown" else None
+
+    @property
+    def sheared(self) -> bool:
+        """Whether the axes are not at right angles, as those of a tilted gantry."""
+        return self.affine is not None and _determinant(self.affine) < 0.9999 * math.prod(self.spacing)
+
+    @property
+    def steps(self) -> tuple | np.ndarray | None:
+        """What distances follow from: the spacing, or of sheared axes their steps in mm, (3, 3), one a column."""
+        return self.affine[:3, :3] if self.sheared else self.spacing
+
+    @property
+    def voxel(self) -> float | None:
+        """The volume of a voxel in mm^3: the product of the spacing, of sheared axes |det|; None as the spacing."""
+        return _determinant(self.affine) if self.sheared else math.prod(self.spacing) if self.spacing else None
+
+
+def _determinant(affine):
+    return abs(float(np.linalg.det(affine[:3, :3])))
 
 
 # Reading
@@ -135,7 +164,7 @@ def _open_nifti(path):
     raw = _mapped(_unpacked(path), stored.dtype, stored.offset, shape, "F")
     if (stored.slope, stored.inter) != (1, 0):
         raw = _scaled(raw, stored.slope, stored.inter)
-    unit = MILLIMETRES[image.header.get_xyzt_units()[0]]
+    unit = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     affine = np.diag([unit, unit, unit, 1]) @ image.affine
     spacing = tuple(float(step) for step in nibabel.affines.voxel_sizes(affine))
     if not np.isfinite(affine).all() or min(spacing) == 0:
@@ -155,7 +184,9 @@ def _unpacked(path):
     try:
         with gzip.open(path) as packed:
             shutil.copyfileobj(packed, file, 2**20)
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        if "Not a gzipped" in str(error):
+            raise
         raise _Problem(f"is truncated or damaged ({_reason(error)}); copy it again") from None
     return file
 
@@ -315,7 +346,7 @@ def look_through(scan: Scan) -> bytes:
             strange += part.size - np.count_nonzero(np.isfinite(part))
         low, high = min(low, part.min()), max(high, part.max())
     if strange:
-        raise ValueError(f"{scan.path} holds {strange:,} voxels that are NaN or infinite; replace them, by 0 say.")
+        raise ValueError(f"{scan.path} holds {folders.count(strange, 'voxel')} of NaN or infinity; put 0 there, say.")
     if low == high:
         raise ValueError(f"{scan.path} is constant: every voxel is {low:g}.")
     return digest.digest()

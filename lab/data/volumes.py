@@ -105,7 +105,8 @@ def _to_grid(scan, mask, grid):
     spacing = tuple(step * old / new for step, old, new in sides) or None
     image = resample(scan.voxels, grid)[..., None]
     own_range = grey_values.range_of(grey_values.few_slices(image), grey_values.STRETCHED)
-    return Sample(scan.path.name, image, resample(mask.voxels, grid, labels=True), own_range, spacing)
+    steps = scan.steps * np.divide(scan.voxels.shape, grid) if scan.sheared else None
+    return Sample(scan.path.name, image, resample(mask.voxels, grid, labels=True), own_range, spacing, steps)
 
 
 def describe_grids(samples: list[Sample]) -> list[str]:
@@ -116,7 +117,7 @@ def describe_grids(samples: list[Sample]) -> list[str]:
     if thick:
         worst = max(thick, key=lambda sample: max(sample.spacing) / min(sample.spacing))
         said.append(
-            f"{len(thick)} of {len(samples)} scans have thick slices ({worst.name}: {_millimetres(worst.spacing)}): "
+            f"Slices are thick in {len(thick)} of {len(samples)} scans ({worst.name}: {_millimetres(worst.spacing)}): "
             "patches are not turned out of the slices; between slices the network sees little."
         )
     steps = np.array([sample.spacing for sample in known])
@@ -124,6 +125,27 @@ def describe_grids(samples: list[Sample]) -> list[str]:
         middle = " ".join(f"{step:g}" for step in np.median(steps, axis=0).round(3))
         said.append(f"The scans' spacings differ; --spacing {middle} would bring all to one grid.")
     return said
+
+
+def spacings_of(samples: list[Sample]) -> list[list[float]] | None:
+    """The smallest and the largest spacing of scans along each axis, for the model file; None where one is silent."""
+    steps = [sample.spacing for sample in samples]
+    return None if None in steps else [np.min(steps, axis=0).tolist(), np.max(steps, axis=0).tolist()]
+
+
+def describe_spacing(spacing: tuple | None, seen: list | None, tolerance: float = 0.1) -> str | None:
+    """A sentence if a scan's spacing is unknown, or more than a tenth outside what training saw, else None."""
+    if seen is None:
+        return None
+    low, high = np.array(seen)
+    if spacing and (low <= np.multiply(spacing, 1 + tolerance)).all() and (spacing <= high * (1 + tolerance)).all():
+        return None
+    trained = " to ".join(dict.fromkeys(map(_millimetres, seen)))
+    what = f"are {_millimetres(spacing)}" if spacing else "have a size that the file does not say"
+    return (
+        f"Its voxels {what}, in training they were {trained}: objects look otherwise to the network than in training; "
+        f"resample the scan, or train with --spacing {' '.join(f'{step:.3g}' for step in np.mean(seen, axis=0))}."
+    )
 
 
 def _millimetres(spacing):

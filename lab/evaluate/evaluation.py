@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.data import folders
 from lab.data.classes import Classes
 from lab.data.sample import to_masks
 from lab.data.source import Source
@@ -25,8 +26,8 @@ class Evaluation:
     files: dict[str, Callable[[Path], object]]  # name -> writes it
 
 
-def of_images(network, source: Source, history: dict) -> Evaluation:
-    """Score the test images of a source."""
+def of_images(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
+    """Score the test images of a source; `settings` of the training are what no advice repeats."""
     images, masks = source.test
     names = source.classes.names
     probs = training.predict(network, images)
@@ -41,7 +42,7 @@ def of_images(network, source: Source, history: dict) -> Evaluation:
     return Evaluation(
         scores,
         baselines,
-        scoring.describe_failure(history, masks, probs, names),
+        scoring.describe_failure(history, masks, probs, names, settings, len(history["loss"]) * source.num_training),
         f"Test set, {len(images)} {what}:\n{table}",
         {
             "per_image.csv": lambda path: output_files.write_table(rows, path),
@@ -67,8 +68,10 @@ def confusion_files(found: np.ndarray, classes: Classes) -> dict[str, Callable[[
     }
 
 
-def of_volumes(network, source: Source, history: dict, sphere: dict | None = None) -> Evaluation:
-    """Score the test volumes of a source.
+def of_volumes(
+    network, source: Source, history: dict, settings: dict | None = None, sphere: dict | None = None
+) -> Evaluation:
+    """Score the test volumes of a source; `settings` as in `of_images`.
 
     `sphere` are noise, contrast and radius where each volume is known to hold one sphere: a fit that knows it is a
     baseline then.
@@ -93,8 +96,10 @@ def of_volumes(network, source: Source, history: dict, sphere: dict | None = Non
     return Evaluation(
         scores,
         baselines,
-        scoring.describe_failure(history, flat_masks, flat_probs, names),
-        f"Test set, {len(test)} volumes:\n{table}",
+        scoring.describe_failure(
+            history, flat_masks, flat_probs, names, settings, len(history["loss"]) * source.num_training
+        ),
+        f"Test set, {folders.count(len(test), 'volume')}:\n{table}",
         {
             "per_volume.csv": lambda path: output_files.write_table(rows, path),
             "predictions.png": lambda path: views.plot_volumes(shown, path, source.classes),

@@ -7,6 +7,7 @@ Of several classes `image_dice` is the mean over the classes; `image_dice/NAME` 
 `images/NAME` says (see `metrics.py` for which count).
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -257,12 +258,22 @@ def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tup
     return best, found[best]
 
 
-def describe_failure(history: dict, masks, probs, names: Sequence[str] = ONE_CLASS) -> str | None:
-    """One sentence if the training ended in nothing useful, else None."""
-    advice = (
-        "Try --loss dice+ce, a lower --learning-rate, another --seed, or larger objects; where objects have a few "
-        "pixels, --loss dice --smooth 1e-6."
-    )
+FEW = 1000  # images, of all epochs together, after which a network may only have begun to learn
+
+
+def describe_failure(
+    history: dict,
+    masks,
+    probs,
+    names: Sequence[str] = ONE_CLASS,
+    settings: dict | None = None,
+    num_seen: float = math.inf,
+) -> str | None:
+    """What ended in nothing useful and what to try, else None; `num_seen` images were trained on, with `settings`."""
+    loss, smooth = ((settings or {}).get(name) for name in ("loss", "smooth"))
+    tips = ["training longer (--epochs)"] * (num_seen < FEW) + ["--loss dice+ce"] * (loss != "dice+ce")
+    advice = f"Try {', '.join([*tips, 'a lower --learning-rate', 'another --seed'])}, or larger objects"
+    advice += "." if (loss, smooth) == ("dice", 1e-6) else "; for objects of a few pixels, --loss dice --smooth 1e-6."
     if not (np.isfinite(history["loss"]).all() and np.isfinite(probs).all()):
         return f"The loss became NaN or infinite: the network is broken and its scores mean nothing. {advice}"
     found = confusion(masks, probs)

@@ -21,7 +21,8 @@ def surface_distances(true, found, spacing=1.0) -> tuple[float, float] | None:
     Args:
         true: a mask, bool, (H, W), (D, H, W), or of any other number of axes.
         found: another, of the same shape.
-        spacing: of the voxels, one number or one per axis: the unit of the distances; 1 for voxels.
+        spacing: of the voxels, one number or one per axis: the unit of the distances; 1 for voxels. For axes that are
+            not at right angles a matrix, whose columns are the steps along the axes.
 
     Returns:
         Both distances; None if a mask is empty, for then there is none.
@@ -48,7 +49,7 @@ def surface_dice(true, found, tolerance: float, spacing=1.0) -> float | None:
 
 def _both_ways(true, found, spacing):
     """d(x, S2) for each x of S1, and d(x, S1) for each x of S2; None if a mask is empty."""
-    from scipy import ndimage
+    from scipy import ndimage, spatial
 
     true, found = np.asarray(true, bool), np.asarray(found, bool)
     if true.shape != found.shape:
@@ -57,5 +58,8 @@ def _both_ways(true, found, spacing):
         return None
     (box,) = ndimage.find_objects((true | found).view(np.uint8))  # outside of it there is no surface
     surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (true, found)]
+    if np.ndim(spacing) == 2:
+        points = [np.argwhere(surface) @ np.transpose(spacing) for surface in surfaces]
+        return tuple(spatial.KDTree(there).query(here)[0] for here, there in (points, points[::-1]))
     to_true, to_found = (ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces)
     return to_found[surfaces[0]], to_true[surfaces[1]]

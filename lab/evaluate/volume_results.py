@@ -62,7 +62,8 @@ def score_volumes(
         masks = to_masks(sample.labels[None], len(names))
         (row,) = scoring.rows_of_images(masks, np.asarray(probs, np.float32)[None], names)
         own = {"volume": sample.name} | {name: value for name, value in row.items() if name != "image"}
-        rows.append(own | _distances(sample, hard_labels(probs), names, sample.spacing if known else 1.0))
+        steps = 1.0 if not known else sample.spacing if sample.steps is None else sample.steps
+        rows.append(own | _distances(sample, hard_labels(probs), names, steps))
     scores = scoring.of_rows(rows, names, ("image_dice", "image_iou"))
     for key in ("surface", "hausdorff95"):
         for name in (key, *(f"{key}/{of_class}" for of_class in names if len(names) > 1)):

@@ -99,7 +99,7 @@ def load_model(path: Path) -> Model:
     except Exception as error:
         if "lambda" in str(error).lower() or "Could not locate" in str(error):
             raise _has_code(path) from None
-        raise ValueError(f"the model {path} is damaged ({first_line(error)[:200]}); train it again.") from None
+        raise ValueError(f"the model {path} is damaged ({first_line(error)[:200]}); copy or train it again.") from None
     _check_shapes(path, preprocessing, takes, gives)
     if not all(np.isfinite(array).all() for array in weights):
         raise ValueError(f"the model {path} has weights that are NaN or infinite: its training failed; train it again.")
@@ -120,7 +120,9 @@ def _read(path: Path) -> tuple[dict, dict]:
         raise ValueError(f"the model {path} does not exist.") from None
     except Exception as error:  # whatever foreign bytes make of an archive
         reason = first_line(error)[:200]
-        raise ValueError(f"{path} is no Keras model, or a damaged one ({reason}); a .keras file is expected.") from None
+        raise ValueError(
+            f"{path} is no Keras model, or a damaged one ({reason}); give a .keras file, or copy the file again."
+        ) from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} is a zip archive, but no Keras model; a .keras file is expected.")
     if text is None:
@@ -170,6 +172,7 @@ def _is_sound(found: dict) -> bool:
         and numbers(found["size"], found["ndim"])
         and all(type(side) is int and side > 0 for side in found["size"])
         and (found.get("spacing") is None or numbers(found["spacing"], 3))
+        and (found.get("spacings_seen") is None or [numbers(ends, 3) for ends in found["spacings_seen"]] == [True] * 2)
         and (
             window is None
             or numbers(window, 2)

@@ -104,11 +104,17 @@ def start(precision: str, deterministic: bool, seed: int) -> str:
         make_deterministic()
     precision = choose_precision(precision)
     keras.config.set_dtype_policy(precision)
-    keras.utils.set_random_seed(seed)
+    with _errors_aside():  # it imports TensorFlow on every backend
+        keras.utils.set_random_seed(seed)
     return precision
 
 
-# Several devices, several processes
+def refuse_torch() -> None:
+    """Raise ValueError if the user wants PyTorch: nothing was ever trained on it here."""
+    if os.environ.get("KERAS_BACKEND") == "torch":
+        raise ValueError(
+            "KERAS_BACKEND=torch is not supported by this script; unset it to use TensorFlow, or set it to jax."
+        )
 
 
 # What the hardware has

@@ -21,7 +21,7 @@ from lab.track.store import TrackingError
 
 FILE = "artifacts/model.keras"  # in a logged model
 SCHEMES = ("runs:/", "models:/")
-REQUIREMENTS = ("keras", "numpy", "pillow", "scipy")  # and a backend; MLflow adds itself
+REQUIREMENTS = ("keras", "numpy", "pillow", "scipy", "tifffile")  # and a backend; MLflow adds itself
 
 
 def log_model(client, run_id: str, file: Path, digest: str) -> str:

@@ -3,9 +3,11 @@
 lab/track/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it where it is
 loaded:
 
-    mlflow models serve -m runs:/RUN_ID/model --env-manager local
+    PATH=.venv/bin:$PATH mlflow models serve -m runs:/RUN_ID/model --env-manager local
     echo '{"inputs": "'$(base64 -w0 photo.png)'"}' |
         curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5000/invocations
+
+MLflow starts `uvicorn` by its bare name: PATH must lead to the environment's programs, as in the first line.
 
 What is posted is a picture's file in base64: PNG, JPEG, TIFF or BMP, as predict.py reads them. The answer holds `mask`
 and `probability` as PNG files in base64 (0 and 255; 65535 is 1) and `remark`. Or it is an array, grey (H, W), colour
@@ -25,6 +27,22 @@ from pathlib import Path
 import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+
+class BadInput(MlflowException):
+    """What the client can mend, status 400. MLflow's server would put the whole upload before the message."""
+
+    def __init__(self, cause: str):
+        super().__init__(cause, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        return self._cause
+
+    @message.setter
+    def message(self, text: str) -> None:
+        self.__dict__.setdefault("_cause", text)  # the first one stays
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
@@ -47,13 +65,15 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             if model_input.size == 1 and isinstance(model_input.item(), str | bytes):
                 return self.answer_file(model_input.item(), **(params or {}))
             return self.answer_array(as_stored(model_input), **(params or {}))
-        except ValueError as error:  # what the client can mend: MLflow tells it, with status 400
-            raise MlflowException.invalid_parameter_value(str(error)) from None
+        except ValueError as error:
+            raise BadInput(str(error)) from None
 
     def answer_file(self, text: str | bytes, threshold: float = 0.5) -> dict:
         """The answer for a picture file in base64: files too."""
         if self.models[0].preprocessing["ndim"] == 3:
             raise ValueError("this model takes volumes: post an array (D, H, W), or use predict.py on the scan.")
+        from lab.data import pictures
+
         try:
             content = base64.b64decode(text, validate=True)
         except ValueError:
@@ -61,11 +81,15 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture"
             path.write_bytes(content)
-            mask, kept, remark = self.find(self.read(path), threshold)
+            image = self.read(path)
+            mask, kept, remark = self.find(image, threshold)
+            remark = " ".join(filter(None, (remark, pictures.describe_loss(path, image))))
         return {"mask": as_png(mask), "probability": as_png(kept), "remark": remark}
 
     def answer_array(self, array: np.ndarray, threshold: float = 0.5) -> dict:
         """The answer for the values of a picture, or of several of one size, or of a volume: arrays too."""
+        from lab.data import folders
+
         ndim = self.models[0].preprocessing["ndim"]
         if not ndim <= array.ndim <= ndim + 2 or not array.size:
             sides = "(H, W), (H, W, C) or (N, H, W, C)" if ndim == 2 else "(D, H, W), (D, H, W, 1) or (N, D, H, W, 1)"
@@ -79,13 +103,13 @@ class ServedModel(mlflow.pyfunc.PythonModel):
                 raise ValueError(f"a volume of one channel was expected; got an array of shape {array.shape}.")
             strange = np.count_nonzero(~np.isfinite(image))
             if strange:
-                raise ValueError(f"the volume holds {strange:,} voxels that are NaN or infinite; replace them.")
+                raise ValueError(f"the volume holds {folders.count(strange, 'voxel')} of NaN or infinity; put 0 there.")
             if min(image.shape[:3]) < 2 or image.min() == image.max():
                 raise ValueError(f"the volume, of shape {array.shape}, is a single slice or constant.")
         else:
             with tempfile.TemporaryDirectory() as folder:  # as a file, so that it is read as predict.py reads it
                 path = Path(folder) / "picture"
-                as_picture(array).save(path, "TIFF")
+                write_picture(array, path)
                 image = self.read(path)
         mask, kept, remark = self.find(image, threshold)
         return {"mask": mask, "probability": kept / np.float32(2**16 - 1), "remark": remark}
@@ -134,17 +158,15 @@ def as_stored(values: np.ndarray) -> np.ndarray:
         return array.astype(np.float32)
 
 
-def as_picture(array: np.ndarray):
-    """An array (H, W) or (H, W, C) as Pillow's image; colours in 8 bits, as it reads them."""
-    from PIL import Image
+def write_picture(array: np.ndarray, path: Path) -> None:
+    """Write an array (H, W) or (H, W, C) as a TIFF file, with its values."""
+    import tifffile
 
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.ndim == 3 and array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    if array.ndim == 3 and (array.dtype != np.uint8 or array.shape[-1] not in (3, 4)):
-        raise ValueError(f"colours are 3 or 4 channels of whole numbers; got {array.dtype} of shape {array.shape}.")
-    return Image.fromarray(array)
+    if array.ndim == 3 and array.shape[-1] not in (3, 4):
+        raise ValueError(f"colours are 3 or 4 channels, the fourth transparency; got an array of shape {array.shape}.")
+    tifffile.imwrite(path, array, photometric="minisblack" if array.ndim == 2 else "rgb")
 
 
 def as_png(array: np.ndarray) -> str:

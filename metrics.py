@@ -31,6 +31,8 @@ Everything is written in `keras.ops`, so that it runs on every Keras backend. Im
 classes: after `import metrics`, a compiled model that uses them loads without `custom_objects`.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -235,7 +237,7 @@ class DiceLoss(keras.losses.Loss):
         return {**super().get_config(), "smooth": self.smooth}
 
 
-def _sums(y_true, y_pred, axis=None):
+def _sums(y_true, y_pred, axis=None) -> tuple[Any, Any, Any]:
     """|A.B|, |A| and |B| over `axis`, in float32 whatever comes in."""
     return _joined(*_exact_sums(y_true, y_pred, axis))
 

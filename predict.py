@@ -24,6 +24,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,12 +66,12 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     channels, seen = (models[0].preprocessing[key] for key in ("channels", "seen"))
     known = model_file.classes_of(models[0].preprocessing)
     image = pictures.read_picture(path, None if channels == 3 else 1)
-    remarks = []
+    remarks: list[str | None] = []
     if image.shape[-1] < channels:
         remarks.append("A grey picture for a model of colour pictures: its grey stands for all three colours.")
         image = np.broadcast_to(image, (*image.shape[:2], channels))
     height, width = image.shape[:2]
-    true = pictures.read_labels(truth, known) if truth else None
+    true: Any = pictures.read_labels(truth, known) if truth else None
     if truth and true.shape != (height, width):
         sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
         raise ValueError(f"the mask {truth} is {sizes}.")
@@ -104,7 +105,7 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     first, known = models[0].preprocessing, model_file.classes_of(models[0].preprocessing)
     scan = scans.open_scan(path)
     scans.look_through(scan)
-    true = scans.read_mask(truth, known) if truth else None
+    true: Any = scans.read_mask(truth, known) if truth else None
     if truth:
         volumes.check_same_grid(scan, true)
     grid = volumes.grid_shape(scan, first.get("spacing"))
@@ -156,7 +157,7 @@ def find_inputs(args: argparse.Namespace, ndim: int) -> tuple[list[Path], dict[s
     """The pictures or scans, those of folders included, or this shard's share of them; the true masks by name."""
     find = scans.find_scans if ndim == 3 else pictures.find_pictures
     found = [p for path in args.pictures for p in (find(path) if path.is_dir() else [path])]
-    stems = {}
+    stems: dict[str, Path] = {}
     for path in dict.fromkeys(found):
         if ndim == 2 and scans.suffix_of(path).startswith(".nii"):
             raise ValueError(f"{path} is a scan, the model {args.model} is for pictures; train volume_segmentation.py.")

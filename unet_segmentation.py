@@ -329,7 +329,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = command_line.make_parser(__doc__)
     recipes = "sets the flags with several defaults: the lab's, the textbook's of the lab report, one for photographs"
     parser.add_argument("--recipe", choices=RECIPES, help=f"{recipes} (default: lab, with --images own-pictures)")
-    switch = {"action": argparse.BooleanOptionalAction}
+    switch: dict = {"action": argparse.BooleanOptionalAction}
     own = parser.add_argument_group("your own pictures, in place of circles").add_argument
     own("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
     own(

@@ -129,7 +129,7 @@ def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[
     augment = None
     if args.augment:
         planes = turning_planes(parts["training"], patch)
-        looks = ABSOLUTE if grey.get("window") else VARIED
+        looks: dict = ABSOLUTE if grey.get("window") else VARIED
         augment = functools.partial(patches.vary, planes=planes, **looks)
     return source_of(
         args,
@@ -196,7 +196,7 @@ def shared_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, 
     return tuple(json.loads(processes.from_first_process(json.dumps(list(sides)).encode())))
 
 
-def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, int, int]:
+def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, ...]:
     """The largest patch that trains within `--memory`, and is no larger than the scans; prints what was tried."""
     shape = np.minimum(np.median([sample.labels.shape for sample in samples], axis=0), LARGEST)
     budget = args.memory or 0.7 * memory.free_memory() / memory.GIB

@@ -76,7 +76,7 @@ def score(test, probs) -> dict:
 def best_interval(train, test) -> dict:
     """The interval of grey values with the best Dice on the training part, scored on the test part."""
     grey, edges = train.image[..., 0], np.linspace(0, 255, 86)
-    inside, outside = (np.histogram(grey[where], edges)[0] for where in (train.mask, ~train.mask))
+    inside, outside = (np.histogram(grey[where], edges)[0] for where in (train.labels, ~train.labels))
     hits, misses = (np.concatenate([[0], np.cumsum(counts)]) for counts in (inside, outside))
     dice = {
         (i, j): 2 * (hits[j] - hits[i]) / (hits[j] - hits[i] + misses[j] - misses[i] + hits[-1])

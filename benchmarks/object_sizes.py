@@ -34,7 +34,7 @@ def score(models, image: np.ndarray, mask: np.ndarray) -> dict:
         return prediction.probabilities(models, picture, prepare)
 
     tried = models[0].preprocessing["scales"]
-    masks = {one: scale.at_scale(slabs_of, image, one) >= 0.5 for one in tried}
+    masks = {one: scale.at_scale(slabs_of, image, one)[..., 0] >= 0.5 for one in tried}
     dice = {one: prediction.compare_masks(mask, found)["dice"] for one, found in masks.items()}
     return {"found": prediction.choose_scale(models, image, prepare), "dice": dice}
 

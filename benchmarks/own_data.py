@@ -66,7 +66,7 @@ MODEL = _common.ROOT / "outputs" / "photographs" / "model.keras"
 def read_data(name: str) -> tuple[np.ndarray, np.ndarray]:
     """A photograph (H, W, 1), uint8, and its mask (H, W), bool."""
     picture = Image.fromarray(photographs.photographs()[name])
-    mask = Image.fromarray(pictures.read_mask(photographs.MASKS / f"{name}_mask.png").astype(np.uint8) * 255)
+    mask = Image.fromarray(pictures.read_labels(photographs.MASKS / f"{name}_mask.png") * np.uint8(255))
     sides = [round(DATA[name] * side) for side in picture.size]
     picture, mask = (np.asarray(image.resize(sides, Image.Resampling.BICUBIC)) for image in (picture, mask))
     return picture[..., None], mask >= 128

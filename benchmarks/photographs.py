@@ -211,7 +211,7 @@ def main(argv=None) -> None:
     if args.references:
         for name, picture in found.items():
             Image.fromarray(reference(name, picture)).save(files[name])
-    true = {name: pictures.read_mask(file) for name, file in files.items()}
+    true = {name: pictures.read_labels(file) for name, file in files.items()}
     networks = {"U-Net, plain circles": [args.plain], "U-Net, varied circles": args.varied[:1]}
     if len(args.varied) > 1:
         networks[f"mean of {len(args.varied)} such"] = args.varied

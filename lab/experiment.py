@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,8 @@ def run(
     args: argparse.Namespace,
     recipes: dict[str, dict],
     make_source: Callable[[], Source],
-    build: Callable[[argparse.Namespace, Source], object],
-    evaluate: Callable[[object, Source, dict], Evaluation],
+    build: Callable[[argparse.Namespace, Source], Any],
+    evaluate: Callable[[Any, Source, dict], Evaluation],
     fold: int | None = None,
 ) -> dict[str, float]:
     """Train, score, write, track and tell of one network; return its test scores.
@@ -60,7 +61,7 @@ def run(
         source, model, precision = prepare(args, make_source, build)
         settings = command_line.training_settings(args, precision=precision, **source.settings)
         checkpoint = checkpoints.Checkpoint(out, settings)
-        finished = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
+        finished: Any = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
         if processes.from_first_process(b"finished" if finished else b""):
             processes.leave()
             return finished["test"]
@@ -112,7 +113,7 @@ def judge(history: dict, evaluation: Evaluation | None, failures: list[str]) -> 
         raise command_line.Unfinished(" ".join([useless, *failures] if broken and useless else failures))
 
 
-def prepare(args: argparse.Namespace, make_source: Callable, build: Callable) -> tuple[Source, object, str]:
+def prepare(args: argparse.Namespace, make_source: Callable, build: Callable) -> tuple[Source, Any, str]:
     """What every process of a training needs: the data, the network, the precision."""
     precision = backend.start(args.precision, args.deterministic, args.seed)
     source = make_source()

@@ -264,8 +264,8 @@ def test_eight_crops_lie_in_the_picture_and_what_is_tested_lies_apart_from_them(
     for sample in samples:
         row, column = np.unravel_index(sample.image[0, 0, 0], sides)
         np.testing.assert_array_equal(sample.image, image[row : row + 128, column : column + 128])
-        np.testing.assert_array_equal(sample.mask, sample.image[..., 0] % 2)
-        assert sample.mask.shape == (128, 128)
+        np.testing.assert_array_equal(sample.labels, sample.image[..., 0] % 2)
+        assert sample.labels.shape == (128, 128)
         near[max(0, row - gap) : row + 128 + gap, max(0, column - gap) : column + 128 + gap] = True
     assert not tested[near].any() and tested.mean() > 0.5
 

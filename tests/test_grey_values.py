@@ -190,7 +190,7 @@ def test_pictures_of_two_scanners_get_a_range_each():
     rng = np.random.default_rng(0)
     settings, parts, said = settle([scene(rng, 20, *look) for look in [(1, 0), (9, 700)] * 3])
     assert "window" not in settings and "a range for each picture" in said
-    both = [each.prepare(each.image)[each.mask].mean() for each in parts["training"]]
+    both = [each.prepare(each.image)[each.labels].mean() for each in parts["training"]]
     assert np.ptp(both) < 0.1, "the two scanners' objects look alike to the network"
 
 
@@ -227,7 +227,7 @@ def test_signed_grey_values_share_a_range_around_the_objects():
         scans.append(sample(image.astype(np.int16), mask))
     found = grey_values.folder_range(scans)
     np.testing.assert_allclose([found.low[0], found.high[0]], [-10, 80], atol=2)
-    positive = [sample(each.image[..., 0] + 2000, each.mask) for each in scans]
+    positive = [sample(each.image[..., 0] + 2000, each.labels) for each in scans]
     assert grey_values.folder_range(positive).low < 1100
 
 

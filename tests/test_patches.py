@@ -122,24 +122,24 @@ def test_patches_are_as_the_seed_says():
 
 def test_the_objects_of_a_sample_are_those_of_its_mask_thinned_evenly(monkeypatch):
     mask = np.random.default_rng(0).random((70, 60, 60)) < 0.05
-    np.testing.assert_array_equal(make_sample(mask).objects, np.flatnonzero(mask))
+    np.testing.assert_array_equal(make_sample(mask).places[1], np.flatnonzero(mask))
     monkeypatch.setattr(sample, "MOST_PLACES", 1000)
-    few = make_sample(mask).objects
+    few = make_sample(mask).places[1]
     assert 500 <= len(few) <= 1000 and mask.ravel()[few].all()
     thirds = np.histogram(few, 3, (0, mask.size))[0]
     assert thirds.min() > 0.8 * thirds.mean()
-    assert len(make_sample(np.zeros((3, 3), bool)).objects) == 0
+    assert make_sample(np.zeros((3, 3), bool)).places == {}
 
 
 def test_no_more_than_the_patch_is_read_from_a_sample_on_disk():
     whole = make_sample(mask_with((30, 40, 50), (20, 20, 20)), channels=2)
-    known = {"name": "a", "objects": whole.objects, "prepare": whole.prepare}  # the objects are taken once
-    lazy = SimpleNamespace(image=Lazy(whole.image), mask=Lazy(whole.mask), **known)
+    known = {"name": "a", "classes": [1], "places": whole.places, "prepare": whole.prepare}  # places are taken once
+    lazy = SimpleNamespace(image=Lazy(whole.image), labels=Lazy(whole.labels), **known)
     images, masks = patches.random_patches([lazy], 20, (8, 10, 12), 0, functools.partial(patches.vary, planes=()))
     assert images.shape == (20, 8, 10, 12, 2) and masks.shape == (20, 8, 10, 12, 1)
     (images, masks), places = patches.grid_patches([lazy], (8, 10, 12), 1000)
     assert len(images) == len(masks) == len(places) == 4 * 4 * 5 and places[-1] == "a, x 38, y 30, z 22"
-    assert lazy.image.largest == 8 * 10 * 12 * 2 and lazy.mask.largest == 8 * 10 * 12
+    assert lazy.image.largest == 8 * 10 * 12 * 2 and lazy.labels.largest == 8 * 10 * 12
 
 
 @pytest.mark.parametrize(("sides", "channels", "options"), [
@@ -153,9 +153,9 @@ def test_a_varied_image_keeps_its_mask(sides, channels, options):
     one = make_sample(np.random.default_rng(2).random(sides) < 0.3, channels)
     image, seen = one.prepare(one.image), set()
     for seed in range(60):
-        varied, mask = patches.vary(image, one.mask, np.random.default_rng(seed), **options)
+        varied, mask = patches.vary(image, one.labels, np.random.default_rng(seed), **options)
         assert varied.shape == image.shape and varied.dtype == np.float32
-        assert varied[mask].mean() > varied[~mask].mean() + 0.2 and mask.sum() == one.mask.sum()
+        assert varied[mask].mean() > varied[~mask].mean() + 0.2 and mask.sum() == one.labels.sum()
         assert (varied[mask].min() > varied[~mask].max()) or "noise" in options or channels > 1
         seen.add(mask.tobytes())
     turns = {(16, 16): 8, (16, 24): 4, (8, 8, 8): 48, (6, 8, 8): 8}[sides]

@@ -11,15 +11,19 @@ from lab.data import splits
 
 @dataclasses.dataclass
 class Sample:
-    """Names and a mask suffice."""
+    """Names and labels suffice."""
 
     name: str
-    mask: np.ndarray
+    labels: np.ndarray
     origin: tuple = (0, 0)
+
+    @property
+    def classes(self):
+        return [1] if self.labels.any() else []
 
     def region(self, place):
         origin = tuple(part.start for part in place)
-        return Sample(f"{self.name} {place}", self.mask[place], origin)
+        return Sample(f"{self.name} {place}", self.labels[place], origin)
 
 
 def crowded(*sides):
@@ -76,7 +80,7 @@ def test_folds_of_one_picture_are_tested_in_different_corners():
     corners = {parts["test"][0].origin for parts in found}
     assert len(corners) == 4
     for one, other in itertools.combinations([parts["test"][0] for parts in found], 2):
-        ends = [np.add(sample.origin, sample.mask.shape) for sample in (one, other)]
+        ends = [np.add(sample.origin, sample.labels.shape) for sample in (one, other)]
         assert any(ends[0] <= other.origin) or any(ends[1] <= one.origin), "a pixel is tested twice"
 
 
@@ -85,7 +89,7 @@ def test_a_part_without_an_object_is_avoided_or_refused():
     mask[:, :60] = mask[10, 290] = mask[190, 290] = True  # only with the test at the right does each part hold some
     for seed in range(8):
         parts = splits.split([Sample("a.png", mask)], seed, crop=60)
-        assert all(part[0].mask.any() for part in parts.values())
+        assert all(part[0].labels.any() for part in parts.values())
     half = np.zeros((200, 300), bool)
     half[100, 10] = True
     with pytest.raises(ValueError, match="one part holds no object"):
@@ -118,7 +122,7 @@ def test_a_description_tells_samples_of_other_contents_apart():
     class Pair:
         name: str
         image: np.ndarray
-        mask: np.ndarray
+        labels: np.ndarray
 
     def pairs(pixel=0, object_at=0, name="b.png"):
         images, masks = np.zeros((2, 4, 6, 1), np.uint16), np.zeros((2, 4, 6), bool)

@@ -134,18 +134,20 @@ def test_an_epochs_patches_are_its_own_and_come_again():
 def test_scores_of_the_truth_are_perfect_and_of_nothing_zero():
     args = script.parse_args(["--size", "24", "--radius", "4", "7", *TINY])
     samples = script.make_spheres(args, 3, script.TEST)
-    scores, rows = volume_results.score_volumes(samples, [sample.mask for sample in samples])
+    scores, rows = volume_results.score_volumes(samples, [sample.labels[..., None] for sample in samples])
     assert scores["image_dice"] == scores["image_iou_min"] == 1
     assert scores["surface"] == scores["hausdorff95"] == 0
     assert [row["volume"] for row in rows] == ["volume 0", "volume 1", "volume 2"]
-    scores, rows = volume_results.score_volumes(samples, [np.zeros_like(sample.mask) for sample in samples])
+    scores, rows = volume_results.score_volumes(
+        samples, [np.zeros_like(sample.labels[..., None]) for sample in samples]
+    )
     assert scores["image_dice"] < 1e-6 and "surface" not in scores and rows[0]["surface"] is None
 
 
 def test_distances_of_one_table_are_in_one_unit():
     args = script.parse_args(["--size", "24", "--radius", "4", "7", *TINY])
     samples = script.make_spheres(args, 2, script.TEST)
-    shifted = [np.roll(sample.mask, 1, axis=0) for sample in samples]
+    shifted = [np.roll(sample.labels, 1, axis=0)[..., None] for sample in samples]
     of = {}
     for known in ((None, None), ((3, 1, 1), (3, 1, 1)), (None, (3, 1, 1))):
         these = [dataclasses.replace(sample, spacing=spacing) for sample, spacing in zip(samples, known, strict=True)]

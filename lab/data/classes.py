@@ -42,7 +42,7 @@ class Classes:
         return len(self.names)
 
     @property
-    def colours(self) -> list[tuple[int, int, int]]:
+    def colours(self) -> list[tuple[int, ...]]:
         """Red, green and blue of each class, 0 to 255: those of the masks where they have colours."""
         if self.kind == "colour":
             return [_rgb(value) for value in self.values[1:]]
@@ -153,10 +153,11 @@ def find_classes(
         ValueError: for masks that are no classes: of too many values, with soft edges, of instances, of another kind
             each; for names that do not go with them.
     """
-    if all(len(mask.counts.keys() - {0}) <= 1 for mask in masks) and len({mask.kind for mask in masks}) > 1:
-        return ONE  # black and one other value in each, however it is stored
-    kind, palette = _common_kind(masks)
     found = sorted(set().union(*(mask.counts for mask in masks)))
+    one_each = all(len(mask.counts.keys() - {0}) <= 1 for mask in masks)
+    if one_each and names is None and (len({mask.kind for mask in masks}) > 1 or set(found) <= {0, 1, 255}):
+        return dataclasses.replace(ONE, ignore=ignore)  # black and one other value in each, however it is stored
+    kind, palette = _common_kind(masks)
     if ignore is None and kind == "palette" and _is_voc(palette) and NOT_LABELLED in found:
         ignore = NOT_LABELLED
     values = [value for value in found if value != ignore]
@@ -168,14 +169,15 @@ def find_classes(
         _refuse_soft(masks, values)
         _refuse_instances(masks, values)
         if ignore is None and kind == "grey" and values[-1] == NOT_LABELLED and values[-2] <= MOST:
+            path = next(mask.path for mask in masks if NOT_LABELLED in mask.counts)
             raise ValueError(
-                f"masks hold {listed(values)}: 255 may mean that a pixel is not labelled, or be a class. Give --ignore "
-                f"255 for the former, or --classes with {len(values) - 1} names for the latter."
+                f"masks hold {listed(values)} ({path}): 255 may mean that a pixel is not labelled, or be a class. Give "
+                f"--ignore 255 for the former, or --classes with {len(values) - 1} names for the latter."
             )
     draft = Classes(tuple(names or ()), tuple(map(int, values)), kind, palette, ignore)
     if names is None:
         known = names_in(folder)
-        other = ["object"] if len(values) == 2 else [f"class {draft.shown(value)}" for value in values[1:]]
+        other = ["object"] if len(values) == 2 else [f"class {draft.shown(value).lstrip('#')}" for value in values[1:]]
         draft = dataclasses.replace(draft, names=tuple(map(known.get, values[1:], other)))
     elif len(names) != len(values) - 1:
         raise ValueError(
@@ -199,8 +201,8 @@ def of_folders(folders: Sequence[str], names: Sequence[str] | None = None) -> Cl
 def check_names(names: Sequence[str]) -> None:
     """Raise ValueError for names of classes that MLflow's keys cannot hold, or that come twice."""
     for name in names:
-        if not re.fullmatch(r"[\w#][\w#. -]*", name) or name.strip() != name:
-            raise ValueError(f"a class's name is of letters, digits, spaces and _ . - #; got {name!r}.")
+        if not re.fullmatch(r"[\w][\w. -]*", name) or name.strip() != name:
+            raise ValueError(f"a class's name is of letters, digits, spaces and _ . -; got {name!r}.")
         if list(names).count(name) > 1:
             raise ValueError(f"the name {name!r} is given to two classes; give each a name of its own.")
 

@@ -22,7 +22,8 @@ def stem_of_mask(path: Path) -> str:
 
 def by_stem(paths: Iterable[Path], stem_of: Callable[[Path], str]) -> tuple[dict[str, Path], list[str]]:
     """Files by their stems, and a sentence for each stem that comes twice."""
-    files, problems = {}, []
+    files: dict[str, Path] = {}
+    problems = []
     for path in paths:
         name = stem_of(path)
         if name in files:

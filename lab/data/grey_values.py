@@ -17,7 +17,7 @@ import numpy as np
 
 # Values are divided by the maximum of their type; or two percentiles of each channel become 0 and 1.
 ABSOLUTE = {"grey": "ITU-R 601 luma, transparent is black", "stretch": None, "beyond": "log"}
-STRETCHED = {**ABSOLUTE, "stretch": [1, 99], "surroundings": 0.25}
+STRETCHED: dict = {**ABSOLUTE, "stretch": [1, 99], "surroundings": 0.25}
 QUANTILES = (1, 50, 99)  # percentiles of an image that are compared with those seen in training
 WIDEST = 2.0  # the prepared value that is drawn as white at most: 2.7 times the range above its lower end
 
@@ -72,7 +72,8 @@ def range_of(image: np.ndarray, settings: dict) -> GreyRange:
     """
     channels, beyond = image.shape[-1], settings["beyond"]
     if settings.get("window"):
-        return GreyRange(*(np.full(channels, value, np.float32) for value in settings["window"]), beyond)
+        low, high = (np.full(channels, value, np.float32) for value in settings["window"])
+        return GreyRange(low, high, beyond)
     if settings["stretch"] is None:
         maximum = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
         return GreyRange(np.zeros(channels, np.float32), np.full(channels, maximum, np.float32), beyond)
@@ -165,7 +166,7 @@ def settle(parts: dict[str, list], wanted: str) -> tuple[dict, dict[str, list], 
     """
     training = parts["training"]
     window = folder_range(training)
-    figures = {name: disagreement(training, common) for name, common in (("folder", window), ("picture", None))}
+    figures: dict = {name: disagreement(training, common) for name, common in (("folder", window), ("picture", None))}
     taken = wanted
     if wanted == "auto":
         measured = figures["folder"] is not None

@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, np.ndarr
     return [(start, (window / total[start : start + tile]).astype(np.float32)) for start in starts]
 
 
-def per_axis(value: Size, ndim: int) -> tuple[int, ...]:
+def per_axis(value: Any, ndim: int) -> tuple[int, ...]:
     """One number per axis, from one for all of them or one for each."""
     values = (value,) * ndim if np.ndim(value) == 0 else tuple(value)
     if len(values) != ndim:
@@ -73,7 +74,7 @@ def per_axis(value: Size, ndim: int) -> tuple[int, ...]:
 
 
 def random_patches(
-    samples: Sequence, num: int, size: Size, seed, augment: Callable | None = None, num_classes: int = 1
+    samples: list, num: int, size: Size, seed, augment: Callable | None = None, num_classes: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patches to train on, each from a sample and a place drawn at random.
 
@@ -138,7 +139,7 @@ def describe_place(starts: Sequence) -> str:
 
 def _cut_pair(sample, starts, size):
     """Image and labels of a patch; what lies outside the sample is reflected in the image, and not labelled."""
-    labels = cut_patch(sample.labels, starts, size)
+    labels = cut_patch(sample.labels, starts, size).astype(np.uint8, copy=False)
     for axis, (start, length) in enumerate(zip(starts, labels.shape, strict=True)):
         outside = max(0, start + length - sample.labels.shape[axis])
         if outside:
@@ -184,12 +185,12 @@ def vary(
         planes = [
             plane for plane in itertools.combinations(axes, 2) if labels.shape[plane[0]] == labels.shape[plane[1]]
         ]
-    flipped = [axis for axis in (axes if flips is None else flips) if rng.integers(2)]
+    flipped = tuple(axis for axis in (axes if flips is None else flips) if rng.integers(2))
     image, labels = np.flip(image, flipped), np.flip(labels, flipped)
     for plane in planes:
-        turns = rng.integers(4)
+        turns = int(rng.integers(4))
         image, labels = np.rot90(image, turns, plane), np.rot90(labels, turns, plane)
-    channels = image.shape[-1]
+    channels: int = image.shape[-1]
     if channels > 1 and tint:
         image = power(image, rng.uniform(1 - tint, 1 + tint, channels).astype(np.float32))
     spread, shift = rng.uniform(1 - contrast, 1 + contrast), rng.uniform(-brightness, brightness)
@@ -242,7 +243,7 @@ def predict_tiles(
             yield from zip(group, predict(tiles), strict=True)
 
     results = predicted()
-    pending = None
+    pending: Any = None
     for row, end in zip(rows, row_ends, strict=True):
         for place, values in itertools.islice(results, len(places)):
             if pending is None:

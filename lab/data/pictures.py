@@ -14,6 +14,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -238,7 +239,8 @@ def read_folder(
         pairs, problems = pair_class_folders(images, of_class)
     else:
         pairs, problems = folders.pair_by_name(images, masks, find_pictures, "picture")
-    found, known = [], {}
+    found: list[tuple] = []
+    known: dict = {}
     for path, mask_path in pairs:
         try:
             image = read_picture(path)
@@ -317,7 +319,8 @@ def class_folders(masks: Path, find: Callable = find_pictures) -> list[Path]:
 
 def pair_class_folders(images: Path, of_class: list[Path], find: Callable = find_pictures, what: str = "picture"):
     """As `folders.pair_by_name`: each image with the stem of its masks, which any of the folders may lack."""
-    stems, problems = set(), []
+    stems: set[str] = set()
+    problems = []
     for folder in of_class:
         files, doubles = folders.by_stem(find(folder), folders.stem_of_mask)
         problems += doubles
@@ -330,7 +333,8 @@ def pair_class_folders(images: Path, of_class: list[Path], find: Callable = find
 
 def merge_classes(mask: Path, of_class: list[Path]) -> tuple[np.ndarray, str, None]:
     """The masks of one picture, one of each class that has one, as values 1 to K (H, W)."""
-    merged, owner = None, {}
+    merged: Any = None
+    owner: dict = {}
     for label, folder in enumerate(of_class, 1):
         files, _ = folders.by_stem(find_pictures(folder), folders.stem_of_mask)
         if mask.name not in files:

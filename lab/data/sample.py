@@ -25,7 +25,10 @@ class Sample:
     @functools.cached_property
     def counts(self) -> np.ndarray:
         """How many voxels have each of the labels 0 to 255."""
-        return sum(np.bincount(part.ravel(), minlength=256) for part in self.labels)
+        found = np.zeros(256, np.int64)
+        for part in self.labels:  # a large scan stays on disk
+            found += np.bincount(part.ravel(), minlength=256)
+        return found
 
     @property
     def share(self) -> float:

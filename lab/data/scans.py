@@ -23,7 +23,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,9 @@ class Scan(NamedTuple):
 
     path: Path
     voxels: np.ndarray  # (D, H, W), a view of the file or of its unpacked copy; the grey values as the file means them
-    spacing: tuple[float, float, float] | None  # of the voxels' centres along D, H, W, in mm; None: the file is silent
+    spacing: tuple[float, ...] | None  # of the voxels' centres along D, H, W, in mm; None: the file is silent
     affine: np.ndarray | None  # NIfTI: from (k, j, i) to millimetres right, front, up; None: TIFF
-    image: object  # NIfTI: nibabel's image, for header and orientation; None: TIFF
+    image: Any  # NIfTI: nibabel's image, for header and orientation; None: TIFF
 
 
 # Reading
@@ -125,7 +125,8 @@ def _open_nifti(path):
     image = nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Image):
         raise _Problem("is no NIfTI file")
-    stored, shape = image.dataobj, image.shape
+    stored: Any = image.dataobj
+    shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
@@ -205,8 +206,9 @@ def _open_tiff(path):
 @contextlib.contextmanager
 def _complaints():
     """Take for an error what tifffile only logs as one: a file whose last pages are missing."""
-    logger, records = logging.getLogger("tifffile"), []
-    handler = logging.Handler(logging.ERROR)
+    logger = logging.getLogger("tifffile")
+    records: list = []
+    handler: Any = logging.Handler(logging.ERROR)
     handler.emit = records.append
     logger.addHandler(handler)
     try:
@@ -308,7 +310,7 @@ def look_through(scan: Scan) -> bytes:
     digest, low, high, strange = hashlib.sha256(str(scan.voxels.shape).encode()), math.inf, -math.inf, 0
     for region in parts(scan.voxels):
         part = np.ascontiguousarray(scan.voxels[region])
-        digest.update(part)
+        digest.update(part.data)
         if part.dtype.kind == "f":
             strange += part.size - np.count_nonzero(np.isfinite(part))
         low, high = min(low, part.min()), max(high, part.max())
@@ -330,7 +332,7 @@ def write(array: np.ndarray, scan: Scan, path: Path) -> None:
     if scan.image is None:
         import tifffile
 
-        options = {"metadata": {"axes": "ZYX"}}
+        options: dict = {"metadata": {"axes": "ZYX"}}
         if scan.spacing:
             depth, height, width = (step * 1e3 for step in scan.spacing)
             options["metadata"] |= {"spacing": depth, "unit": "micron"}

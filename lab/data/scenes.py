@@ -162,8 +162,8 @@ def _draw_scene(image, mask, count, radii, centres, margin, looks, rng):
             edge = radius - min(margin, radius)
             beside = centres[j - 1] + distance * np.array([math.sin(turn), math.cos(turn)])
             centres[j] = np.clip(beside, edge, np.array(image.shape) - 1 - edge)
-        outline = (_between(name, looks[name], rng) for name in ("elongation", "roughness"))
-        window, blob = _blob(image.shape, centres[j], radius, *outline, rng)
+        elongation, roughness = (_between(name, looks[name], rng) for name in ("elongation", "roughness"))
+        window, blob = _blob(image.shape, centres[j], radius, elongation, roughness, rng)
         here = max(0.05, light[tuple(centres[j].round().astype(int))])
         height = max(at["contrast"] * _between("own_contrast", looks["own_contrast"], rng), visible / here)
         mask[window][blob] = 1

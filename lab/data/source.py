@@ -1,8 +1,9 @@
 """Where the data of a training come from: drawn or read, images or volumes, always by the same names."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,14 +23,14 @@ class Source:
     sides: tuple[int, ...]  # of a training image
     channels: int
     validation: Batch
-    test: object  # (images, masks) of images; a list of samples of volumes
+    test: Any  # (images, masks) of images; a list of samples of volumes
     num_test: int
     preprocessing: dict  # how grey values are prepared, for the model file (see `lab/data/grey_values.py`)
     typical: Callable[[], np.ndarray]  # images (N, *sides, C) as the network will meet them
     test_names: list[str] | None = None  # of images: where each lies
     classes: Classes = ONE
     references: Callable[[], dict[str, dict]] | None = None  # scores of what is told what the objects are
-    raw: Callable[[], tuple] | None = None  # validation and test with the values of the files, where those differ
+    raw: Callable[[], Sequence] | None = None  # validation and test with the values of the files, where those differ
     settings: dict = dataclasses.field(default_factory=dict)  # what a resumed training has to meet again
     files: dict[str, Callable[[Path], object]] = dataclasses.field(default_factory=dict)  # name -> writes it
     remarks: tuple[str, ...] = ()  # sentences for the console

@@ -63,13 +63,13 @@ def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.
         part = max(1, round(share * len(samples)))
         if len(others) <= part:
             raise ValueError(f"{len(samples)} pictures are too few for {num} folds: some would have none to train on.")
-        places = {"training": others[part:], "validation": others[:part], "test": tested}
+        places: dict = {"training": others[part:], "validation": others[:part], "test": tested}
         found.append({name: [samples[i] for i in chosen] for name, chosen in places.items()})
     return found
 
 
 def _split_regions(samples, corner, crop, share) -> dict[str, list]:
-    parts = {"training": [], "validation": [], "test": []}
+    parts: dict[str, list] = {"training": [], "validation": [], "test": []}
     for sample in samples:
         for name, place in cut_regions(sample.labels.shape, int(corner), crop, share, sample.name).items():
             parts[name].append(sample.region(place))
@@ -153,7 +153,7 @@ def describe(parts: dict[str, list]) -> str:
         digest.update(repr((sample.name, sample.image.shape)).encode())
         for array in (sample.image, sample.labels):
             for part in array:  # a large scan stays on disk
-                digest.update(np.ascontiguousarray(part))
+                digest.update(np.ascontiguousarray(part).data)
     return f"{len(samples)} samples, {digest.hexdigest()[:16]}"
 
 

@@ -46,7 +46,8 @@ def read_folder(
             on and tested on), no spacing where resampling needs one.
     """
     pairs, problems = folders.pair_by_name(images, masks, find_scans, "scan")
-    found, known, seen = [], {}, []
+    found, seen = [], []
+    known: dict = {}
 
     def attempt(function, *arguments):
         try:
@@ -110,7 +111,7 @@ def _to_grid(scan, mask, grid):
 def describe_grids(samples: list[Sample]) -> list[str]:
     """Sentences on what the scans' grids may do to a training: thick slices, different spacings."""
     said = []
-    known = [sample for sample in samples if sample.spacing]
+    known: list = [sample for sample in samples if sample.spacing]
     thick = [sample for sample in known if max(sample.spacing) > THICK * min(sample.spacing)]
     if thick:
         worst = max(thick, key=lambda sample: max(sample.spacing) / min(sample.spacing))

@@ -84,7 +84,7 @@ def of_volumes(network, source: Source, history: dict, sphere: dict | None = Non
         volume_results.column_groups(test),
     )
     masks = [to_masks(sample.labels[:], source.classes.num) for sample in test]
-    whole = (np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays]) for arrays in (masks, probs))
+    flat_masks, flat_probs = (np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays]) for arrays in (masks, probs))
     examples = plots.choose_examples([1.0 if row["image_dice"] is None else row["image_dice"] for row in rows])
     shown = [
         (f"{kind}: {test[i].name}\n{describe_dice(rows[i])}", test[i], volume_results.hard_labels(probs[i]))
@@ -93,12 +93,12 @@ def of_volumes(network, source: Source, history: dict, sphere: dict | None = Non
     return Evaluation(
         scores,
         baselines,
-        scoring.describe_failure(history, *whole, names),
+        scoring.describe_failure(history, flat_masks, flat_probs, names),
         f"Test set, {len(test)} volumes:\n{table}",
         {
             "per_volume.csv": lambda path: output_files.write_table(rows, path),
             "predictions.png": lambda path: views.plot_volumes(shown, path, source.classes),
-            **confusion_files(sum(map(scoring.confusion, masks, probs)), source.classes),
+            **confusion_files(scoring.confusion(flat_masks, flat_probs), source.classes),
         },
     )
 

@@ -76,7 +76,7 @@ def rows_of_images(masks, probs, names: Sequence[str] = ONE_CLASS) -> list[dict]
     counts = true.any(axis=sides) | hard.any(axis=sides) if several else np.ones(shares.shape, bool)
     rows = []
     for i in range(len(masks)):
-        row = {"image": i, "foreground": float(shares[i].sum())}
+        row: dict = {"image": i, "foreground": float(shares[i].sum())}
         row |= {name: float(value[i][counts[i]].mean()) if counts[i].any() else None for name, value in values.items()}
         for k, class_name in enumerate(names if several else ()):
             row[f"foreground/{class_name}"] = float(shares[i, k])
@@ -98,7 +98,7 @@ def of_rows(rows: list[dict], names: Sequence[str] = ONE_CLASS, keys: Sequence[s
     Of several classes KEY/NAME, KEY_p5/NAME and KEY_min/NAME are those of a class, over the `images/NAME` rows where it
     counts, and KEY is the mean over the classes that count at least once.
     """
-    scores = {}
+    scores: dict = {}
     for key in keys:
         values = [row[key] for row in rows if row[key] is not None]
         scores |= summary(values or [1.0], key)
@@ -156,11 +156,11 @@ def baselines(validation: tuple, test: tuple, raw: Sequence[tuple] | None = None
     found = {"all background": score(masks, np.zeros_like(masks))[0]}
     found["best global threshold"] = _threshold_baseline(validation, test, None if raw is None else object_levels)
     if raw is not None:
-        found["best threshold, raw values"] = _threshold_baseline(*raw, object_levels)
+        found["best threshold, raw values"] = _threshold_baseline(raw[0], raw[1], object_levels)
     return found
 
 
-def _threshold_baseline(validation, test, levels: Callable | None) -> dict:
+def _threshold_baseline(validation: tuple[np.ndarray, np.ndarray], test, levels: Callable | None) -> dict:
     (threshold, brighter), _ = best_threshold(*validation, levels and levels(*validation))
     hard = above(test[0], threshold, brighter)
     return {"threshold": threshold, "brighter": brighter, **score(test[1], hard)[0]}
@@ -241,18 +241,19 @@ def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tup
     thresholds = levels.astype(grey.dtype)
     bins = len(thresholds) + 1
     first = bins * np.arange(num).reshape(-1, *[1] * (grey.ndim - 1))  # of an image's bins
-    found = {}
-    for brighter, side in ((True, "right"), (False, "left")):
+    found: dict[tuple[float, bool], float] = {}
+    for brighter in (True, False):
         # A pixel's bin is how many thresholds it reaches, or exceeds: one count of pixels serves all thresholds.
-        places = first + np.searchsorted(thresholds, grey, side)
+        places = first + np.searchsorted(thresholds, grey, "right" if brighter else "left")
         of_both = [np.bincount(chosen.ravel(), minlength=bins * num) for chosen in (places[masks == 1], places)]
         hits, pred = np.cumsum(np.reshape(of_both, (2, num, bins)), axis=2)  # as many pixels lie in this bin or below
         true = np.repeat(hits[:, -1:], bins, axis=1)
         if brighter:
             hits, pred = true - hits, pred[:, -1:] - pred
-        dice = metrics.dice_of_sums(*(np.float32(sums[:, :-1]) for sums in (hits, true, pred)))
+        hits, true, pred = (np.float32(sums[:, :-1]) for sums in (hits, true, pred))
+        dice = metrics.dice_of_sums(hits, true, pred)
         found |= {(float(levels[i]), brighter): value for i, value in enumerate(np.mean(dice, axis=0).tolist())}
-    best = max(found, key=found.get)
+    best = max(found, key=found.__getitem__)
     return best, found[best]
 
 
@@ -279,7 +280,7 @@ def describe_failure(history: dict, masks, probs, names: Sequence[str] = ONE_CLA
 def describe_behind(scores: dict, baselines: dict[str, dict], margin: float = 0.02) -> str | None:
     """A sentence if the network's test Dice is behind that of a baseline which needs no network, else None."""
     rows = {name: row["image_dice"] for name, row in baselines.items() if name not in KNOWS_MORE}
-    best = max(rows, key=rows.get)
+    best = max(rows, key=rows.__getitem__)
     dice = scores["image_dice"]
     if dice >= rows[best] - margin:
         return None

@@ -96,7 +96,7 @@ def _legend(figure, predicted):
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = [Line2D([], [], color=TRUE, label="true contour")]
+    handles: list = [Line2D([], [], color=TRUE, label="true contour")]
     if predicted:
         handles.append(Line2D([], [], color=FOUND, label="predicted contour"))
         for name in ("false positive", "false negative"):

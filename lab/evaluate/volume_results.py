@@ -57,14 +57,14 @@ def score_volumes(
         spacing (see `lab/evaluate/surfaces.py`). Of several classes each of them by class too, as KEY/NAME. A row per
         volume with its name and its own.
     """
-    rows, known, scores = [], all(sample.spacing for sample in samples), {}
+    rows, known = [], all(sample.spacing for sample in samples)
     for sample, probs in zip(samples, found, strict=True):
         masks = to_masks(sample.labels[None], len(names))
         (row,) = scoring.rows_of_images(masks, np.asarray(probs, np.float32)[None], names)
         own = {"volume": sample.name} | {name: value for name, value in row.items() if name != "image"}
         spacing = sample.spacing if known else 1.0
         rows.append(own | class_distances(sample.labels[:], hard_labels(probs), names, spacing))
-    scores |= scoring.of_rows(rows, names, ("image_dice", "image_iou"))
+    scores = scoring.of_rows(rows, names, ("image_dice", "image_iou"))
     for key in ("surface", "hausdorff95"):
         for name in (key, *(f"{key}/{of_class}" for of_class in names if len(names) > 1)):
             defined = [row[name] for row in rows if row[name] is not None]
@@ -91,7 +91,7 @@ def baselines(
     validation: tuple,
     test: list,
     sphere: dict | None = None,
-    raw: tuple[tuple, list] | None = None,
+    raw: Sequence | None = None,
     names: Sequence[str] = scoring.ONE_CLASS,
 ) -> dict[str, dict]:
     """Scores on the test volumes of what needs no network, with settings that are the best on the validation patches.

@@ -214,7 +214,8 @@ def step_events(operations: Iterable) -> list[tuple[str, int | None]]:
 
 def largest_sum(events: Iterable) -> int:
     """The most bytes that are alive at once."""
-    largest, alive = 0, {}
+    largest = 0
+    alive: dict = {}
     for name, size in events:
         if size is None:
             del alive[name]
@@ -231,13 +232,15 @@ def pool_bytes(events: Iterable) -> int:
     A request gets the smallest free chunk that holds it; the chunk is cut if it is at least twice as large, or 128 MiB
     larger; free neighbours are joined. Memory that was never handed out is never resident.
     """
-    regions, touched, place = [], [], {}  # a region is a list of chunks [offset, size, is it free]
+    regions: list[list] = []  # a region is a list of chunks [offset, size, is it free]
+    touched = []
+    place: dict = {}
     next_region = 2 * MIB
     for name, size in events:
         if size is None:
             region, chunk = place.pop(name)
             chunk[2] = True
-            joined = []
+            joined: list[list] = []
             for chunk in regions[region]:
                 if joined and joined[-1][2] and chunk[2]:
                     joined[-1][1] += chunk[1]
@@ -324,8 +327,8 @@ def largest_patch(
         The sides, None if not even the smallest patch fits, and what was tried, smallest first: `sides`, `gib` with the
         margin, `fits`.
     """
-    longest = [math.inf if side is None else math.ceil(side / divisor) for side in shape]
-    tried = {}
+    longest: list = [math.inf if side is None else math.ceil(side / divisor) for side in shape]
+    tried: dict[int, dict] = {}
 
     def fits(count: int) -> bool:
         sides = tuple(divisor * min(count, most) for most in longest)

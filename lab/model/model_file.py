@@ -14,7 +14,7 @@ import stat
 import warnings
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lab.data.classes import MOST, ONE, Classes, check_names
 from lab.system.errors import first_line
@@ -33,7 +33,7 @@ CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 class Model(NamedTuple):
     """A network and how images must be prepared for it."""
 
-    network: object  # Keras model, (N, *sides, channels) -> probabilities (N, *sides, 1), of K classes K + 1
+    network: Any  # Keras model, (N, *sides, channels) -> probabilities (N, *sides, 1), of K classes K + 1
     preprocessing: dict
 
 
@@ -82,8 +82,9 @@ def read_preprocessing(path: Path) -> dict:
 
 def classes_of(preprocessing: dict) -> Classes:
     """The classes that a model's channels are, from its preprocessing."""
-    found = preprocessing.get("classes")
-    return Classes(**{key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}) if found else ONE
+    found = preprocessing.get("classes", {})
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
+    return Classes(**fields)  # of no fields ONE
 
 
 def load_model(path: Path) -> Model:

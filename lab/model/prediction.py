@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -234,7 +235,8 @@ def object_sizes(mask: np.ndarray) -> np.ndarray:
     from scipy.ndimage import label
 
     parts, num = label(mask, np.ones((3,) * mask.ndim))
-    return sum(np.bincount(parts[lines].ravel(), minlength=num + 1) for lines in _slabs(mask))[1:]
+    sizes: Any = sum(np.bincount(parts[lines].ravel(), minlength=num + 1) for lines in _slabs(mask))
+    return sizes[1:]
 
 
 def _slabs(mask: np.ndarray) -> Iterator[slice]:

@@ -7,7 +7,7 @@
 the last. A scale of 2 shows the network everything twice as wide and high.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def resize(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
     """An image (H, W, C) of other sides (height, width), float32: bilinear, over all pixels that become one."""
     from PIL import Image
 
-    channels = (Image.fromarray(channel.astype(np.float32)) for channel in np.moveaxis(image, -1, 0))
+    channels: Iterable = (Image.fromarray(channel.astype(np.float32)) for channel in np.moveaxis(image, -1, 0))
     return np.stack([channel.resize(sides[::-1], Image.Resampling.BILINEAR) for channel in channels], axis=-1)
 
 

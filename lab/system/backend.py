@@ -236,7 +236,7 @@ def git_tags(folder: Path, file: str) -> dict[str, str]:
         hook = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
         environment = {name: value for name, value in os.environ.items() if name not in hook}
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        options = {"check": True, "capture_output": True, "text": True, "timeout": 10}
+        options: dict = {"check": True, "capture_output": True, "text": True, "timeout": 10}
         return subprocess.run(command, env=environment, **options).stdout.strip()
 
     try:

@@ -37,8 +37,8 @@ def connect(distributed: bool) -> int:
         jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         try:  # as keras.distribution.initialize() does, which cannot say how soon a lost process is noticed
-            numbers = [int(number) if number else None for number in given.values()]
-            jax.distributed.initialize(first or None, *numbers, heartbeat_timeout_seconds=LOST_AFTER)
+            num_processes, process_id = (int(number) if number else None for number in given.values())
+            jax.distributed.initialize(first or None, num_processes, process_id, heartbeat_timeout_seconds=LOST_AFTER)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"--distributed: the processes did not find each other ({first_line(error)[:200]}); set "

@@ -23,7 +23,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 REPEAT_SECONDS = 3  # a second signal within this time is one with the first: it would strike the clean-up
 
 _came: int | None = None  # the first signal of the outermost `signals_raise`; 0 before it comes, None outside the block
-_former = {}  # Python's own handlers, for the time after the block
+_former: dict = {}  # Python's own handlers, for the time after the block
 _raised = float("-inf")  # time.monotonic() when an exception was last raised
 _dropped = False  # Python dropped it: it is to be raised again
 _waiting = False  # within `signals_wait`
@@ -31,6 +31,8 @@ _waiting = False  # within `signals_wait`
 
 class Stopped(SystemExit):
     """SIGTERM or SIGHUP as an exception, so that `finally` blocks run; its code is 128 plus the signal's number."""
+
+    code: int
 
 
 def is_stop(error: BaseException | None) -> bool:

@@ -165,7 +165,7 @@ class Run:
         code = CodeDatasetSource(tags={"mlflow.source.name": source})
         dataset = mlflow.data.from_numpy(images, targets=masks, name=name, source=code).to_dict()
         if num_samples is not None:
-            profile = {"num_samples": num_samples, "digest_of_samples": len(images)}
+            profile: dict = {"num_samples": num_samples, "digest_of_samples": len(images)}
             for key, array in (("features", images), ("targets", masks)):
                 profile[f"{key}_shape"] = [num_samples, *array.shape[1:]]
                 profile[f"{key}_size"] = array[0].size * num_samples

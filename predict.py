@@ -7,9 +7,10 @@
 PNG, JPEG, TIFF or BMP, grey or colour, of any size. For NAME.png the output folder
 gets NAME_mask.png (0 and 255, of exactly the picture's size) and NAME_overlay.png (what the network saw, with the mask
 on it). A model of volumes takes NIfTI files and TIFF stacks: NAME_mask.nii.gz lies on the scan in a viewer, for it
-has its affine and header; the overlay is three orthogonal slices. predictions.csv gets a row per picture as soon as its
-files are there; rows of pictures that were predicted into the folder before stay. Exit code 0: all is done; 1:
-something could not be read; 2: nothing could be done.
+has its affine and header; the overlay is three orthogonal slices. Masks of several classes have the values of the masks
+that the model was trained on, and open in colour, those of scans in ITK-SNAP with labels.txt. predictions.csv gets a
+row per picture as soon as its files are there; rows of pictures that were predicted into the folder before stay. Exit
+code 0: all is done; 1: something could not be read; 2: nothing could be done.
 
 Shares of many pictures, by `--shard I/N`, have a folder and a table each; all in one:
 
@@ -27,10 +28,11 @@ import numpy as np
 
 from lab import command_line
 from lab.data import folders, grey_values, pictures, scans, volumes
-from lab.evaluate import plots, surfaces, views
+from lab.data.classes import Classes, itksnap_labels
+from lab.evaluate import label_pictures, plots, views, volume_results
 from lab.model import model_file
 from lab.model.prediction import (
-    compare_masks,
+    compare_labels,
     load_models,
     measure_objects,
     picture_probabilities,
@@ -43,10 +45,13 @@ from lab.system.errors import first_line
 from lab.track import registry
 
 TABLE = "predictions.csv"
+LABELS = "labels.txt"  # for ITK-SNAP
 COLUMNS = (
     *("picture", "width", "height", "depth", "foreground", "volume_ml", "objects", "diameter", "confidence", "scale"),
     *("seconds", "dice", "iou", "surface", "hausdorff95", "remark", "file", "made_with"),
 )
+OF_CLASS = ("foreground", "objects", "diameter", "dice")  # columns that each of several classes has, as KEY/NAME
+OF_CLASS_IN_SCANS = (*OF_CLASS[:3], "volume_ml", "dice", "surface", "hausdorff95")
 
 SHEARED = "The axes of its affine are not at right angles (a tilted gantry?): volume and distances follow the affine."
 WITHOUT_VOLUME = "The file names no {}: volume_ml stays empty, diameter and distances are in its own unit."
@@ -60,32 +65,35 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     from PIL import Image
 
     channels, seen = (models[0].preprocessing[key] for key in ("channels", "seen"))
+    known = model_file.classes_of(models[0].preprocessing)
     image = pictures.read_picture(path, None if channels == 3 else 1)
     remarks: list[str | None] = []
     if image.shape[-1] < channels:
         remarks.append("A grey picture for a model of colour pictures: its grey stands for all three colours.")
         image = np.broadcast_to(image, (*image.shape[:2], channels))
     height, width = image.shape[:2]
-    true: Any = pictures.read_labels(truth) == 1 if truth else None
+    true: Any = pictures.read_labels(truth, known) if truth else None
     if truth and true.shape != (height, width):
         sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
         raise ValueError(f"the mask {truth} is {sizes}.")
     prepare = prepare_pictures(models, image)
     slabs, scale = picture_probabilities(models, image, prepare, args.scale, args.flips)
-    mask, figures, kept = segment(slabs, (height, width), args.threshold, args.probabilities)
+    labels, figures, kept = segment(slabs, (height, width), args.threshold, args.probabilities)
 
     step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
     preview = prepare[0](image[::step, ::step])
     remarks += [figures.pop("remark"), grey_values.describe_strangeness(preview, seen)]
     remarks += [pictures.describe_loss(path, image)]
     row = {"picture": path.name, "width": width, "height": height, "scale": scale, **figures}
-    row |= measure_objects(mask)
-    row |= {"remark": " ".join(filter(None, remarks)), **(compare_masks(true, mask) if truth else {})}
-    shown = plots.overlay(preview, mask[::step, ::step])
-    mask *= 255
-    for name, array in zip(output_names(path, 2), (mask, shown, None if kept is None else kept[..., 0]), strict=True):
-        if array is not None:
-            Image.fromarray(array).save(aside / name, compress_level=1)
+    row |= measure_objects(labels, known.names) | {"remark": " ".join(filter(None, remarks))}
+    row |= compare_labels(true, labels, known.names) if truth else {}
+    marked, colours = as_drawn(labels, known)
+    shown = label_pictures.with_legend(plots.overlay(preview, marked[::step, ::step], colours=colours), known)
+    mask_name, overlay_name, *probability_names = output_names(path, 2, known)
+    label_pictures.picture(labels, known).save(aside / mask_name, compress_level=1)
+    Image.fromarray(shown).save(aside / overlay_name, compress_level=1)
+    for name, channel in zip(probability_names, foreground_channels(kept), strict=False):
+        Image.fromarray(channel).save(aside / name, compress_level=1)
     return row
 
 
@@ -96,10 +104,10 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     """
     from PIL import Image
 
-    first = models[0].preprocessing
+    first, known = models[0].preprocessing, model_file.classes_of(models[0].preprocessing)
     scan = scans.open_scan(path)
     scans.look_through(scan)
-    true: Any = scans.read_mask(truth) if truth else None
+    true: Any = scans.read_mask(truth, known) if truth else None
     if truth:
         volumes.check_same_grid(scan, true)
     grid = volumes.grid_shape(scan, first.get("spacing"))
@@ -107,29 +115,44 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     few = grey_values.few_slices(image)
     prepare = prepare_pictures(models, few)
     slabs = volumes.onto_own_grid(probabilities(models, image, prepare, args.flips), scan, grid)
-    mask, figures, kept = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
+    labels, figures, kept = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
 
-    mask = mask.view(bool)
     remarks = [figures.pop("remark"), grey_values.describe_strangeness(prepare[0](few), first["seen"])]
     remarks += [SHEARED] if scan.sheared else []
     remarks += [] if first.get("spacing") else [volumes.describe_spacing(scan.spacing, first.get("spacings_seen"))]
     remarks += [WITHOUT_VOLUME.format(scan.lacks)] if scan.lacks and scan.spacing else []
-    row = {"picture": path.name, **dict(zip(("depth", "height", "width"), mask.shape, strict=True)), **figures}
-    row |= measure_objects(mask, scan.voxel or 1) | {"remark": " ".join(filter(None, remarks))}
+    row = {"picture": path.name, **dict(zip(("depth", "height", "width"), labels.shape, strict=True)), **figures}
+    row |= measure_objects(labels, known.names, scan.voxel or 1) | {"remark": " ".join(filter(None, remarks))}
     if not scan.lacks:
-        row["volume_ml"] = np.count_nonzero(mask) * scan.voxel / 1000
+        counts = {"volume_ml": np.count_nonzero(labels)}
+        for label, name in enumerate(known.names, 1) if known.num > 1 else ():
+            counts[f"volume_ml/{name}"] = np.count_nonzero(labels == label)
+        row |= {key: count * scan.voxel / 1000 for key, count in counts.items()}
     if truth:
-        row |= compare_masks(true.voxels == 1, mask)
+        row |= compare_labels(true.voxels, labels, known.names)
         steps = 1.0 if scan.steps is None else scan.steps
-        found = surfaces.surface_distances(true.voxels == 1, mask, steps) or (None, None)
-        row |= dict(zip(("surface", "hausdorff95"), found, strict=True))
-    shown = views.montage(scan.voxels[..., None], mask, scan.spacing, plots.overlay, prepare[0])
-    mask_name, overlay_name, probability_name = output_names(path, 3)
-    scans.write(mask, scan, aside / mask_name)
-    Image.fromarray(shown).save(aside / overlay_name, compress_level=1)
-    if kept is not None:
-        scans.write(kept[..., 0], scan, aside / probability_name)
+        row |= volume_results.class_distances(true.voxels, labels, known.names, steps)
+    marked, colours = as_drawn(labels, known)
+    oriented = scan.affine is not None
+    shown = views.montage(scan.voxels[..., None], marked, scan.spacing, prepare[0], colours, oriented)
+    mask_name, overlay_name, *probability_names = output_names(path, 3, known)
+    scans.write(marked if known.num == 1 else known.to_values(labels), scan, aside / mask_name)
+    Image.fromarray(label_pictures.with_legend(shown, known)).save(aside / overlay_name, compress_level=1)
+    for name, channel in zip(probability_names, foreground_channels(kept), strict=False):
+        scans.write(channel, scan, aside / name)
+    if known.num > 1:
+        (aside / LABELS).write_text(itksnap_labels(known), encoding="utf-8")
     return row
+
+
+def as_drawn(labels: np.ndarray, known: Classes) -> tuple[np.ndarray, list | None]:
+    """Labels and colours as `plots.overlay` takes them: of one class a mask, bool, in a colour of its own choice."""
+    return (labels.view(bool), None) if known.num == 1 else (labels, known.colours)
+
+
+def foreground_channels(kept: np.ndarray | None) -> list[np.ndarray]:
+    """The probabilities (*sides, C) that are written: of one class its own, of several all but the background's."""
+    return [] if kept is None else list(np.moveaxis(kept, -1, 0)[kept.shape[-1] > 1 :])
 
 
 # Files
@@ -166,11 +189,25 @@ def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
     return ", ".join([*models, *flags, *[f"masks {args.masks}"] * (args.masks is not None)])
 
 
-def output_names(path: Path, ndim: int) -> list[str]:
-    """All files that a picture or scan may get: mask, overlay and probability."""
+def output_names(path: Path, ndim: int, known: Classes) -> list[str]:
+    """All files that a picture or scan may get: mask, overlay and probability, of several classes one of each."""
     suffix = scans.suffix_of(path) if ndim == 3 else ".png"
     name = folders.stem(path)
-    return [f"{name}_mask{suffix}", f"{name}_overlay.png", f"{name}_probability{suffix}"]
+    ends = [f"_{of_class}" for of_class in known.names] if known.num > 1 else [""]
+    return [f"{name}_mask{suffix}", f"{name}_overlay.png", *(f"{name}_probability{end}{suffix}" for end in ends)]
+
+
+def table_columns(known: Classes, ndim: int) -> tuple[str, ...]:
+    """The columns of the table: those of one class, and of several some for each."""
+    keys = OF_CLASS_IN_SCANS if ndim == 3 else OF_CLASS
+    return COLUMNS + tuple(f"{key}/{name}" for key in keys for name in known.names if known.num > 1)
+
+
+def check_table(path: Path, columns: tuple[str, ...]) -> None:
+    """Raise ValueError for a table of other classes: its rows would go, and their files stay."""
+    former = table.header(path)
+    if former not in ((), columns) and any("/" in column for column in former + columns):
+        raise ValueError(f"{path} is a table of other classes; name another folder with --out-dir.")
 
 
 def is_finished(row: dict, mask: Path, sources: list[Path], made_with: str) -> bool:
@@ -190,9 +227,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("model", metavar="MODEL", help="a .keras file, or in MLflow runs:/RUN_ID/model, models:/NAME@ALIAS, ...")
     add("pictures", type=Path, nargs="+", metavar="PICTURE", help="picture files, or folders of them")
     add("--out-dir", type=Path, default=Path("outputs/predict"), metavar="DIR", help="where all files go")
-    add("--threshold", type=float, default=0.5, metavar="T", help="probability from which on a pixel is object, 0 to 1")
+    threshold = "probability from which on a pixel is object, 0 to 1; with one class"
+    add("--threshold", type=float, default=0.5, metavar="T", help=threshold)
     add("--masks", type=Path, metavar="DIR", help="true masks of the same names, for Dice and IoU")
-    add("--probabilities", action="store_true", help="write NAME_probability.png too, 16 bits: 65535 is 1")
+    probabilities = "write NAME_probability.png too, of several classes one for each; 16 bits: 65535 is 1"
+    add("--probabilities", action="store_true", help=probabilities)
     add("--models", nargs="+", default=[], metavar="MODEL", help="more models: the mean is taken")
     scale = "show pictures S times as large; default: 1, or what a model of --recipe photographs is surest of"
     add("--scale", type=float, metavar="S", help=scale)
@@ -234,9 +273,12 @@ def main(argv=None) -> int:
 def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
     """What `main` does with the models' files."""
     found = [model_file.read_preprocessing(path) for path in paths]  # before Keras is imported: told at once
-    ndim = found[0]["ndim"]
+    ndim, known_classes = found[0]["ndim"], model_file.classes_of(found[0])
+    columns = table_columns(known_classes, ndim)
     if args.scale is not None and ndim == 3:
         raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
+    if args.threshold != 0.5 and known_classes.num > 1:
+        raise ValueError("--threshold is for models of one class; of several, a pixel gets the most probable one.")
     files, truths = find_inputs(args, ndim)
     if not files:
         print("Nothing to do in shard {} of {}: there are fewer pictures than shards.".format(*args.shard))
@@ -249,14 +291,16 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
         )
     out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard) if args.shard else args.out_dir
     with output_files.output_folder(out_dir, reads=(*files, *truths.values())) as folder:
+        check_table(folder / TABLE, columns)
         backend.import_keras()
         models = load_models(paths)
         made_with = describe_making(args, paths)
         known = {path.name: path for path in files}
-        names = {path.name: output_names(path, ndim) for path in files}
+        names = {path.name: output_names(path, ndim, known_classes) for path in files}
         taken = {name for of_picture in names.values() for name in of_picture}
-        for row in table.read(folder / TABLE, COLUMNS):  # a.bmp gets the files that a.png had: no row stays without
-            if row["picture"] not in known and taken & {*output_names(Path(row["picture"]), ndim)}:
+        for row in table.read(folder / TABLE, columns):  # a.bmp gets the files that a.png had: no row stays without
+            former = output_names(Path(row["picture"]), ndim, known_classes)
+            if row["picture"] not in known and taken & {*former}:
                 names[row["picture"]] = []
 
         def stays(row):
@@ -267,13 +311,13 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             sources = [path] if truth is None else [path, truth]
             return is_finished(row, folder / names[path.name][0], sources, made_with)
 
-        finished = table.begin(folder / TABLE, COLUMNS, names, stays)
+        finished = table.begin(folder / TABLE, columns, names, stays)
         failures = 0
         for number, path in enumerate(files, 1):
             if path.name in finished:
                 continue
             try:
-                row = run_picture(models, path, truths.get(folders.stem(path)), args, folder, made_with)
+                row = run_picture(models, path, truths.get(folders.stem(path)), args, folder, made_with, columns)
             except Exception as error:  # whatever it is: the other pictures can do without this one
                 failures += 1
                 print(f"predict.py: error: {explain(error, path)}", file=sys.stderr)
@@ -297,14 +341,14 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
     return 0 if not failures else 2 if failures == len(files) else 1
 
 
-def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made_with: str) -> dict:
+def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made_with: str, columns: tuple) -> dict:
     """Predict one picture: its files move into `folder` together, then its row is added to the table."""
     started = time.perf_counter()
     with output_files.written_aside(folder) as aside:
         predict = predict_scan if models[0].preprocessing["ndim"] == 3 else predict_picture
         row = predict(models, path, truth, args, aside)
     row |= {"seconds": time.perf_counter() - started, "file": str(path), "made_with": made_with}
-    table.append(folder / TABLE, COLUMNS, [row])
+    table.append(folder / TABLE, columns, [row])
     return row
 
 

@@ -197,7 +197,9 @@ def build(args: argparse.Namespace, source: Source):
     fixed = build_unet((*source.sides, source.channels), **network)
     memory.check_step(fixed, args.batch_size, args.optimizer, "images")
     if args.start_from:
-        model_file.copy_weights(args.start_from, model)
+        said = model_file.copy_weights(args.start_from, model, source.classes)
+        if said:
+            print(said)
     return model
 
 

@@ -12,6 +12,7 @@ from keras import layers
 
 import unet_segmentation
 from lab.data import grey_values
+from lab.data.classes import ONE, Classes
 from lab.model import model_file
 
 SEEN = {"1%": [0.0, 0.3], "50%": [0.2, 0.8], "99%": [0.7, 1.0]}
@@ -163,6 +164,85 @@ def test_damaged_preprocessing_is_refused(change, tmp_path):
         bad = rewrite(good, tmp_path / "bad.keras", **{model_file.MEMBER: text})
         with pytest.raises(ValueError, match="the preprocessing inside .* is damaged"):
             model_file.read_preprocessing(bad)
+
+
+# Classes
+
+
+TISSUES = Classes(("cell", "wall"), (0, 10, 20), "palette", tuple(range(256)) * 3, 255)
+
+
+def class_network(num_channels=3, name="mask"):
+    """Two layers, the last one with a channel for background and each class."""
+    inputs = keras.Input((8, 8, 1))
+    inner = layers.Conv2D(2, 3, padding="same", name="inner")(inputs)
+    return keras.Model(inputs, layers.Conv2D(num_channels, 1, activation="softmax", name=name)(inner))
+
+
+def test_classes_come_back_from_the_file_and_without_them_there_is_one(tmp_path):
+    for known, channels in ((TISSUES, 3), (Classes(("cell",), (0, 7)), 1), (ONE, 1)):
+        path = save_model(class_network(channels), tmp_path / "model.keras", **known.stored())
+        assert model_file.classes_of(model_file.load_model(path).preprocessing) == known
+    assert "classes" not in model_file.read_preprocessing(path)
+
+
+@pytest.mark.parametrize("known, channels", [(TISSUES, 1), (TISSUES, 2), (TISSUES, 4), (ONE, 2)])
+def test_the_output_has_one_channel_or_background_and_classes(known, channels, tmp_path):
+    path = save_model(class_network(channels), tmp_path / "model.keras", **known.stored())
+    with pytest.raises(
+        ValueError, match=rf"gives arrays of shape .*, {channels}\); \(N, H, W, {1 if known == ONE else 3}\)"
+    ):
+        model_file.load_model(path)
+
+
+@pytest.mark.parametrize("change", [
+    {"names": "ab"}, {"names": []}, {"names": ["a"]}, {"names": ["a", "a"]}, {"names": ["a", 5]}, {"names": ["a", ""]},
+    {"names": ["a", "../b"]}, {"names": ["a", "b\n"]}, {"names": None}, {"values": [0, 10]}, {"values": [0, 10, 10]},
+    {"values": [0, 10, 256]}, {"values": [0, 10, -1]}, {"values": [0, 10, True]}, {"values": [0, 10, 2.0]},
+    {"values": "abc"}, {"values": None}, {"values": [0, [1], 2]}, {"kind": "colours"}, {"kind": None}, {"kind": []},
+    {"palette": [0] * 767}, {"palette": [256] * 768}, {"palette": ["0"] * 768}, {"palette": 5}, {"palette": "0" * 768},
+    {"ignore": 10}, {"ignore": -1}, {"ignore": "255"}, {"ignore": 0.5}, {"more": 1},
+    {"names": [f"n{i}" for i in range(33)], "values": list(range(34))},
+], ids=str)  # fmt: skip
+def test_damaged_classes_are_refused(change, tmp_path):
+    classes = {**TISSUES.stored()["classes"], **change}
+    bad = save_model(class_network(), tmp_path / "bad.keras", classes=classes)
+    with pytest.raises(ValueError, match="the preprocessing inside .* is damaged or of another version"):
+        model_file.read_preprocessing(bad)
+    for classes in (None, [], "cell", {}, {"names": ["a"]}):
+        bad = save_model(class_network(), tmp_path / "bad.keras", classes=classes)
+        with pytest.raises(ValueError, match="the preprocessing inside .* is damaged"):
+            model_file.read_preprocessing(bad)
+
+
+@pytest.mark.parametrize("known, kept", [
+    (TISSUES, True),
+    (Classes(("cell", "wall"), (0, 1, 2)), True),  # other values of the same classes
+    (Classes(("wall", "cell"), (0, 10, 20)), False),
+    (Classes(("a", "b", "c"), (0, 1, 2, 3)), False),
+    (ONE, False),
+], ids=lambda known: str(known)[:40])  # fmt: skip
+def test_weights_of_other_classes_are_taken_but_for_the_last_layer(known, kept, tmp_path):
+    former = class_network()
+    path = save_model(former, tmp_path / "former.keras", **TISSUES.stored())
+    model = class_network(known.num + (known.num > 1))
+    own = model.layers[-1].get_weights()[0]
+    said = model_file.copy_weights(path, model, known)
+    np.testing.assert_array_equal(model.layers[1].get_weights()[0], former.layers[1].get_weights()[0])
+    np.testing.assert_array_equal(
+        model.layers[-1].get_weights()[0], former.layers[-1].get_weights()[0] if kept else own
+    )
+    assert said is None if kept else "former.keras knows other classes (cell, wall)" in said and "mask" in said
+    with pytest.raises(ValueError, match="holds another network"):
+        model_file.copy_weights(path, network(8, 8), ONE)
+
+
+def test_weights_of_one_class_are_all_taken_whatever_its_name(tmp_path):
+    former, model = class_network(1), class_network(1)
+    path = save_model(former, tmp_path / "former.keras")
+    assert model_file.copy_weights(path, model, Classes(("cell",), (0, 7))) is None
+    for one, other in zip(former.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_member_that_would_fill_the_memory_is_not_unpacked(tmp_path):

@@ -322,8 +322,8 @@ def test_everything_wrong_with_a_folder_is_listed_at_once(folders):
     save(folder / "6.bmp", GREY)
     with pytest.raises(ValueError) as error:
         pictures.read_folder(folder, masks)
-    words = ["no picture in", "no mask in", "2.png cannot be read|2.png is no PNG", "its mask 3 x 3", "5_mask.png: 0, 1, 2, 3, 4, 5 and",
-             "shows the same as", "have the same name"]  # fmt: skip
+    words = ["no picture in", "no mask in", "2.png cannot be read|2.png is no PNG", "its mask 3 x 3",
+             "5_mask.png: 0, 1, 2, 3, 4, 5 and", "shows the same as", "have the same name"]  # fmt: skip
     for word in words:
         assert re.search(word, str(error.value)), f"{word} is missing in {error.value}"
 

@@ -46,7 +46,9 @@ def load_model(network, path, **options):
 
 
 def probabilities(model, picture, **options):
-    return np.concatenate(list(predict.probabilities([model], picture, predict.prepare_pictures([model], picture))))
+    """(H, W) of one class."""
+    slabs = predict.probabilities([model], picture, predict.prepare_pictures([model], picture))
+    return np.concatenate(list(slabs))[..., 0]
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +203,7 @@ def test_pictures_are_predicted_in_pairs_and_copies_are_thrown_away(sides, flips
     picture = np.random.default_rng(0).integers(100, 155, (*sides, 1), np.uint8)
     slabs = predict.probabilities(models, picture, predict.prepare_pictures(models, picture), flips)
     alone = network.predict_on_batch(picture[None] / np.float32(255))[0, ..., 0]
-    np.testing.assert_allclose(np.concatenate([*slabs]), alone, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([*slabs])[..., 0], alone, atol=1e-5)
     assert sizes == [2] * calls
 
 
@@ -261,7 +263,7 @@ def test_flips_average_over_mirrored_pictures(tmp_path):
     )
     around = np.zeros((9, 9))
     around[[3, 5, 4, 4], [4, 4, 3, 5]] = 0.25
-    np.testing.assert_allclose(found, around, atol=1e-6)
+    np.testing.assert_allclose(found[..., 0], around, atol=1e-6)
 
 
 def test_colours_and_grey_go_to_models_of_both(tmp_path, capsys):

@@ -50,13 +50,24 @@ class Classes:
             return [tuple(self.palette[3 * value : 3 * value + 3]) for value in self.values[1:]]
         return [_rgb(int(COLOURS[k % len(COLOURS)][1:], 16)) for k in range(self.num)]
 
+    @property
+    def two_valued(self) -> bool:
+        """Whether black and any other value are all that a mask may hold."""
+        return self.num == 1 and self.values[0] == 0 and self.ignore is None
+
+    @property
+    def with_values(self) -> str:
+        """For a sentence: background (0), liver (10), spleen (20)."""
+        pairs = zip(("background", *self.names), map(self.shown, self.values), strict=True)
+        return ", ".join(f"{name} ({value})" for name, value in pairs)
+
     def to_labels(self, values: np.ndarray) -> np.ndarray:
         """Values of a file -> uint8 labels (see the top).
 
         Raises:
             ValueError: for a value that is no class; its message begins with "it holds".
         """
-        if self.num == 1 and self.values[0] == 0 and self.ignore is None:
+        if self.two_valued:
             return (values != 0).astype(np.uint8)
         labels = np.zeros(values.shape, np.uint8)
         known = values == self.values[0]

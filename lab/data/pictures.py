@@ -268,9 +268,9 @@ def read_labels(path: Path, known: classes.Classes = classes.ONE) -> np.ndarray:
     Raises ValueError as `read_values` does, and for a value that is none of theirs.
     """
     values, kind, palette = read_values(path)
-    if kind == "palette" and (known.kind == "colour" or known.num == 1):
+    if kind == "palette" and (known.kind == "colour" or known.two_valued):
         values, kind = _as_colours(np.array(palette, np.uint8).reshape(256, 3))[values], "colour"
-    if known.num == 1 and known.ignore is None:
+    if known.two_valued:
         found = np.unique(values)
         if np.count_nonzero(found) > 1:
             raise ValueError(

@@ -324,7 +324,7 @@ def read_mask(path: Path, known: Classes = ONE) -> Scan:
     """
     opened = open_scan(path)
     values = sorted(count_values(opened).keys() - {0})
-    if known.num == 1 and known.ignore is None and len(values) > 1:
+    if known.two_valued and len(values) > 1:
         raise ValueError(
             f"{opened.path} is no mask of one object: beside 0 it holds {listed(values)}, where one value was "
             "expected; write a mask of its own for the object that is wanted."

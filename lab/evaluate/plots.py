@@ -171,14 +171,17 @@ def plot_dataset(samples: list[Sample], path: Path, most: int = 15, classes: Cla
         figure.savefig(path, dpi=130)
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, shown: grey_values.GreyRange | None = None) -> np.ndarray:
+def overlay(
+    image: np.ndarray, labels: np.ndarray, shown: grey_values.GreyRange | None = None, colours: Sequence | None = None
+) -> np.ndarray:
     """The prepared image (H, W, C) with the mask tinted and outlined: (H, W, 3), uint8. Orange on grey, else green."""
     from scipy.ndimage import binary_erosion
 
-    image, mask = (shown or grey_values.shown_range(image)).prepare(image), mask.astype(bool)
+    image = (shown or grey_values.shown_range(image)).prepare(image)
     grey = image.shape[-1] == 1
     colors = np.repeat(image * 255, 3, axis=2) if grey else image * np.float32(255)
-    line = np.array([230, 159, 0] if grey else [50, 255, 50], np.float32)
-    colors[mask] += 0.25 * (line - colors[mask])
-    colors[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = line
+    for label, line in enumerate(colours or [(230, 159, 0) if grey else (50, 255, 50)], 1):
+        mask, line = labels == label, np.array(line, np.float32)
+        colors[mask] += 0.25 * (line - colors[mask])
+        colors[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = line
     return colors.astype(np.uint8)

@@ -63,7 +63,7 @@ def score_volumes(
         (row,) = scoring.rows_of_images(masks, np.asarray(probs, np.float32)[None], names)
         own = {"volume": sample.name} | {name: value for name, value in row.items() if name != "image"}
         steps = 1.0 if not known else sample.spacing if sample.steps is None else sample.steps
-        rows.append(own | _distances(sample, hard_labels(probs), names, steps))
+        rows.append(own | class_distances(sample.labels[:], hard_labels(probs), names, steps))
     scores = scoring.of_rows(rows, names, ("image_dice", "image_iou"))
     for key in ("surface", "hausdorff95"):
         for name in (key, *(f"{key}/{of_class}" for of_class in names if len(names) > 1)):
@@ -72,13 +72,12 @@ def score_volumes(
     return scores, rows
 
 
-def _distances(sample, found: np.ndarray, names: Sequence[str], spacing) -> dict[str, float | None]:
-    """The surface distances of a volume: of several classes of each, and the mean over those that have them."""
+def class_distances(true: np.ndarray, found: np.ndarray, names: Sequence[str], spacing=1.0) -> dict[str, float | None]:
+    """The surface distances of labels (D, H, W): of several classes of each, and the mean over those that have them."""
     keys, row = ("surface", "hausdorff95"), {}
-    labelled = sample.labels[:] != NOT_LABELLED
+    labelled = true != NOT_LABELLED
     of_class = [
-        surfaces.surface_distances(sample.labels[:] == k, (found == k) & labelled, spacing)
-        for k in range(1, len(names) + 1)
+        surfaces.surface_distances(true == k, (found == k) & labelled, spacing) for k in range(1, len(names) + 1)
     ]
     for i, key in enumerate(keys):
         defined = [distances[i] for distances in of_class if distances]

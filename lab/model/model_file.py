@@ -16,13 +16,15 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lab.data.classes import MOST, ONE, Classes, check_names
 from lab.system.errors import first_line
 from lab.system.output_files import replaced
 
 MEMBER = "preprocessing.json"  # in the model file, which is a zip archive
 # 2: `divisor` (what the sides must be divisible by, or null for a network that works in its own size only), `channels`,
 # `ndim`. 3: `beyond` says what becomes of grey values outside the range, which version 2 clips; `surroundings` are left
-# out of the percentiles; a `window` may have a value for each channel.
+# out of the percentiles; a `window` may have a value for each channel; `classes`, absent of one without a name, are the
+# fields of `lab.data.classes.Classes`.
 VERSION = 3
 # Layers that run code of the file, or read other files.
 CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
@@ -31,7 +33,7 @@ CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 class Model(NamedTuple):
     """A network and how images must be prepared for it."""
 
-    network: Any  # Keras model, (N, *sides, channels) -> probabilities (N, *sides, 1)
+    network: Any  # Keras model, (N, *sides, channels) -> probabilities (N, *sides, 1), of K classes K + 1
     preprocessing: dict
 
 
@@ -78,13 +80,20 @@ def read_preprocessing(path: Path) -> dict:
     return _read(path)[0]
 
 
+def classes_of(preprocessing: dict) -> Classes:
+    """The classes that a model's channels are, from its preprocessing."""
+    found = preprocessing.get("classes", {})
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
+    return Classes(**fields)  # of no fields ONE
+
+
 def load_model(path: Path) -> Model:
     """Load a model file in safe mode.
 
     Raises:
         ValueError: if it is no Keras model, damaged, without preprocessing, with code in it (a Lambda layer or a class
-            of one's own), of another shape than (N, *sides, channels) -> probabilities (N, *sides, 1), or broken
-            (weights that are no finite numbers).
+            of one's own), of another shape than (N, *sides, channels) -> probabilities (N, *sides, 1), or of K classes
+            (N, *sides, K + 1), or broken (weights that are no finite numbers).
     """
     preprocessing, config = _read(path)
     _refuse_code(path, config.get("config"))
@@ -184,14 +193,35 @@ def _is_sound(found: dict) -> bool:
         and (found.get("scales") is None or numbers(found["scales"], len(found["scales"])) and min(found["scales"]) > 0)
         and list(found["seen"]) == ["1%", "50%", "99%"]
         and all(numbers(values, 2) for values in found["seen"].values())
+        and ("classes" not in found or _are_sound_classes(found["classes"]))
+    )
+
+
+def _are_sound_classes(found: dict) -> bool:
+    def integers(values, count, below):
+        return len(values) == count and all(type(value) is int and 0 <= value < below for value in values)
+
+    names, values, palette, ignore = (found[key] for key in ("names", "values", "palette", "ignore"))
+    check_names(names)
+    below = {"grey": 2**32, "palette": 2**8, "colour": 2**24}[found["kind"]]
+    return (
+        len(found) == 5
+        and isinstance(names, list)
+        and 1 <= len(names) <= MOST
+        and isinstance(values, list)
+        and integers(values, len(names) + 1, below)
+        and len({*values, ignore}) == len(values) + 1
+        and (palette is None or isinstance(palette, list) and integers(palette, 768, 2**8))
+        and (ignore is None or integers([ignore], 1, below))
     )
 
 
 def _check_shapes(path: Path, preprocessing: dict, takes, gives) -> None:
-    """Raise ValueError unless the network is what its preprocessing says: (N, *sides, channels) -> (N, *sides, 1)."""
+    """Raise ValueError unless the network has the axes, sides, channels and classes that its preprocessing says."""
+    num_classes = classes_of(preprocessing).num
     ndim, channels = preprocessing["ndim"], preprocessing["channels"]
     letters = ", ".join("NDHW"[:1] + "NDHW"[-ndim:])
-    for verb, shape, last in (("takes", takes, channels), ("gives", gives, 1)):
+    for verb, shape, last in (("takes", takes, channels), ("gives", gives, num_classes + (num_classes > 1))):
         if not isinstance(shape, tuple) or len(shape) != ndim + 2 or shape[-1] != last:
             raise ValueError(f"the model {path} {verb} arrays of shape {shape}; ({letters}, {last}) was expected.")
     if gives[1:-1] != takes[1:-1]:
@@ -221,18 +251,31 @@ def _has_code(path: Path) -> ValueError:
     return ValueError(f"the model {path} has code in it (a Lambda layer or a class); it is not run.")
 
 
-def copy_weights(path: Path, model) -> None:
-    """Give `model` the weights of a model file of the same network.
+def copy_weights(path: Path, model, known: Classes = ONE) -> str | None:
+    """Give `model`, of the classes `known`, the weights of a model file of the same network.
+
+    Where that file is of other classes, by number or name, the last layer keeps its own weights; a sentence says so.
 
     Raises:
         ValueError: as `load_model` does, or if it is another network: with the first weights that differ.
     """
-    weights = load_model(path).network.get_weights()
-    shapes = [[tuple(array.shape) for array in arrays] for arrays in (weights, model.get_weights())]
+    network, preprocessing = load_model(path)
+    former = classes_of(preprocessing)
+    others = former.num != known.num or known.num > 1 and former.names != known.names
+    taken = [one.layers[:-1] if others else one.layers for one in (network, model)]
+    weights, own = ([array for layer in layers for array in layer.get_weights()] for layers in taken)
+    shapes = [[tuple(array.shape) for array in arrays] for arrays in (weights, own)]
     if shapes[0] != shapes[1]:
         there, here = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), map(len, shapes))
         raise ValueError(
             f"--start-from {path} holds another network: weights of shape {there} where {here} are needed; give the "
             "flags that it was trained with (--filters, --skips), or train it anew."
         )
-    model.set_weights(weights)
+    for layer in taken[1]:
+        layer.set_weights([weights.pop(0) for _ in layer.weights])
+    if others:
+        return (
+            f"{path} knows other classes ({', '.join(former.names)}): its weights are taken, but for those of the last "
+            f"layer, {model.layers[-1].name}, which is trained from its beginning."
+        )
+    return None

@@ -10,13 +10,14 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lab.data import grey_values, patches
+from lab.data.classes import NOT_LABELLED
 from lab.model import memory, model_file, scale
 from lab.system import library_limits
 
@@ -39,6 +40,12 @@ def load_models(paths: list[Path]) -> list[model_file.Model]:
         if other["channels"] not in {2: (1, 3), 3: (1,)}[other["ndim"]]:
             raise ValueError(
                 f"the model {path} takes {other['channels']} channels; 1 (grey) or 3 (colour) can be read."
+            )
+        known, wanted = (model_file.classes_of(settings) for settings in (other, first))
+        if known.num != wanted.num or known.num > 1 and known.with_values != wanted.with_values:
+            raise ValueError(
+                f"the model {path} knows {known.with_values}, where {paths[0]} knows {wanted.with_values}; models "
+                "whose mean is taken must know the same."
             )
     choose_tile(models, first["size"])
     return models
@@ -160,18 +167,17 @@ def segment(slabs: Iterable[np.ndarray], sides: tuple[int, ...], threshold: floa
             kept[lines] = np.round(np.clip(slab, 0, 1) * (2**16 - 1))
         line += len(slab)
     figures = {"foreground": np.count_nonzero(labels) / labels.size, "confidence": confidence / labels.size}
-    return labels, {**figures, "remark": describe_extreme(figures["foreground"], lowest, highest)}, kept
+    return labels, {**figures, "remark": describe_extreme(figures["foreground"], lowest, highest, one)}, kept
 
 
-def describe_extreme(foreground: float, lowest: float, highest: float) -> str | None:
-    """A sentence if a prediction is all background or all foreground, else None."""
+def describe_extreme(foreground: float, lowest: float, highest: float, threshold: bool = True) -> str | None:
+    """A sentence if a prediction is all background or all foreground, which a `threshold` may be a cause of."""
     causes = "objects of another size than in training, or another kind of picture"
+    high, low = ("a --threshold too high, ", "a --threshold too low, ") if threshold else ("", "")
     if foreground == 0:
-        return (
-            f"All background (highest probability {highest:.2f}): nothing is there, a --threshold too high, {causes}."
-        )
+        return f"All background (highest probability {highest:.2f}): nothing is there, {high}{causes}."
     if foreground == 1:
-        return f"All foreground (lowest probability {lowest:.2f}): a --threshold too low, {causes}."
+        return f"All foreground (lowest probability {lowest:.2f}): {low}{causes}."
     return None
 
 
@@ -187,20 +193,50 @@ def compare_masks(true: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     return {name: float(metric.result()) for name, metric in scores.items()}
 
 
-def measure_objects(mask: np.ndarray, voxel: float = 1.0) -> dict[str, float]:
+def compare_labels(true: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Dice and IoU of labels against the true ones, without the pixels that are not labelled.
+
+    Of several classes the means over those that are there or predicted, and the `dice/NAME` of each of these.
+    """
+    labelled, scores = true != NOT_LABELLED, {}
+    for label, name in enumerate(names, 1):
+        pair = true == label, (labels == label) & labelled
+        if len(names) == 1:
+            return compare_masks(*pair)
+        if pair[0].any() or pair[1].any():
+            scores[name] = compare_masks(*pair)
+    means = {key: float(np.mean([one[key] for one in scores.values()])) for key in ("dice", "iou")} if scores else {}
+    return means | {f"dice/{name}": one["dice"] for name, one in scores.items()}
+
+
+def measure_objects(labels: np.ndarray, names: Sequence[str], voxel: float = 1.0) -> dict[str, float]:
     """The number of `objects`, and the median `diameter` of a circle, or a ball, as large as each of them.
 
-    The unit is the pixel, or where `voxel` is the area or volume of one, that of its side. Objects that touch, also at
-    corners, are one.
+    The unit is the pixel, or where `voxel` is the area or volume of one, that of its side. Objects of one class that
+    touch, also at corners, are one. Of several classes also `foreground/NAME`, `objects/NAME` and `diameter/NAME`.
     """
+    of_unit = {2: math.pi / 4, 3: math.pi / 6}[labels.ndim]  # area or volume at diameter 1
+
+    def described(sizes, suffix=""):
+        found = {f"objects{suffix}": len(sizes)}
+        if len(sizes):
+            found[f"diameter{suffix}"] = (np.median(sizes) * voxel / of_unit) ** (1 / labels.ndim)
+        return found
+
+    of_class = {name: object_sizes(labels == label) for label, name in enumerate(names, 1)}
+    row = described(np.concatenate([*of_class.values()]))
+    for name, sizes in of_class.items() if len(names) > 1 else ():
+        row |= {f"foreground/{name}": sizes.sum() / labels.size, **described(sizes, f"/{name}")}
+    return row
+
+
+def object_sizes(mask: np.ndarray) -> np.ndarray:
+    """How many pixels each of the connected parts of a mask has."""
     from scipy.ndimage import label
 
-    labels, num = label(mask, np.ones((3,) * mask.ndim))
-    if not num:
-        return {"objects": 0}
-    sizes: Any = sum(np.bincount(labels[lines].ravel(), minlength=num + 1) for lines in _slabs(mask))
-    of_unit = {2: math.pi / 4, 3: math.pi / 6}[mask.ndim]  # area or volume at diameter 1
-    return {"objects": num, "diameter": (np.median(sizes[1:]) * voxel / of_unit) ** (1 / mask.ndim)}
+    parts, num = label(mask, np.ones((3,) * mask.ndim))
+    sizes: Any = sum(np.bincount(parts[lines].ravel(), minlength=num + 1) for lines in _slabs(mask))
+    return sizes[1:]
 
 
 def _slabs(mask: np.ndarray) -> Iterator[slice]:

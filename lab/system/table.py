@@ -38,6 +38,14 @@ def begin(path: Path, columns: tuple, files: dict[str, list[str]], is_finished: 
     return finished
 
 
+def header(path: Path) -> tuple[str, ...]:
+    """The columns of a table; none of one that is not there."""
+    if not path.exists():
+        return ()
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return tuple(next(csv.reader(file), ()))
+
+
 def read(path: Path, columns: tuple) -> list[dict]:
     """The rows of a table; without a last line that was not written to its end, none of a table of other columns."""
     if not path.exists():

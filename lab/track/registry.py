@@ -42,11 +42,16 @@ def log_model(client, run_id: str, file: Path, digest: str) -> str:
         if model.status == "READY" and model.tags.get("sha256") == digest:
             return model.model_id
     keras = backend.import_keras()
-    sides = (-1,) * model_file.read_preprocessing(file)["ndim"]
+    preprocessing = model_file.read_preprocessing(file)
+    known, sides = model_file.classes_of(preprocessing), (-1,) * preprocessing["ndim"]
+    values = np.min_scalar_type(max(known.values) if known.num > 1 else 255)
+    channels = (known.num + 1,) if known.num > 1 else ()
     signature = ModelSignature(
         # MLflow's only type that lets 8 and 16 bits, grey and colour pass unchanged.
         Schema([TensorSpec(np.dtype(object), (-1,))]),
-        Schema([TensorSpec(np.dtype("uint8"), sides, "mask"), TensorSpec(np.dtype("float32"), sides, "probability")]),
+        Schema(
+            [TensorSpec(values, sides, "mask"), TensorSpec(np.dtype("float32"), (*sides, *channels), "probability")]
+        ),
         ParamSchema([ParamSpec("threshold", "double", 0.5)]),
     )
     installed = {keras.backend.backend(): sys.modules[keras.backend.backend()].__version__}

@@ -14,6 +14,10 @@ and `probability` as PNG files in base64 (0 and 255; 65535 is 1) and `remark`. O
 (H, W, 3), several of one size (N, H, W, C), and the answer holds arrays: uint8, 0 and 255, and float32. JSON does not
 say an array's type: whole numbers up to 255 mean 8 bits, larger ones 16; a dark picture of 16 bits goes as a file.
 A model of volumes takes arrays, (D, H, W), with the voxels as far apart as those that it was trained on.
+
+A model of several classes gives the mask with the values of the masks that it was trained on: for a file as predict.py
+writes it, for an array as numbers. `values` says which class each is, `figures` the share and the number of objects of
+each class, `probability` a PNG file for each class, or an array whose last axis is the background and the classes.
 """
 
 import base64
@@ -53,11 +57,12 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         if "keras" not in sys.modules:  # a model file runs on every backend: on one that is installed
             installed = filter(importlib.util.find_spec, ("tensorflow", "jax", "torch"))
             os.environ.setdefault("KERAS_BACKEND", next(installed, "tensorflow"))
-        from lab.model import prediction
+        from lab.model import model_file, prediction
         from lab.system import backend
 
         backend.import_keras()
         self.models = prediction.load_models([Path(context.artifacts["model"])])
+        self.known = model_file.classes_of(self.models[0].preprocessing)
 
     def predict(self, context, model_input: np.ndarray, params=None):
         """The answer for an array, or for a file as an array of one text; `params` may hold `threshold`."""
@@ -70,6 +75,10 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def answer_file(self, text: str | bytes, threshold: float = 0.5) -> dict:
         """The answer for a picture file in base64: files too."""
+        from PIL import Image
+
+        from lab.evaluate import label_pictures
+
         if self.models[0].preprocessing["ndim"] == 3:
             raise ValueError("this model takes volumes: post an array (D, H, W), or use predict.py on the scan.")
         from lab.data import pictures
@@ -82,9 +91,12 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             path = Path(folder) / "picture"
             path.write_bytes(content)
             image = self.read(path)
-            mask, kept, remark = self.find(image, threshold)
+            labels, kept, remark = self.find(image, threshold)
             remark = " ".join(filter(None, (remark, pictures.describe_loss(path, image))))
-        return {"mask": as_png(mask), "probability": as_png(kept), "remark": remark}
+        mask = as_png(label_pictures.picture(labels, self.known))
+        pngs = [as_png(Image.fromarray(channel)) for channel in np.moveaxis(kept, -1, 0)]
+        probability = pngs[0] if self.known.num == 1 else dict(zip(self.known.names, pngs[1:], strict=True))
+        return {"mask": mask, "probability": probability, "remark": remark, **self.describe_classes(labels)}
 
     def answer_array(self, array: np.ndarray, threshold: float = 0.5) -> dict:
         """The answer for the values of a picture, or of several of one size, or of a volume: arrays too."""
@@ -96,7 +108,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             raise ValueError(f"an array {sides} was expected; got one of shape {array.shape}.")
         if array.ndim == ndim + 2:
             answers = [self.answer_array(image, threshold) for image in array]
-            return {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}
+            whole = {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}
+            return whole | {name: answers[0][name] for name in ("values",) if name in whole}
         if ndim == 3:
             image = array.reshape(*array.shape[:3], -1)
             if image.shape[-1] != 1:
@@ -111,8 +124,23 @@ class ServedModel(mlflow.pyfunc.PythonModel):
                 path = Path(folder) / "picture"
                 write_picture(array, path)
                 image = self.read(path)
-        mask, kept, remark = self.find(image, threshold)
-        return {"mask": mask, "probability": kept / np.float32(2**16 - 1), "remark": remark}
+        labels, kept, remark = self.find(image, threshold)
+        probability = kept / np.float32(2**16 - 1)
+        if self.known.num == 1:
+            return {"mask": labels * np.uint8(255), "probability": probability[..., 0], "remark": remark}
+        mask = self.known.to_values(labels)
+        return {"mask": mask, "probability": probability, "remark": remark, **self.describe_classes(labels)}
+
+    def describe_classes(self, labels: np.ndarray) -> dict:
+        """The value of each of several classes, its share of the pixels and its number of objects; {} of one class."""
+        from lab.model import prediction
+
+        if self.known.num == 1:
+            return {}
+        names = self.known.names
+        row = prediction.measure_objects(labels, names)
+        figures = {name: {key: float(row[f"{key}/{name}"]) for key in ("foreground", "objects")} for name in names}
+        return {"values": dict(zip(names, self.known.values[1:], strict=True)), "figures": figures}
 
     def read(self, path: Path) -> np.ndarray:
         """A picture (H, W, C) with the model's channels; what is wrong with it is said without the name of its file."""
@@ -124,22 +152,24 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             raise ValueError(str(error).replace(str(path), "the picture")) from None
 
     def find(self, image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, str]:
-        """Mask of 0 and 255, probabilities in 16 bits, and a remark where something is strange; as predict.py does."""
+        """Labels, probabilities (*sides, C) in 16 bits, a remark where something is strange; as predict.py does."""
         from lab.data import grey_values
         from lab.model import prediction
 
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], such as 0.5; got {threshold}.")
+        if threshold != 0.5 and self.known.num > 1:
+            raise ValueError("a threshold is for models of one class; of several, the most probable one is taken.")
         few = image if image.ndim == 3 else grey_values.few_slices(image)
         prepare = prediction.prepare_pictures(self.models, few)
         if image.ndim == 3:
             slabs, _ = prediction.picture_probabilities(self.models, image, prepare)
         else:
             slabs = prediction.probabilities(self.models, image, prepare)
-        mask, figures, kept = prediction.segment(slabs, image.shape[:-1], threshold, keep=True)
+        labels, figures, kept = prediction.segment(slabs, image.shape[:-1], threshold, keep=True)
         seen = prepare[0](grey_values.thin_out(few))
         strange = grey_values.describe_strangeness(seen, self.models[0].preprocessing["seen"])
-        return mask * np.uint8(255), kept[..., 0], " ".join(filter(None, (figures["remark"], strange)))
+        return labels, kept, " ".join(filter(None, (figures["remark"], strange)))
 
 
 def as_stored(values: np.ndarray) -> np.ndarray:
@@ -169,12 +199,10 @@ def write_picture(array: np.ndarray, path: Path) -> None:
     tifffile.imwrite(path, array, photometric="minisblack" if array.ndim == 2 else "rgb")
 
 
-def as_png(array: np.ndarray) -> str:
-    """An array (H, W) as a PNG file in base64."""
-    from PIL import Image
-
+def as_png(image) -> str:
+    """Pillow's image as a PNG file in base64."""
     file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -115,7 +115,7 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
         row |= compare_masks(true.voxels == 1, mask)
         found = surfaces.surface_distances(true.voxels == 1, mask, scan.spacing or 1.0) or (None, None)
         row |= dict(zip(("surface", "hausdorff95"), found, strict=True))
-    shown = views.montage(scan.voxels[..., None], mask, scan.spacing, plots.overlay, prepare[0])
+    shown = views.montage(scan.voxels[..., None], mask, scan.spacing, prepare[0], oriented=scan.affine is not None)
     mask_name, overlay_name, probability_name = output_names(path, 3)
     scans.write(mask, scan, aside / mask_name)
     Image.fromarray(shown).save(aside / overlay_name, compress_level=1)

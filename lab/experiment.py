@@ -182,7 +182,7 @@ def write(out: Path, network, source: Source, history: dict, about: dict, evalua
             **source.files,
             **(evaluation.files if evaluation else {}),
             "history.json": lambda path: output_files.write_json(path, history),
-            "curves.png": lambda path: plots.plot_curves(history, path),
+            "curves.png": lambda path: plots.plot_curves(history, path, source.classes),
             "scores.json": lambda path: output_files.write_json(path, {"last_epoch": last, **about}),
         }
         failures += output_files.write_pieces(aside, pieces)

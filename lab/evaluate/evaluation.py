@@ -46,7 +46,9 @@ def of_images(network, source: Source, history: dict, settings: dict | None = No
         f"Test set, {len(images)} {what}:\n{table}",
         {
             "per_image.csv": lambda path: output_files.write_table(rows, path),
-            "predictions.png": lambda path: plots.plot_predictions(images, masks, probs, dice, path, source.classes),
+            "predictions.png": lambda path: plots.plot_predictions(
+                images, masks, probs, dice, path, source.classes, source.test_names
+            ),
             **confusion_files(scoring.confusion(masks, probs), source.classes),
         },
     )

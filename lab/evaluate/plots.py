@@ -1,43 +1,29 @@
 """Figures of a training: curves, predictions beside the truth, errors in colour, the pages to check own pictures on."""
 
+import functools
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lab.data import grey_values
-from lab.data.classes import ONE, Classes
-from lab.data.pictures import readable
+from lab.data.classes import COLOURS, NOT_LABELLED, ONE, Classes
 from lab.data.sample import Sample
+from lab.evaluate import drawing
+from lab.evaluate.drawing import legible, new_figure, overlay, plain_ticks, save
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by all (Okabe and Ito 2008)
 ERRORS = {"true negative": "black", "true positive": "0.8", "false positive": ORANGE, "false negative": BLUE}
 
 
-def new_figure(width: float, height: float):
-    """An empty Matplotlib figure of so many inches, which needs no screen."""
-    from matplotlib.figure import Figure
+def plot_curves(history: dict, path: Path, classes: Classes = ONE) -> None:
+    """Loss, Dice and IoU by epoch, training and validation; of several classes the validation of each thin behind.
 
-    return Figure(figsize=(width, height), layout="constrained")
+    The history has them as `val_image_dice/NAME`; `classes` give their order and their colours.
+    """
+    from matplotlib.ticker import MaxNLocator
 
-
-def plain_ticks(axis, ticks=None) -> None:
-    """Show an axis's numbers as they are, 0.995 and not 9.95e-1; at `ticks` alone, if given."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    if ticks is not None:
-        axis.set_major_locator(FixedLocator(list(ticks)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def plot_curves(history: dict, path: Path) -> None:
-    """Loss, Dice and IoU by epoch, training and validation."""
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    epochs = history["epoch"]
     figure = new_figure(11, 4)
     panels = {"Loss": ["loss"], "Dice": ["dice_coeff", "image_dice"], "IoU": ["iou_metric", "image_iou"]}
     handles = {}
@@ -50,30 +36,91 @@ def plot_curves(history: dict, path: Path) -> None:
                 shown += values[np.isfinite(values)].tolist()
                 if title != "Loss":
                     values = np.clip(values, 0.01, 0.9995)  # the ends of a logit scale lie at infinity
-                (line,) = axes.plot(epochs, values, style, color=color, marker=".")
+                (line,) = axes.plot(history["epoch"], values, style, color=color, marker=".")
                 handles[f"{label}, {kind}"] = line
-        if title == "Loss":
-            if shown and min(shown) > 0 and max(shown) > 10 * min(shown):  # else a log scale has hardly a tick
-                axes.set_yscale("log")
-                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                plain_ticks(axes.yaxis)
-        else:  # so that 0.99 and 0.995 are apart
-            axes.set_yscale("logit")
-            last = [v for n in names for v in history["val_" + n][-1:] if math.isfinite(v)]
-            axes.set_ylim(max(0.01, min(0.5, *last)) if last else 0.01, 0.9995)
-            plain_ticks(axes.yaxis, [0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998])
-        if not shown:
-            axes.text(0.5, 0.5, "not a number", transform=axes.transAxes, ha="center")
+        of_classes = _plot_classes(axes, history, f"val_{names[-1]}/", classes)
+        _scale(axes, title, shown, [history["val_" + name] for name in names] + list(of_classes.values()))
         axes.set(title=title, xlabel="epoch", ylabel=f"{title} ({axes.get_yscale()} scale)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    lines, columns = axes.get_lines()[-len(of_classes) :] if of_classes else [], 4
+    if len(lines) <= 8:
+        handles |= {f"{legible(name, 18)}, validation": line for name, line in zip(of_classes, lines, strict=True)}
+    else:
+        handles[f"each of {len(lines)} classes, validation"], columns = lines[0], 5
+    figure.set_figheight(3.8 + 0.2 * math.ceil(len(handles) / columns))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+    )
+    save(figure, path, dpi=150)
+
+
+def _plot_classes(axes, history: dict, start: str, classes: Classes) -> dict[str, list]:
+    """Draw the curves of the classes, whose keys begin with `start`; return them by name."""
+    own = dict(zip(classes.names, np.divide(classes.colours, 255), strict=True))
+    names = [key.removeprefix(start) for key in history if key.startswith(start)]  # in the order of the alphabet
+    names.sort(key=lambda name: list(own).index(name) if name in own else len(own))
+    for k, name in enumerate(names):
+        shown = np.clip(np.asarray(history[start + name], float), 0.011, 0.9995)  # 0 is seen above the frame
+        axes.plot(history["epoch"], shown, color=own.get(name, COLOURS[k % len(COLOURS)]), linewidth=0.8, zorder=1)
+    return {name: history[start + name] for name in names}
+
+
+def _scale(axes, title: str, shown: list[float], curves: list) -> None:
+    """Choose the vertical scale for the `shown` values: of scores by where the validation's `curves` end."""
+    from matplotlib.ticker import LogLocator
+
+    if title == "Loss":
+        if shown and min(shown) > 0 and max(shown) > 10 * min(shown):  # else a log scale has hardly a tick
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            plain_ticks(axes.yaxis)
+    else:  # so that 0.99 and 0.995 are apart
+        axes.set_yscale("logit")
+        last = [value for values in curves for value in values[-1:] if math.isfinite(value)]
+        axes.set_ylim(max(0.01, min(0.5, *last)) if last else 0.01, 0.9995)
+        plain_ticks(axes.yaxis, [0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998])
+    if not shown:
+        axes.text(0.5, 0.5, "not a number", transform=axes.transAxes, ha="center")
+
+
+def shares_of_lines(found: np.ndarray) -> np.ndarray:
+    """Counts (K + 1, K + 1) as shares of their line's sum; NaN in lines without any."""
+    totals = found.sum(axis=1, keepdims=True)
+    return np.where(totals > 0, found / np.maximum(totals, 1), np.nan)
 
 
 def plot_confusion(found: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """The confusion matrix: the share of each true class (a line) that was taken for each class (a column)."""
-    path.write_bytes(b"")
+    """The confusion matrix: the share of each true class (a line) that was taken for each class (a column).
+
+    `found` are counts of pixels (K + 1, K + 1), `names` those of background and classes. Up to 10 classes the counts
+    stand below the shares, up to 20 the shares stand alone, beyond that the colours do. Nothing stands for 0.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import PercentFormatter
+
+    shares, num = shares_of_lines(found), len(found)
+    side = num * (0.72 if num <= 11 else 0.46 if num <= 21 else 0.28)
+    figure = new_figure(side + 3, side + 2)
+    axes = figure.subplots()
+    axes.set_facecolor("0.85")  # seen through NaN
+    shade = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # so that 1% is no white
+    for line, column in np.argwhere(found > 0) if num <= 21 else ():
+        share, places = shares[line, column], 1 if num <= 11 else 0
+        least = 0.1 ** (places + 2)
+        sign = "<" if share < least else ">" if 1 - least < share < 1 else ""
+        text = f"{sign}{min(max(share, least), 1 - least if sign else 1):.{places}%}"
+        text += f"\n{found[line, column]:,}" if num <= 11 else ""
+        axes.text(column, line, text, ha="center", va="center", fontsize=6.5, color="w" if share > 0.35 else "k")
+    labels = [legible(name, 26) for name in names]
+    axes.set_xticks(range(num), labels, rotation=90 if num > 5 or max(map(len, labels)) > 10 else 0, fontsize=8)
+    axes.set_yticks(range(num), labels, fontsize=8)
+    axes.set(xlabel="predicted", ylabel="true")
+    if np.isnan(shares).any():
+        axes.set_title("grey line: no pixel is of that class", fontsize=8)
+    bar = figure.colorbar(shade, shrink=min(0.9, 4 / side), label="share of the true class", format=PercentFormatter(1))
+    bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1])
+    save(figure, path)
 
 
 def choose_examples(dice) -> list[tuple[str, int]]:
@@ -102,86 +149,97 @@ def show_errors(axes, true, hard) -> None:
     axes.imshow(classes, cmap=ListedColormap(list(ERRORS.values())), vmin=0, vmax=3, interpolation="nearest")
 
 
-def error_legend(figure) -> None:
+def error_legend(figure, more: Sequence = ()) -> None:
     """The colours of `show_errors`, below a figure."""
-    from matplotlib.patches import Patch
-
-    handles = [Patch(facecolor=color, edgecolor="0.5", label=name) for name, color in ERRORS.items()]
+    handles = [*(drawing.patch(name, color) for name, color in ERRORS.items()), *more]
     figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
 
 
-def plot_predictions(images, masks, probs, dice, path: Path, classes: Classes = ONE) -> None:
-    """Rows of image, truth, probability and errors: two typical images (N, H, W, C) and the two worst, with their Dice.
+def plot_predictions(
+    images, masks, probs, dice, path: Path, classes: Classes = ONE, titles: Sequence[str] | None = None
+) -> None:
+    """Rows of image, truth, prediction and errors: two typical images (N, H, W, C) and the two worst, with their Dice.
 
-    The errors are shown enlarged, around the object and whatever was taken for one.
+    The errors are shown enlarged, around the object and whatever was taken for one. Of one class the prediction is its
+    probability; of several, truth and prediction are in the classes' colours. `titles` say what each image is: a name,
+    or "NAME, x 0, y 32".
     """
     examples = choose_examples(dice)
     shown = grey_values.shown_range(images[[i for _, i in examples]])
-    figure = new_figure(8.6, 2.12 * len(examples) + 0.7)
+    (height, width), several = images.shape[1:3], classes.num > 1
+    figure = new_figure(8.6, 2.12 * len(examples) * (np.clip(height / width, 0.85, 1) if several else 1) + 0.7)
     grid = figure.subplots(len(examples), 4, squeeze=False)
+    draw = functools.partial(_draw_classes, colours=classes.colours) if several else _draw_probability
     for line, (kind, i) in zip(grid, examples, strict=True):
-        true, hard = masks[i, ..., 0] == 1, probs[i, ..., 0] >= 0.5
         line[0].imshow(shown.prepare(images[i]), cmap="gray", vmin=0, vmax=1)
-        line[1].imshow(masks[i] > 0, cmap="gray", vmin=0, vmax=1)
-        shade = line[2].imshow(probs[i], cmap="viridis", vmin=0, vmax=1)
-        zoom = around(true | hard)
-        show_errors(line[3], true[zoom], hard[zoom])
-        line[0].set_ylabel(f"{kind}: image {i}\nDice {dice[i]:.4f}")
+        shade = draw(line[1:], masks[i], probs[i])
+        name, *place = titles[i].rsplit(", x ", 1) if titles else (f"image {i}",)
+        name = "\nx ".join([f"\n{legible(name[-26:])}" if titles else name, *place])
+        line[0].set_ylabel(f"{kind}: {name}\nDice {dice[i]:.4f}", parse_math=False, fontsize=8 if titles else None)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
-    height, width = images.shape[1:3]
-    titles = (f"image, {width} x {height} px", "true mask", "probability", "errors at 0.5, enlarged")
-    for axes, title in zip(grid[0], titles, strict=True):
+    columns = ("true mask", "probability", "errors at 0.5, enlarged")
+    if several:
+        columns = ("true classes", "predicted classes", "errors around objects")
+    for axes, title in zip(grid[0], (f"image, {width} x {height} px", *columns), strict=True):
         axes.set_title(title, fontsize=10)
-    figure.colorbar(shade, ax=grid[:, 2], location="bottom", shrink=0.9, pad=0.01, label="probability of object")
-    error_legend(figure)
-    figure.savefig(path, dpi=130)
+    labelled = masks.any(axis=-1) if several else masks[..., 0] >= 0
+    more = [] if labelled.all() else [drawing.not_labelled_patch()]
+    if several:
+        right, missed = str(drawing.RIGHT / 255), "w"
+        more = [drawing.patch("errors: right", right), drawing.patch("errors: missed", missed), *more]
+        drawing.class_legend(figure, classes, more=more)
+    else:
+        figure.colorbar(shade, ax=grid[:, 2], location="bottom", shrink=0.9, pad=0.01, label="probability of object")
+        error_legend(figure, more)
+    save(figure, path)
+
+
+def _draw_probability(line, mask, probs):
+    """Of one class: the mask (H, W, 1), the probability, the errors; return what has the colours of the second."""
+    true, labelled = mask[..., 0] == 1, mask[..., 0] >= 0
+    hard = (probs[..., 0] >= 0.5) & labelled
+    zoom = around(true | hard)
+    line[0].imshow(mask > 0, cmap="gray", vmin=0, vmax=1)
+    shade = line[1].imshow(probs, cmap="viridis", vmin=0, vmax=1)
+    show_errors(line[2], true[zoom], hard[zoom])
+    for axes, place in ((line[0], ...), (line[2], zoom)):
+        if not labelled[place].all():
+            axes.imshow(np.where(drawing.stripes(~labelled[place])[..., None], np.float32([0.5, 0.5, 0.5, 1]), 0))
+    return shade
+
+
+def _draw_classes(line, mask, probs, colours) -> None:
+    """Of several classes: the mask (H, W, K + 1), the predicted classes, the errors."""
+    true = np.where(mask.any(axis=-1), mask.argmax(axis=-1), NOT_LABELLED)
+    found = np.nan_to_num(probs).argmax(axis=-1)
+    seen = (true != NOT_LABELLED) & ((true > 0) | (found > 0))
+    zoom = around(seen)
+    if np.count_nonzero(seen[zoom]) < np.count_nonzero(seen):  # no square window holds all
+        zoom = ...
+    line[0].imshow(drawing.label_colours(true, colours), interpolation="nearest")
+    line[1].imshow(drawing.label_colours(found, colours), interpolation="nearest")
+    line[2].imshow(drawing.error_colours(true[zoom], found[zoom], colours), interpolation="nearest")
 
 
 def plot_dataset(samples: list[Sample], path: Path, most: int = 15, classes: Classes = ONE) -> None:
-    """A page to check one's own data on: examples as the network sees them, the mask outlined, with the figures."""
-    from matplotlib.figure import Figure
-
+    """A page to check one's own data on: examples as the network sees them, the classes outlined, with the figures."""
     samples = sorted(samples, key=lambda sample: sample.name)
-    shares = np.array([sample.share for sample in samples])
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int))
+    chosen = drawing.evenly(samples, most)
     columns = min(5, len(chosen))
     lines = math.ceil(len(chosen) / columns)
-    figure = Figure(figsize=(2.4 * max(3, columns), 2.7 * lines + 0.9), layout="constrained")
+    aspect = max(sample.labels.shape[0] / sample.labels.shape[1] for sample in chosen)
+    figure = new_figure(2.4 * max(3, columns), (2.2 * np.clip(aspect, 0.4, 1) + 0.5) * lines + 0.9)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    colours = classes.colours if classes.num > 1 else None
     for axes in grid:
         axes.axis("off")
-    for axes, i in zip(grid, chosen, strict=False):
-        sample = samples[i]
-        axes.imshow(overlay(sample.prepare(sample.image), sample.labels == 1))
-        what = f"{shares[i]:.1%} foreground" if shares[i] else "EMPTY MASK"
+    for axes, sample in zip(grid, chosen, strict=False):
+        axes.imshow(overlay(sample.prepare(sample.image), sample.labels, colours=colours))
         height, width = sample.labels.shape
-        title = f"{readable(sample.name)[-34:]}\n{width} x {height} px, {what}"
+        title = f"{legible(sample.name[-34:])}\n{width} x {height} px, {drawing.describe_share(sample)}"
         axes.set_title(title, fontsize=8, parse_math=False)  # names may hold $
-    sides = np.array([sample.labels.shape for sample in samples])
-    colours = "colour" if samples[0].image.shape[-1] == 3 else "grey"
-    figure.suptitle(
-        f"{len(samples)} pictures in {colours}, width {sides[:, 1].min()} to {sides[:, 1].max()} px, "
-        f"height {sides[:, 0].min()} to {sides[:, 0].max()} px\nforeground {shares.min():.1%} to {shares.max():.1%}, "
-        f"empty masks: {np.count_nonzero(shares == 0)}, full masks: {np.count_nonzero(shares == 1)}",
-        fontsize=10,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters that the font does not have
-        figure.savefig(path, dpi=130)
-
-
-def overlay(
-    image: np.ndarray, labels: np.ndarray, shown: grey_values.GreyRange | None = None, colours: Sequence | None = None
-) -> np.ndarray:
-    """The prepared image (H, W, C) with the mask tinted and outlined: (H, W, 3), uint8. Orange on grey, else green."""
-    from scipy.ndimage import binary_erosion
-
-    image = (shown or grey_values.shown_range(image)).prepare(image)
-    grey = image.shape[-1] == 1
-    colors = np.repeat(image * 255, 3, axis=2) if grey else image * np.float32(255)
-    for label, line in enumerate(colours or [(230, 159, 0) if grey else (50, 255, 50)], 1):
-        mask, line = labels == label, np.array(line, np.float32)
-        colors[mask] += 0.25 * (line - colors[mask])
-        colors[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = line
-    return colors.astype(np.uint8)
+    kind = "colour" if samples[0].image.shape[-1] == 3 else "grey"
+    figure.suptitle(f"{len(samples)} pictures in {kind}, {drawing.describe_sides(samples, 'px')}", fontsize=10)
+    drawing.dataset_legend(figure, samples, classes)
+    save(figure, path)

@@ -1,20 +1,22 @@
 """Volumes to look at: three orthogonal slices through the object, with contours and errors.
 
-    views.plot_volumes([("typical: head.nii.gz", sample, probs >= 0.5)], "predictions.png")
+    views.plot_volumes([("typical: head.nii.gz", sample, labels)], "predictions.png", classes)
 
 Samples are those of `lab/data/sample.py`; their `spacing` (depth, height, width) is in millimetres, or None.
 """
 
-import warnings
+import math
 from pathlib import Path
 
 import numpy as np
 
-from lab.data import grey_values, pictures
-from lab.data.classes import ONE, Classes
-from lab.evaluate import plots
+from lab.data import grey_values
+from lab.data.classes import NOT_LABELLED, ONE, Classes
+from lab.evaluate import drawing, plots
 
-TRUE, FOUND = plots.GREEN, plots.VERMILION  # contours; errors have the colours of `plots.ERRORS`
+TRUE, FOUND = plots.GREEN, plots.VERMILION  # contours of one class; its errors have the colours of `plots.ERRORS`
+EDGES = {"axial": "LR", "coronal": "LR", "sagittal": "PA"}  # left, right, posterior, anterior: at a view's two sides
+LEAST, MOST = 300, 1200  # pixels of the sides of a montage's slices, where these are enlarged
 
 
 def three_views(mask: np.ndarray, spacing: tuple | None = None) -> dict[str, tuple]:
@@ -37,39 +39,46 @@ def three_views(mask: np.ndarray, spacing: tuple | None = None) -> dict[str, tup
     }
 
 
-def plot_volumes(rows: list[tuple], path: Path, classes: Classes = ONE) -> None:
+def plot_volumes(
+    rows: list[tuple], path: Path, classes: Classes = ONE, heading: str | None = None, samples: list | None = None
+) -> None:
     """Draw each (title, sample, found) as three slices: image, contours of truth and of `found`, errors in colour.
 
-    `found` is the predicted mask (D, H, W), bool, or None where there is nothing but a truth.
+    `found` are the predicted labels (D, H, W), uint8, or None where there is nothing but a truth. Of several classes
+    the contours have their colours, the predicted ones are dashed. The legend gives the figures of `samples`, if any.
     """
-    figure = plots.new_figure(8.6, 2.75 * len(rows) + 0.6)
+    figure = drawing.new_figure(8.6, 2.75 * len(rows) + 0.6)
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for line, (title, sample, found) in zip(grid, rows, strict=True):
-        seen = sample.labels == 1 if found is None else (sample.labels == 1) | (found == 1)
-        slices = three_views(seen, sample.spacing)
+        seen = sample.labels[:] if found is None else np.where(sample.labels[:] == 0, found, sample.labels[:])
+        slices = three_views((seen > 0) & (seen != NOT_LABELLED), sample.spacing)
         images = [sample.prepare(sample.image[index]) for index, _ in slices.values()]
         shown = _shown_range(images)
         for axes, image, (name, (index, aspect)) in zip(line, images, slices.items(), strict=True):
-            true = sample.labels[index] == 1
             axes.imshow(shown.prepare(image)[..., 0], cmap="gray", vmin=0, vmax=1, aspect=aspect)
-            if found is not None:
-                axes.imshow(_errors(true, found[index] == 1), aspect=aspect, interpolation="nearest")
-                _contour(axes, found[index] == 1, FOUND)
-            _contour(axes, true, TRUE)
+            _draw_labels(axes, sample.labels[index], None if found is None else found[index], classes, aspect)
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(f"{name}, {image.shape[1]} x {image.shape[0]} voxels", fontsize=8)
-        title = "\n".join(map(pictures.readable, title.split("\n")))
+        title = "\n".join(drawing.legible(part, 38) for part in title.split("\n"))
         line[0].set_ylabel(title, fontsize=9, parse_math=False)  # names may hold $
-    _legend(figure, any(found is not None for *_, found in rows))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters that the font does not have
-        figure.savefig(path, dpi=130)
+    figure.suptitle(heading, fontsize=10)
+    if classes.num > 1 and samples:
+        drawing.dataset_legend(figure, samples, classes)
+    else:
+        _legend(figure, rows, classes)
+    drawing.save(figure, path)
 
 
 def plot_dataset(samples: list, path: Path, most: int = 4, classes: Classes = ONE) -> None:
-    """A page to check one's own scans on: the first ones, with the true contours."""
-    shown = [(f"{sample.name}\n{sample.share:.2%} foreground", sample, None) for sample in samples[:most]]
-    plot_volumes(shown, path, classes)
+    """A page to check one's own scans on: examples with the true contours, and the figures of all."""
+    samples = sorted(samples, key=lambda sample: sample.name)
+    chosen = drawing.evenly(samples, most)
+    rows = [(f"{sample.name}\n{drawing.describe_share(sample)}", sample, None) for sample in chosen]
+    steps = np.array([sample.spacing for sample in samples if sample.spacing])
+    ends = [np.unique([f"{step:.3g}" for step in (axis.min(), axis.max())]) for axis in steps.T[::-1]]
+    spacing = " x ".join(map(" to ".join, ends)) + " mm" if len(steps) else "not known"
+    sides = drawing.describe_sides(samples, "voxels")
+    plot_volumes(rows, path, classes, f"{len(samples)} scans, {sides}\nspacing {spacing}", samples)
 
 
 def _shown_range(images):
@@ -77,48 +86,81 @@ def _shown_range(images):
     return grey_values.shown_range(np.concatenate([image.ravel() for image in images]))
 
 
-def _errors(true, found):
-    """False positives and negatives of two masks (H, W) as translucent colours (H, W, 4)."""
+def _draw_labels(axes, true, found, classes, aspect) -> None:
+    """Draw errors and contours of the labels (H, W) on a slice; `found` may be None."""
     from matplotlib.colors import to_rgba
 
-    colours = np.zeros((*true.shape, 4))
-    colours[found & ~true] = to_rgba(plots.ERRORS["false positive"], 0.6)
-    colours[true & ~found] = to_rgba(plots.ERRORS["false negative"], 0.6)
-    return colours
+    several = classes.num > 1
+    colours = drawing.on_black(classes.colours) / 255
+    tints = ["w", *colours] if several else [plots.ERRORS["false negative"], plots.ERRORS["false positive"]]
+    drawn = np.zeros((*true.shape, 4))
+    drawn[drawing.stripes(true == NOT_LABELLED)] = to_rgba("0.5", 0.8)
+    if found is not None:
+        for label, tint in enumerate(tints):
+            drawn[(found == label) & (true != label) & (true != NOT_LABELLED)] = to_rgba(tint, 0.6)
+    axes.imshow(drawn, aspect=aspect, interpolation="nearest")
+    for label, colour in enumerate(colours, 1):
+        for labels, own, style in ((found, FOUND, "dashed" if several else "solid"), (true, TRUE, "solid")):
+            mask = np.zeros(1) if labels is None else labels == label
+            if mask.any() and not mask.all():
+                axes.contour(mask, [0.5], colors=[colour] if several else own, linewidths=0.8, linestyles=style)
 
 
-def _contour(axes, mask, colour):
-    if mask.any() and not mask.all():
-        axes.contour(np.pad(mask, 1).astype(float)[1:-1, 1:-1], [0.5], colors=colour, linewidths=0.8)
-
-
-def _legend(figure, predicted):
+def _legend(figure, rows, classes):
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
-    handles: list = [Line2D([], [], color=TRUE, label="true contour")]
-    if predicted:
-        handles.append(Line2D([], [], color=FOUND, label="predicted contour"))
-        for name in ("false positive", "false negative"):
-            handles.append(Patch(facecolor=plots.ERRORS[name], alpha=0.6, label=name))
-    figure.legend(handles=handles, loc="outside lower right", ncols=4, fontsize=8, frameon=False)
+    several = classes.num > 1
+    handles = [Line2D([], [], color="0.5" if several else TRUE, label="true contour")]
+    if any(found is not None for *_, found in rows):
+        style = {"color": "0.5", "linestyle": "dashed"} if several else {"color": FOUND}
+        handles.append(Line2D([], [], **style, label="predicted contour"))
+        errors = {"errors: missed": "w"} if several else {name: plots.ERRORS[name] for name in list(plots.ERRORS)[2:]}
+        handles += [drawing.patch(name, colour, alpha=0.6) for name, colour in errors.items()]
+    if any(sample.counts[NOT_LABELLED] for _, sample, _ in rows):
+        handles.append(drawing.not_labelled_patch())
+    drawing.class_legend(figure, classes, more=handles)
 
 
-def montage(image: np.ndarray, mask: np.ndarray, spacing: tuple | None, overlay, prepare) -> np.ndarray:
-    """The three slices side by side, (H, W, 3), uint8: `overlay` draws a mask (H, W) on a prepared image (H, W, C), in
-    the range of grey values that it is given.
+def montage(
+    image: np.ndarray, labels: np.ndarray, spacing: tuple | None, prepare, colours=None, oriented: bool = False
+) -> np.ndarray:
+    """The three slices of a volume (D, H, W, C) side by side, its labels or its mask drawn on them: (H, W, 3), uint8.
 
-    Slices are enlarged to pixels that are as high as wide, by repetition, and stand on one line.
+    Slices are enlarged to pixels that are as high as wide, and to be large enough to read, by repetition; they stand on
+    one line. Each says which slice it is, from 1 on; if the volume is `oriented`, as a NIfTI file is, also by the
+    body's axes, and where left (L), right (R), back (P) and front (A) are.
     """
-    finest = min(spacing) if spacing else 1
-    steps = tuple(max(1, round(step / finest)) for step in spacing) if spacing else (1, 1, 1)
-    places, panels = [index for index, _ in three_views(mask, spacing).values()], []
+    steps = np.divide(spacing, min(spacing)) if spacing else np.ones(3)
+    marked = labels > 0
+    marked &= labels != NOT_LABELLED
+    places = [index for index, _ in three_views(marked, spacing).values()]
     slices = [prepare(image[index]) for index in places]
-    shown = _shown_range(slices)
-    for part, index, axes in zip(slices, places, ((1, 2), (0, 2), (0, 1)), strict=True):
-        panel = overlay(part, mask[index], shown)
-        for axis, along in enumerate(axes):
-            panel = np.repeat(panel, steps[along], axis=axis)
-        panels.append(panel)
+    shown, axes = _shown_range(slices), ((1, 2), (0, 2), (0, 1))
+    longest = [max(labels.shape[axis] * steps[axis] for axis in pair) for pair in axes]
+    factor = max(1, min(math.ceil(LEAST / min(longest)), MOST // max(longest)))
+    repeats = (steps * factor).round().astype(int)
+    panels = []
+    for part, index, (name, edges), pair in zip(slices, places, EDGES.items(), axes, strict=True):
+        seen = labels[index]
+        for axis, along in enumerate(pair):
+            part, seen = (np.repeat(array, repeats[along], axis=axis) for array in (part, seen))
+        (across,) = {0, 1, 2} - {*pair}
+        name = name if oriented else ("depth", "height", "width")[across]
+        words = f"{name} {index[across] + 1} of {labels.shape[across]}"
+        panels.append(_captioned(drawing.overlay(part, seen, shown, colours), words, edges if oriented else ""))
     height = max(len(panel) for panel in panels)
     return np.concatenate([np.pad(p, ((height - len(p), 0), (0, 4), (0, 0))) for p in panels], axis=1)
+
+
+def _captioned(panel: np.ndarray, words: str, edges: str) -> np.ndarray:
+    """A picture (H, W, 3) with a line of words above it, and a letter at its left and right edge."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(14)
+    width = max(panel.shape[1], int(font.getlength(words)) + 8)
+    drawn = Image.fromarray(np.pad(panel, ((20, 0), (0, width - panel.shape[1]), (0, 0))))
+    pen = ImageDraw.Draw(drawn)
+    pen.text((4, 2), words, "white", font)
+    for letter, x, anchor in zip(edges, (4, panel.shape[1] - 5), ("lm", "rm"), strict=False):
+        pen.text((x, 20 + len(panel) // 2), letter, "white", font, anchor, stroke_width=2, stroke_fill="black")
+    return np.asarray(drawn)

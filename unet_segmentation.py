@@ -332,7 +332,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     data("--radius", type=float, nargs=2, default=(8, 25), metavar=("MIN", "MAX"), help="pixels, 1 to (size - 1) / 2")
     chosen("--contrast", **ends, help="circle above background in grey values, above 0, up to 0.75; or MIN MAX")
     chosen("--noise", **ends, help="standard deviation of the noise in grey values, 0 or more; or MIN MAX")
-    command_line.add_training_flags(parser.add_argument_group("training").add_argument, RECIPES, "image")
+    command_line.add_training_flags(parser.add_argument_group("training"), RECIPES, "image")
     command_line.add_output_flags(parser.add_argument_group("output").add_argument, "outputs/unet")
 
     def recipe(args):

@@ -1,6 +1,7 @@
 """What is said of time, in words; and how many epochs fit into so many minutes."""
 
 import re
+import sys
 import time
 
 import pytest
@@ -42,3 +43,49 @@ def test_the_least_number_of_minutes_that_is_named_has_room_for_an_epoch(step):
     assert timing.fitting_epochs(least, 10, pace) >= 1
     with pytest.raises(ValueError, match="too little"):
         timing.fitting_epochs(least - 0.1, 10, pace)
+
+
+def rows_told(seconds, terminal, monkeypatch, capsys):
+    """What is printed while rows of tiles are predicted that take so many seconds each."""
+    now = [0.0]
+
+    def rows():
+        for number, took in enumerate(seconds):
+            now[0] += took
+            yield number
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert [*timing.told(rows(), len(seconds))] == [*range(len(seconds))]
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [
+    ([0.5] * 8, []),  # 4 s in all
+    ([4, 0.1, 0.1, 0.1], []),  # the network's start says nothing of the rows
+    ([9], []),  # when it is known, nothing is left
+    ([2] * 4, ["row 2 of 4, about 4 s left", "row 3 of 4, about 2 s left"]),
+    ([60, 50, 50], ["row 1 of 3, about 2 min left", "row 2 of 3, about 50 s left"]),
+])  # fmt: skip
+def test_a_long_prediction_says_after_each_row_of_tiles_what_is_left(seconds, lines, monkeypatch, capsys):
+    assert rows_told(seconds, False, monkeypatch, capsys) == "".join(f"{line}\n" for line in lines)
+
+
+def test_on_a_terminal_one_line_is_rewritten_and_goes(monkeypatch, capsys):
+    printed = rows_told([60, 50, 50], True, monkeypatch, capsys)
+    first, second = "row 1 of 3, about 2 min left", "row 2 of 3, about 50 s left"
+    assert printed == f"\r{first}\r{second:{len(first)}}\r{' ' * len(second)}\r"
+
+
+@pytest.mark.parametrize(("seconds", "num_left", "words"), [
+    ([20], 3, "3 more: about 60 s, until"),
+    ([20, 20], 2, None),  # it is said once
+    ([3], 100, None),  # of which the network's start may be most
+    ([3, 0.6], 99, "99 more: about 59 s, until"),
+    ([3, 0.6, 0.6], 98, None),
+    ([3, 0.6], 2, None),
+    ([20], 0, None),
+])  # fmt: skip
+def test_after_a_picture_it_is_said_once_what_the_others_take(seconds, num_left, words):
+    said = timing.describe_rest(seconds, num_left)
+    assert said is words if words is None else said.startswith(words)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lab.data import grey_values, patches
-from lab.model import memory, model_file, scale
+from lab.model import memory, model_file, scale, timing
 from lab.system import library_limits
 
 # By the number of axes: the side of the largest tiles, and what neighbours share. Two such pictures at a time, or one
@@ -69,7 +69,7 @@ def prepare_pictures(models: list[model_file.Model], image: np.ndarray) -> list[
 
 
 def probabilities(
-    models: list[model_file.Model], image, prepare: list[Callable], flips: bool = False
+    models: list[model_file.Model], image, prepare: list[Callable], flips: bool = False, tell: bool = False
 ) -> Iterator[np.ndarray]:
     """The probabilities of a picture (H, W, C) or a volume (D, H, W, C): the mean over models, and over mirror images.
 
@@ -78,6 +78,7 @@ def probabilities(
         image: an array, or what reads one from disk (see `lab/data/patches.py`).
         prepare: a function for each model: tiles as they are in `image` -> what the network sees.
         flips: whether to mirror along every axis and combination of axes: 4 times as long for pictures, 8 for volumes.
+        tell: whether to say what is left, if the whole takes seconds.
 
     Yields:
         Slabs (h, W) or (d, H, W), from the first line to the last: in memory is one row of tiles.
@@ -102,7 +103,10 @@ def probabilities(
         return total / (len(models) * len(mirrored))
 
     overlap = [min(LIMITS[ndim][1], side // 2) for side in tile]
-    for slab in patches.predict_tiles(image, predict, tile, overlap, batch):
+    slabs = patches.predict_tiles(image, predict, tile, overlap, batch)
+    if tell:
+        slabs = timing.told(slabs, len(patches.axis_tiles(image.shape[0], tile[0], overlap[0])))
+    for slab in slabs:
         yield slab[..., 0]
 
 
@@ -119,13 +123,13 @@ def choose_scale(models: list, image: np.ndarray, prepare: list, wanted: float |
 
 
 def picture_probabilities(
-    models: list, image: np.ndarray, prepare: list, wanted: float | None = None, flips: bool = False
+    models: list, image: np.ndarray, prepare: list, wanted: float | None = None, flips: bool = False, tell: bool = False
 ) -> tuple[Iterable[np.ndarray], float]:
     """The probabilities of a picture (H, W, C) in slabs (h, W), and the scale at which it is looked at."""
     chosen = choose_scale(models, image, prepare, wanted)
 
     def slabs_of(picture):
-        return probabilities(models, picture, prepare, flips)
+        return probabilities(models, picture, prepare, flips, tell)
 
     return slabs_of(image) if chosen == 1 else [scale.at_scale(slabs_of, image, chosen)], chosen
 

@@ -156,7 +156,7 @@ def choose_epochs(model, source: Source, args: argparse.Namespace, then: Path | 
     pace = training.measure(model, source.batches, source.validation)
     pace = timing.Pace(*json.loads(processes.from_first_process(json.dumps(pace).encode())))
     epochs = timing.fitting_epochs(args.minutes, steps, pace)
-    print(f"--minutes {args.minutes:g}: --epochs {epochs}, of {timing.duration(pace.epoch(steps))} each", flush=True)
+    print(f"--minutes {args.minutes:g} has room for {timing.count(epochs, 'epoch')}.", flush=True)
     return epochs
 
 

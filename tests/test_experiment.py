@@ -75,7 +75,7 @@ def test_minutes_are_a_number_of_epochs_that_stays_and_gives_the_bits_of_epochs(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoint, "save", stop)
         said = train("--minutes 0.2", "out", code=130)  # 0.95 * 12 s - 6 s, for epochs of a step and a validation
-    assert "--minutes 0.2: --epochs 2, of 2 s each\n" in said.out and "1 of 2 epochs are kept" in said.err
+    assert "--minutes 0.2 has room for 2 epochs.\n" in said.out and "1 of 2 epochs are kept" in said.err
     train("--minutes 60 --resume", "out")
     assert "--minutes 60" not in capsys.readouterr().out  # nothing is measured again
     train("--epochs 2", "other")

@@ -1,13 +1,16 @@
 """How long a training will take, from a few timed steps that leave no trace; how long what is begun will still take.
 
-pace = timing.measure(model, training, validation, batch=16)
-print(timing.describe_training(epochs=30, steps=45, pace=pace))  # 30 epochs of 45 steps: about 13 min, until 14:32
-epochs = timing.fitting_epochs(minutes=10, steps=45, pace=pace)
+    pace = training.measure(model, batches, validation)
+    print(timing.describe_training(epochs=30, steps=45, pace=pace))  # 30 epochs of 45 steps: about 13 min, until 14:32
+    epochs = timing.fitting_epochs(minutes=10, steps=45, pace=pace)
+
+Another program that begins or ends on the machine changes what is left.
 """
 
 import contextlib
 import itertools
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-STEPS = 3  # to time: the first one compiles the network, the faster of the others counts
+STEPS = 3  # to time: the first one compiles the network
+ENOUGH, MOST = 1.0, 20  # fast steps are timed for so many seconds, at most so many: one of them says little
 MARGIN = 0.05  # of the minutes for a training: what else the machine may do, and what saves each epoch
 LONG = 60  # seconds: a shorter training does not say after each epoch what is left
 SLOW = 5  # seconds: a faster prediction does not say what is left
@@ -51,7 +55,13 @@ def measure(model, training, made: list[float], validation, batch: int) -> Pace:
     import keras
 
     ends = []
-    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter()))
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter()))
+
+    def train(num):
+        ends.clear()
+        model.fit(training, steps_per_epoch=num, callbacks=[watch], shuffle=False, verbose=0)
+        # The median, for where the last batch of an epoch is shorter, JAX compiles the network for it too.
+        return statistics.median_low([after - before for before, after in itertools.pairwise(ends)])
 
     def score():
         model.evaluate(validation, batch_size=batch, steps=1, verbose=0)
@@ -59,12 +69,14 @@ def measure(model, training, made: list[float], validation, batch: int) -> Pace:
 
     started = time.perf_counter()
     with untouched(model):
-        model.fit(training, steps_per_epoch=STEPS, callbacks=[clock], shuffle=False, verbose=0)
-        seconds = -score() + score()  # the first one compiles
+        step = train(STEPS)
+        if step < ENOUGH / STEPS:
+            step = train(min(MOST, 1 + round(ENOUGH / step)))
+        compiled = score()
+        seconds = score() - compiled
     num = math.ceil(len(validation[0]) / batch) if isinstance(validation, tuple) else len(validation)
-    steps = [after - before for before, after in itertools.pairwise(ends)]
     # TensorFlow makes the next batches during a step, so the slower of the two sets the pace.
-    return Pace(max(min(steps), min(made)), num * seconds, time.perf_counter() - started)
+    return Pace(max(step, statistics.median_low(made)), num * seconds, time.perf_counter() - started)
 
 
 def timed(batches: Iterator, seconds: list[float]) -> Iterator:
@@ -82,9 +94,8 @@ def timed(batches: Iterator, seconds: list[float]) -> Iterator:
 def untouched(model) -> Iterator[None]:
     """Give a model and its built optimizer back all their variables, the seeds of its layers among them."""
     variables = [*model.variables, *model.optimizer.variables]
-    kept = [
-        np.asarray(variable).copy() for variable in variables
-    ]  # else JAX gives the memory of variables to the next step
+    # Copies, for JAX gives the memory of variables to the next step.
+    kept = [np.asarray(variable).copy() for variable in variables]
     yield
     for variable, value in zip(variables, kept, strict=True):
         variable.assign(value)

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lab.system import processes
+
 STEPS = 3  # to time: the first one compiles the network
 ENOUGH, MOST = 1.0, 20  # fast steps are timed for so many seconds, at most so many: one of them says little
 MARGIN = 0.05  # of the minutes for a training: what else the machine may do, and what saves each epoch
@@ -54,6 +56,8 @@ def measure(model, training, made: list[float], validation, batch: int) -> Pace:
     """
     import keras
 
+    scored = validation if isinstance(validation, tuple) else [validation]  # on TensorFlow a data set
+    num = math.ceil(len(validation[0]) / batch) if isinstance(validation, tuple) else len(validation)
     ends = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter()))
 
@@ -64,17 +68,16 @@ def measure(model, training, made: list[float], validation, batch: int) -> Pace:
         return statistics.median_low([after - before for before, after in itertools.pairwise(ends)])
 
     def score():
-        model.evaluate(validation, batch_size=batch, steps=1, verbose=0)
+        model.evaluate(*scored, batch_size=batch, steps=1, verbose=0)
         return time.perf_counter()
 
     started = time.perf_counter()
     with untouched(model):
         step = train(STEPS)
-        if step < ENOUGH / STEPS:
+        if step < ENOUGH / STEPS and not processes.several_processes():  # which must all do the same steps
             step = train(min(MOST, 1 + round(ENOUGH / step)))
         compiled = score()
         seconds = score() - compiled
-    num = math.ceil(len(validation[0]) / batch) if isinstance(validation, tuple) else len(validation)
     # TensorFlow makes the next batches during a step, so the slower of the two sets the pace.
     return Pace(max(step, statistics.median_low(made)), num * seconds, time.perf_counter() - started)
 

@@ -337,12 +337,15 @@ def main(argv=None) -> str:
         print(describe_fit(args.fit_in, config))
         return ""
     with output_files.output_folder(args.out_dir) as out, FreshProcess(examine, config) as child:
+        print("A second process starts TensorFlow and builds the network; this one opens the MLflow store.", flush=True)
         tracking.open_store(EXPERIMENT, out)  # MLflow is imported here while TensorFlow is imported there, once
         curves = simulate(args.steps, args.seed)
         figure = draw_simulation(curves)
+        print("The second process measures training steps; this one waits.", flush=True)
         found = child.result()
         if found["measured"] is None:
             raise ValueError(describe_refusal(found))
+        print("Writing the files and the MLflow run.\n", flush=True)
         with output_files.written_aside(out, FILES) as aside:
             output_files.write_table(found["layers"], aside / "layers.csv")
             what = {"what": "SIMULATED: no network was trained", "seed": args.seed, "formula": SIMULATION}

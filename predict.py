@@ -30,7 +30,7 @@ from lab import command_line
 from lab.data import folders, grey_values, pictures, scans, volumes
 from lab.data.classes import Classes, itksnap_labels
 from lab.evaluate import label_pictures, plots, views, volume_results
-from lab.model import model_file
+from lab.model import model_file, timing
 from lab.model.prediction import (
     compare_labels,
     load_models,
@@ -77,7 +77,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
         sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
         raise ValueError(f"the mask {truth} is {sizes}.")
     prepare = prepare_pictures(models, image)
-    slabs, scale = picture_probabilities(models, image, prepare, args.scale, args.flips)
+    slabs, scale = picture_probabilities(models, image, prepare, args.scale, args.flips, tell=True)
     labels, figures, kept = segment(slabs, (height, width), args.threshold, args.probabilities)
 
     step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
@@ -114,7 +114,7 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     image = volumes.resample(scan.voxels, grid)[..., None]
     few = grey_values.few_slices(image)
     prepare = prepare_pictures(models, few)
-    slabs = volumes.onto_own_grid(probabilities(models, image, prepare, args.flips), scan, grid)
+    slabs = volumes.onto_own_grid(probabilities(models, image, prepare, args.flips, tell=True), scan, grid)
     labels, figures, kept = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
 
     remarks = [figures.pop("remark"), grey_values.describe_strangeness(prepare[0](few), first["seen"])]
@@ -312,10 +312,12 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             return is_finished(row, folder / names[path.name][0], sources, made_with)
 
         finished = table.begin(folder / TABLE, columns, names, stays)
-        failures = 0
+        failures, seconds = 0, []
+        left = sum(path.name not in finished for path in files)
         for number, path in enumerate(files, 1):
             if path.name in finished:
                 continue
+            left -= 1
             try:
                 row = run_picture(models, path, truths.get(folders.stem(path)), args, folder, made_with, columns)
             except Exception as error:  # whatever it is: the other pictures can do without this one
@@ -334,6 +336,9 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             )
             if row["remark"]:
                 print(f"WARNING: {pictures.readable(path.name)}: {row['remark']}", file=sys.stderr)
+            seconds.append(row["seconds"])
+            if rest := timing.describe_rest(seconds, left):
+                print(rest, flush=True)
     skipped = f"; {len(finished)} of {len(files)} finished before" if finished else ""
     failed = f"; {failures} of {len(files)} failed" if failures else ""
     if failures < len(files):

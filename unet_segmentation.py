@@ -33,10 +33,12 @@ from lab.model import memory, model_file, scale, training
 
 EXPERIMENT = "2D_UNet_Segmentation"
 TRAIN, VALIDATION, TEST, TYPICAL = range(4)  # streams of the seed: sets that share no image
+LEAST = 32  # side of the crops that are taken where pictures are small: less shows hardly more than one object
 
 # What `--recipe` sets; each of these is a flag of its own too. The comments say what each ingredient is for.
 LAB = {
     "epochs": 15,
+    "size": 128,
     "train_images": 256,
     "fixed_images": False,  # new images every epoch: the network cannot learn them by heart
     # Half as wide and high as --size: what teaches is the circle's contour, and most of a full image is background.
@@ -56,7 +58,7 @@ LAB = {
 }
 RECIPES = {
     "lab": LAB,
-    "own-pictures": {**LAB, "train_size": None},  # what --images means, unless a recipe is named
+    "own-pictures": {**LAB, "size": None, "train_size": None},  # what --images means, unless a recipe is named
     "report": {
         **LAB,
         "fixed_images": True,
@@ -268,26 +270,29 @@ def draw_circles(args: argparse.Namespace, num: int, *stream: int):
     return make_circles(args, num, TRAIN, *stream, size=args.train_size)
 
 
-def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict]]:
-    """The user's classes, and the pictures by part, training, validation and test, for each fold."""
+def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict], int]:
+    """The user's classes; the pictures by part, training, validation and test, for each fold; the side of the crops.
+
+    Without `--size` it is the largest that leaves each region of one or two pictures room for a crop with objects.
+    """
     samples, classes = pictures.read_folder(args.images, args.masks, args.classes, args.ignore)
-    if args.folds:
-        return classes, splits.folds(samples, args.seed, args.folds, args.size)
-    return classes, [splits.split(samples, args.seed, args.size)]
+    least = max(LEAST if len(samples) < 3 else LAB["size"], args.train_size or 0)
+    sizes = [args.size] if args.size else range(LAB["size"], least - 1, -8)
+    return classes, *splits.largest_split(samples, args.seed, sizes, args.folds)
 
 
-def own_pictures(args: argparse.Namespace, classes: Classes, parts: dict[str, list]) -> Source:
+def own_pictures(args: argparse.Namespace, classes: Classes, parts: dict[str, list], size: int) -> Source:
     """The user's pictures: random crops to train on, and crops that cover pictures to validate and to test on."""
     preprocessing, ranged, remark = grey_values.settle(parts, args.grey_range)
     augment = patches.vary if args.augment else None
-    train_size = args.train_size or args.size
+    train_size = args.train_size or size
     held_out = {"validation": args.val_images, "test": args.test_images}
 
-    def crops(num, size, *stream):
-        return patches.random_patches(ranged["training"], num, size, (args.seed, *stream), augment, classes.num)
+    def crops(num, side, *stream):
+        return patches.random_patches(ranged["training"], num, side, (args.seed, *stream), augment, classes.num)
 
     def grid(part, change=list):
-        return patches.grid_patches(change(ranged[part]), args.size, held_out[part], classes.num)
+        return patches.grid_patches(change(ranged[part]), size, held_out[part], classes.num)
 
     validation, _ = grid("validation")
     test, places = grid("test")
@@ -303,13 +308,13 @@ def own_pictures(args: argparse.Namespace, classes: Classes, parts: dict[str, li
         num_test=len(test[0]),
         test_names=places,
         preprocessing=preprocessing,
-        typical=lambda: crops(128, args.size, TYPICAL)[0],
+        typical=lambda: crops(128, size, TYPICAL)[0],
         classes=classes,
         raw=lambda: [grid(part, grey_values.raw)[0] for part in held_out],
-        settings={"data": splits.describe(parts), **classes.settings()},
+        settings={"data": splits.describe(parts), "size": size, **classes.settings()},
         files=splits.files(ranged, functools.partial(plots.plot_dataset, classes=classes)),
         remarks=(
-            f"own pictures: trained on images of {describe_sizes(train_size, args.size)}",
+            f"own pictures: trained on images of {describe_sizes(train_size, size)}",
             remark,
             *splits.describe_classes(parts, classes),
         ),
@@ -350,13 +355,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     chosen("--train-size", type=int, metavar="PIXELS", help="side of the training images, at most --size")
     data("--val-images", type=int, default=64, metavar="N", help="validation images")
     data("--test-images", type=int, default=512, metavar="N", help="test images, seen by the final scores alone")
-    data("--size", type=int, default=128, metavar="PIXELS", help="side of the images, divisible by 8")
+    sides = "side of the images, divisible by 8; of one or two small pictures the largest that splits them by regions"
+    chosen("--size", type=int, metavar="PIXELS", help=sides)
     ends = {"type": float, "nargs": "+", "metavar": "V"}
     chosen("--circles", type=int, nargs=2, metavar=("MIN", "MAX"), help="circles per image; 0 to allow empty masks")
     data("--radius", type=float, nargs=2, default=(8, 25), metavar=("MIN", "MAX"), help="pixels, 1 to (size - 1) / 2")
     chosen("--contrast", **ends, help="circle above background in grey values, above 0, up to 0.75; or MIN MAX")
     chosen("--noise", **ends, help="standard deviation of the noise in grey values, 0 or more; or MIN MAX")
-    command_line.add_training_flags(parser.add_argument_group("training").add_argument, RECIPES, "image")
+    command_line.add_training_flags(parser.add_argument_group("training"), RECIPES, "image")
     command_line.add_output_flags(parser.add_argument_group("output").add_argument, "outputs/unet")
 
     def recipe(args):
@@ -379,13 +385,14 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("contrast", "noise"):
         if (num := len(getattr(args, name))) > 2:
             raise ValueError(f"--{name} takes one value or the two ends of a range; got {num} values.")
-    train_size = args.train_size or args.size
-    for size in (args.size, train_size):
-        check_network((size, size, 1), args.filters, depth=3)
-    if train_size > args.size:
-        raise ValueError(f"--train-size {train_size} is larger than --size {args.size}; take at most that.")
+    size = args.size or LAB["size"]
+    train_size = args.train_size or size
+    for side in (size, train_size):
+        check_network((side, side, 1), args.filters, depth=3)
+    if train_size > size:
+        raise ValueError(f"--train-size {train_size} is larger than --size {size}; take at most that.")
     kept = args.val_images + args.test_images + args.fixed_images * args.train_images
-    memory.check_room(3 * 4 * kept * args.size**2, "images, masks and probabilities")  # float32
+    memory.check_room(3 * 4 * kept * size**2, "images, masks and probabilities")  # float32
     if args.images is None:
         check_circles(args)
 
@@ -416,8 +423,10 @@ def main(argv=None) -> dict:
     run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluate)
     if args.images is None:
         return run(functools.partial(circles, args))
-    classes, splits_of_fold = split_pictures(args)
-    sources = [functools.partial(own_pictures, args, classes, parts) for parts in splits_of_fold]
+    classes, folds, size = split_pictures(args)
+    if size < (args.size or LAB["size"]):
+        print(f"--size {size}: the largest that splits so few and small pictures by regions.", flush=True)
+    sources = [functools.partial(own_pictures, args, classes, parts, size) for parts in folds]
     if not args.folds:
         return run(*sources)
     scores = [run(source, fold=fold) for fold, source in enumerate(sources, 1)]

@@ -246,7 +246,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     data("--radius", type=float, nargs=2, default=(4, 10), metavar=("MIN", "MAX"), help="voxels, 1 to (size - 1) / 2")
     data("--contrast", type=float, default=0.5, metavar="C", help="sphere above background, above 0, up to 0.75")
     data("--noise", type=float, default=0.5, metavar="S", help="standard deviation of the noise, 0 or more")
-    command_line.add_training_flags(parser.add_argument_group("training").add_argument, RECIPES, "sample")
+    command_line.add_training_flags(parser.add_argument_group("training"), RECIPES, "sample")
     command_line.add_output_flags(parser.add_argument_group("output").add_argument, "outputs/volume")
     return command_line.parse(parser, check_args, argv, lambda args: "scans" if args.images else "spheres", RECIPES)
 

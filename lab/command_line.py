@@ -29,7 +29,7 @@ from lab.system.processes import LostProcess
 from lab.system.signals import Stopped, signals_raise
 
 NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
-    "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory",
+    "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory", "minutes",
 )  # fmt: skip
 
 EXIT_CODES = """exit codes:
@@ -203,13 +203,13 @@ def _list(value) -> list:
     return list(value) if isinstance(value, tuple | list) else [value]
 
 
-def add_training_flags(fit: Callable, recipes: dict[str, dict], what: str) -> None:
+def add_training_flags(group, recipes: dict[str, dict], what: str) -> None:
     """The flags of a training, the same in every script that trains; `what` is an image or a patch."""
-
-    def chosen(flag, **options):
-        recipe_flag(fit, recipes, flag, **options)
-
-    chosen("--epochs", type=int, metavar="N", help=f"passes over the training {what}s")
+    fit, length = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    chosen = functools.partial(recipe_flag, fit, recipes)
+    recipe_flag(length, recipes, "--epochs", type=int, metavar="N", help=f"passes over the training {what}s")
+    minutes = "instead: as many epochs as fit into M minutes, by steps that are timed first; folds take the first one's"
+    length("--minutes", type=float, metavar="M", help=minutes)
     chosen("--batch-size", type=int, metavar="N", help=f"{what}s per step")
     chosen("--optimizer", choices=("muon", "adam"), help="muon needs fewer epochs, adam is the textbook's")
     chosen("--learning-rate", type=float, metavar="R", help="peak step size, above 0")
@@ -273,6 +273,8 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
         value = getattr(args, name)
         if not 1 <= value <= 10**9:
             raise ValueError(f"{flag_of(name)} must be at least 1 and at most 10^9; got {value}.")
+    if args.minutes is not None and not 0 < args.minutes < float("inf"):
+        raise ValueError(f"--minutes must be a finite number above 0, such as 10; got {args.minutes}.")
     if args.filters > 512:
         raise ValueError(f"--filters must be 1 to 512; got {args.filters}.")
     if not (0 < args.learning_rate < float("inf")):
@@ -302,11 +304,12 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def run_name(what: str, args: argparse.Namespace, recipes: dict[str, dict]) -> str:
-    """A run's name: data, recipe, what differs from it, seed. (MLflow's own names come from Python's random numbers,
-    so that a fixed seed gives every run the same.)"""
-    changed = [name for name, value in recipes[args.recipe].items() if _list(getattr(args, name)) != _list(value)]
-    differences = [f"{flag_of(name)[2:]} {' '.join(map(str, _list(getattr(args, name))))}" for name in changed]
+def run_name(what: str, args: argparse.Namespace, recipes: dict[str, dict], **more) -> str:
+    """A run's name: data, recipe, what differs from it, seed; `more` is what holds in place of an argument. (MLflow's
+    own names come from Python's random numbers, so that a fixed seed gives every run the same.)"""
+    found = {**vars(args), **more}
+    changed = [name for name, value in recipes[args.recipe].items() if _list(found[name]) != _list(value)]
+    differences = [f"{flag_of(name)[2:]} {' '.join(map(str, _list(found[name])))}" for name in changed]
     return args.run_name or ", ".join(dict.fromkeys([what, args.recipe, *differences, f"seed {args.seed}"]))
 
 

@@ -7,6 +7,7 @@ What differs comes as values and plain functions: where the data come from, whic
 
 import argparse
 import functools
+import json
 import math
 import sys
 import time
@@ -21,7 +22,7 @@ from lab.data import grey_values
 from lab.data.source import Source
 from lab.evaluate import plots, scoring
 from lab.evaluate.evaluation import Evaluation
-from lab.model import checkpoints, model_file, training
+from lab.model import checkpoints, model_file, timing, training
 from lab.system import backend, output_files, processes
 from lab.track import tracking
 
@@ -59,7 +60,8 @@ def run(
     with output_files.output_folder(folder, reads=(args.images, args.masks)) as out:
         tracking.open_store(experiment, out)  # before Keras is imported: an unusable store is told in seconds
         source, model, precision = prepare(args, make_source, build)
-        settings = command_line.training_settings(args, precision=precision, **source.settings)
+        epochs = choose_epochs(model, source, args, folder_of_then(args, folder, fold))
+        settings = command_line.training_settings(args, epochs=epochs, precision=precision, **source.settings)
         checkpoint = checkpoints.Checkpoint(out, settings)
         finished: Any = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
         if processes.from_first_process(b"finished" if finished else b""):
@@ -71,7 +73,7 @@ def run(
         print(*source.remarks, sep="\n", flush=True)
         with tracking.tracked_run(
             experiment,
-            run_name=command_line.run_name(source.name, args, recipes) + which,
+            run_name=command_line.run_name(source.name, args, recipes, epochs=epochs) + which,
             params={**settings, "out_dir": out, "parameters": model.count_params()},
             tags=backend.provenance(),
             description=f"{network_name} on {source.name} ({source.origin}), recipe `{args.recipe}`, "
@@ -82,7 +84,7 @@ def run(
             checkpoint.notes["run_id"] = tracked.run_id
             log_data(tracked, source)
             started = time.perf_counter()
-            history = train(model, source, args, checkpoint, tracked.metrics)
+            history = train(model, source, args, checkpoint, tracked.metrics, epochs)
             about = {"training_seconds": time.perf_counter() - started, "settings": settings}
             about |= {
                 "parameters": model.count_params(),
@@ -127,24 +129,60 @@ def prepare(args: argparse.Namespace, make_source: Callable, build: Callable) ->
 def follow(args: argparse.Namespace, make_source: Callable, build: Callable) -> dict:
     """Take part in the training of process 0: the same steps on other rows, and nothing written."""
     source, model, _ = prepare(args, make_source, build)
+    epochs = choose_epochs(model, source, args)
     if not processes.from_first_process(b""):
-        train(model, source, args)
+        train(model, source, args, epochs=epochs)
     processes.leave()
     return {}
 
 
-def train(model, source: Source, args: argparse.Namespace, checkpoint=None, on_epoch_end=None) -> dict[str, list]:
-    """Compile and fit; the weights of the last epoch remain. Return the history (see `training.fit`)."""
+def folder_of_then(args: argparse.Namespace, folder: Path, fold: int | None) -> Path | None:
+    """The folder of the training whose number of epochs holds: one that goes on, or the first fold."""
+    if fold and fold > 1:  # folds are compared: all are trained for as long
+        return args.out_dir / "fold-1"
+    return folder if args.resume else None
+
+
+def choose_epochs(model, source: Source, args: argparse.Namespace, then: Path | None = None) -> int:
+    """The number of epochs: `--epochs`, that of the training in the folder `then`, or what fits into `--minutes`.
+
+    Process 0 decides, for all must take as many steps.
+    """
+    if args.minutes is None:
+        return args.epochs
+    former = checkpoints.settings_of_then(then).get("epochs", "") if then else ""
+    if former := processes.from_first_process(former.encode()):
+        return int(former)
+    steps = compile_model(model, source, args, args.epochs)
+    pace = training.measure(model, source.batches, source.validation)
+    pace = timing.Pace(*json.loads(processes.from_first_process(json.dumps(pace).encode())))
+    epochs = timing.fitting_epochs(args.minutes, steps, pace)
+    print(f"--minutes {args.minutes:g} has room for {timing.count(epochs, 'epoch')}.", flush=True)
+    return epochs
+
+
+def compile_model(model, source: Source, args: argparse.Namespace, epochs: int) -> int:
+    """Give the model optimizer, loss and metrics; return the steps of an epoch."""
     steps = math.ceil(source.num_training / args.batch_size)
     model.compile(
-        optimizer=training.choose_optimizer(args.optimizer, args.learning_rate, args.schedule, args.epochs * steps),
+        optimizer=training.choose_optimizer(args.optimizer, args.learning_rate, args.schedule, epochs * steps),
         loss=training.choose_loss(args.loss, args.smooth, class_weights(source) if args.class_weights else None),
         metrics=training.make_metrics(source.classes.names),
     )
+    return steps
+
+
+def train(
+    model, source: Source, args: argparse.Namespace, checkpoint=None, on_epoch_end=None, epochs: int | None = None
+) -> dict[str, list]:
+    """Compile and fit, for `--epochs` or so many; the weights of the last epoch remain. Return the history (see
+    `training.fit`)."""
+    epochs = epochs or args.epochs
+    steps = compile_model(model, source, args, epochs)
     return training.fit(
         model,
         source.batches,
-        epochs=args.epochs,
+        epochs=epochs,
         steps=steps,
         validation=source.validation,
         checkpoint=checkpoint,

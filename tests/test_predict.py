@@ -19,7 +19,7 @@ from PIL import Image
 import predict
 import unet_segmentation
 from lab.data import grey_values, pictures
-from lab.model import model_file, prediction
+from lab.model import model_file, prediction, timing
 from lab.system import table as csv_table
 
 WIDE = {"1%": [0.0, 1.0], "50%": [0.0, 1.0], "99%": [0.0, 1.0]}
@@ -92,6 +92,18 @@ def test_masks_are_exact_and_of_the_pictures_size(model_path, picture_folder, tm
         np.testing.assert_array_equal(probability >= 2**15, truth)
         assert float(row["foreground"]) == pytest.approx(truth.mean()) and row["objects"] == "2"
         assert float(row["dice"]) == float(row["iou"]) == 1 and float(row["confidence"]) > 0.99
+
+
+def test_rows_of_tiles_and_the_other_pictures_are_timed(model_path, picture_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "SLOW", 0)
+    monkeypatch.setitem(prediction.LIMITS, 2, (32, 8))
+    assert predict.main([str(model_path), str(picture_folder[0]), "--out-dir", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = [line.split(", ")[0].split(":")[0] for line in lines if line.startswith(("row", "["))]
+    # Of 33 pixels, tiles of 32 make two rows; of 70, at least (70 - 8) / (32 - 8), rounded up.
+    expected = ["[1/4] p0.png", "[2/4] p1.png", "row 1 of 2", "[3/4] p2.png", "row 1 of 3", "row 2 of 3"]
+    assert starts == [*expected, "[4/4] p3.png"]
+    assert lines[1].startswith("3 more: about ") and sum("more" in line for line in lines) == 1
 
 
 def test_the_table_holds_dice_and_iou_against_other_masks(model_path, picture_folder, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import re
 
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 import data_synth
 import unet_segmentation as unet
-from lab.model import checkpoints, training
+from lab.model import checkpoints, timing, training
 
 SETTINGS = {"seed": 0, "filters": 2}
 
@@ -158,6 +160,58 @@ def test_a_training_that_diverges_ends_and_says_so_in_its_history():
     model.compile(keras.optimizers.Adam(1e37), training.choose_loss("dice+ce"), metrics=training.make_metrics())
     history = fit(model)
     assert len(history["epoch"]) < 4 and not math.isfinite(history["loss"][-1])
+
+
+def test_a_training_with_an_estimate_and_one_without_have_the_same_bits(undisturbed, monkeypatch, capsys):
+    """The network has a dropout layer, so that a seed of Keras is among what must not move."""
+    monkeypatch.setattr(training, "measure", lambda *arguments: timing.Pace(1, 1, 1))
+    model = compiled()
+    assert fit(model) == undisturbed[0]
+    for value, expected in zip(model.get_weights(), undisturbed[1], strict=True):
+        np.testing.assert_array_equal(value, expected)
+    assert " left" not in capsys.readouterr().out  # of a training of seconds
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_an_estimate_leaves_no_trace(optimizer):
+    model = compiled(optimizer)
+    model.optimizer.build(model.trainable_variables)
+    validation = data_synth.make_circles(5, 16, seed=(0, 9), radius=(2, 5))
+
+    def state():
+        return [np.asarray(variable).tobytes() for variable in (*model.variables, *model.optimizer.variables)]
+
+    before, chances = state(), (random.getstate(), str(np.random.get_state()))  # noqa: NPY002
+    pace = training.measure(model, batches, validation)
+    assert state() == before and (random.getstate(), str(np.random.get_state())) == chances  # noqa: NPY002
+    assert not any(np.any(variable) for variable in model.metrics_variables)
+    assert 0 < pace.step < pace.start and 0 < pace.validation < pace.start
+
+
+def test_the_estimate_compiles_what_the_training_then_runs(monkeypatch):
+    traced = []
+
+    def num_traced():
+        model = compiled()
+        loss = training.choose_loss("dice+bce")
+        model.compile("adam", lambda masks, probs: traced.append(1) or loss(masks, probs))
+        traced.clear()
+        fit(model)
+        return len(traced)
+
+    with_estimate = num_traced()
+    monkeypatch.setattr(training, "measure", lambda *arguments: timing.Pace(1, 1, 1))
+    assert with_estimate == num_traced()
+
+
+def test_a_training_says_beforehand_what_it_takes_and_a_long_one_after_each_epoch_what_is_left(monkeypatch, capsys):
+    monkeypatch.setattr(timing, "LONG", 0)
+    fit(compiled())
+    printed, clock = capsys.readouterr().out, r"until (\d+ \w+ )?\d\d:\d\d\n"
+    assert re.match(rf"4 epochs of 3 steps: about \d+ s, {clock}Epoch 1/4\n", printed)
+    for epoch in (1, 2, 3):
+        assert re.search(rf"\nepoch {epoch} of 4: about \d+ s left, {clock}Epoch {epoch + 1}/4\n", printed), printed
+    assert "epoch 4 of 4" not in printed
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -414,3 +414,49 @@ def test_a_training_starts_from_another_ones_weights_and_refuses_another_network
         unet.main([*flags, "--filters", "8", "--out-dir", "third"])
     assert stop.value.code == 2 and "holds another network" in capsys.readouterr().err
     assert not Path("third").exists()
+
+
+@pytest.fixture
+def small_picture(tmp_path, monkeypatch):
+    """One picture of 256 x 512 pixels, with bright squares all over; the flags that name it."""
+    monkeypatch.chdir(tmp_path)
+    mask = np.kron(np.indices((16, 32)).sum(axis=0) % 2, np.ones((16, 16))) == 1
+    for name, image in (("pictures", np.where(mask, 200, 50).astype(np.uint8)), ("masks", mask)):
+        Path(name).mkdir()
+        Image.fromarray(image).save(f"{name}/a.png")
+    return "--images pictures --masks masks"
+
+
+@pytest.mark.parametrize(("flags", "size"), [
+    ("", 96),  # five crops lie along 512 pixels up to 102.4, and sides are divisible by 8
+    ("--folds 2", 96),
+    ("--folds 4", 80),  # four corners need three crops along each side: up to 85.3
+    ("--size 64", 64),
+])  # fmt: skip
+def test_one_small_picture_is_split_by_the_largest_crops_or_as_was_asked_for(small_picture, flags, size):
+    args = unet.parse_args(f"{small_picture} {flags}".split())
+    split, found = unet.split_pictures(args)
+    source = unet.own_pictures(args, split[0], found)
+    assert found == size and source.settings["size"] == size
+    assert source.sides == source.validation[0].shape[1:3] == source.test[0].shape[1:3] == (size, size)
+
+
+@pytest.mark.parametrize("flags", ["--size 128", "--train-size 128", "--recipe lab"])
+def test_a_size_that_was_asked_for_is_refused_where_one_picture_is_too_small(small_picture, flags):
+    with pytest.raises(ValueError, match="with crops of 128 pixels.*Take a smaller --size"):
+        unet.split_pictures(unet.parse_args(f"{small_picture} {flags}".split()))
+
+
+def test_three_pictures_are_never_split_and_keep_the_usual_size(small_picture):
+    for name in ("pictures", "masks"):
+        image = Image.open(f"{name}/a.png")
+        image.crop((16, 0, 512, 256)).save(f"{name}/b.png")
+        image.crop((32, 0, 512, 256)).save(f"{name}/c.png")
+    assert unet.split_pictures(unet.parse_args(small_picture.split()))[1] == 128
+
+
+def test_the_size_that_is_taken_is_said_in_one_line_and_recorded(store, small_picture, capsys):
+    flags = "--filters 1 --epochs 1 --train-images 2 --val-images 1 --test-images 1 --precision float32 --out-dir out"
+    unet.main([*small_picture.split(), *flags.split()])
+    assert capsys.readouterr().out.startswith("--size 96: the largest that splits so few and small pictures")
+    assert json.loads(Path("out/scores.json").read_text())["settings"]["size"] == "96"

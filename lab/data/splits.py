@@ -7,7 +7,7 @@ The samples are those of `lab/data/sample.py`.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,18 @@ def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.
         places: dict = {"training": others[part:], "validation": others[:part], "test": tested}
         found.append({name: [samples[i] for i in chosen] for name, chosen in places.items()})
     return found
+
+
+def largest_split(samples: list, seed: int, sizes: Iterable[int], num_folds: int | None) -> tuple[list[dict], int]:
+    """The splits, one or `num_folds`, by the first of `sizes` (crops, falling) that leaves all regions objects."""
+    failure = None
+    for size in sizes:
+        try:
+            found = folds(samples, seed, num_folds, size) if num_folds else [split(samples, seed, size)]
+            return found, size
+        except ValueError as error:
+            failure = failure or error
+    raise failure or ValueError("no size of crops to try.")
 
 
 def _split_regions(samples, corner, crop, share) -> dict[str, list]:

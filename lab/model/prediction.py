@@ -18,7 +18,7 @@ import numpy as np
 
 from lab.data import grey_values, patches
 from lab.data.classes import NOT_LABELLED
-from lab.model import memory, model_file, scale
+from lab.model import memory, model_file, scale, timing
 from lab.system import library_limits
 
 # By the number of axes: the side of the largest tiles, and what neighbours share. Two such pictures at a time, or one
@@ -77,7 +77,7 @@ def prepare_pictures(models: list[model_file.Model], image: np.ndarray) -> list[
 
 
 def probabilities(
-    models: list[model_file.Model], image, prepare: list[Callable], flips: bool = False
+    models: list[model_file.Model], image, prepare: list[Callable], flips: bool = False, tell: bool = False
 ) -> Iterator[np.ndarray]:
     """The probabilities of a picture (H, W, C) or a volume (D, H, W, C): the mean over models, and over mirror images.
 
@@ -86,6 +86,7 @@ def probabilities(
         image: an array, or what reads one from disk (see `lab/data/patches.py`).
         prepare: a function for each model: tiles as they are in `image` -> what the network sees.
         flips: whether to mirror along every axis and combination of axes: 4 times as long for pictures, 8 for volumes.
+        tell: whether to say what is left, if the whole takes seconds.
 
     Yields:
         Slabs (h, W, 1) or (d, H, W, 1), of K classes with K + 1 channels, from the first line to the last: in memory is
@@ -111,7 +112,8 @@ def probabilities(
         return total / (len(models) * len(mirrored))
 
     overlap = [min(LIMITS[ndim][1], side // 2) for side in tile]
-    yield from patches.predict_tiles(image, predict, tile, overlap, batch)
+    slabs = patches.predict_tiles(image, predict, tile, overlap, batch)
+    yield from timing.told(slabs, len(patches.axis_tiles(image.shape[0], tile[0], overlap[0]))) if tell else slabs
 
 
 def choose_scale(models: list, image: np.ndarray, prepare: list, wanted: float | None = None) -> float:
@@ -127,13 +129,13 @@ def choose_scale(models: list, image: np.ndarray, prepare: list, wanted: float |
 
 
 def picture_probabilities(
-    models: list, image: np.ndarray, prepare: list, wanted: float | None = None, flips: bool = False
+    models: list, image: np.ndarray, prepare: list, wanted: float | None = None, flips: bool = False, tell: bool = False
 ) -> tuple[Iterable[np.ndarray], float]:
     """The probabilities of a picture (H, W, C) in slabs (h, W, ...), and the scale at which it is looked at."""
     chosen = choose_scale(models, image, prepare, wanted)
 
     def slabs_of(picture):
-        return probabilities(models, picture, prepare, flips)
+        return probabilities(models, picture, prepare, flips, tell)
 
     return slabs_of(image) if chosen == 1 else [scale.at_scale(slabs_of, image, chosen)], chosen
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from lab.model import checkpoints
+from lab.model import checkpoints, timing
 from lab.system import library_limits, processes
 
 PREDICT_BATCH = 16  # images at a time where nothing is trained
@@ -137,6 +137,8 @@ def fit(
 ) -> dict[str, list]:
     """Fit a compiled model, from the epoch where `checkpoint` stands to the last; the weights of the last remain.
 
+    Says beforehand how long that takes, and after each epoch of a long training what is left.
+
     Args:
         model: compiled.
         batches: epoch (from 0) -> the (images, masks) of its `steps` batches; the same epoch, the same batches.
@@ -157,7 +159,13 @@ def fit(
     history, timestamps = checkpoints.restore(model, state)
     report = on_epoch_end or (lambda logs, epoch, timestamp: None)
 
-    class EpochEnd(keras.callbacks.Callback):
+    class EachEpoch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            done, seconds = epoch - first, time.perf_counter() - started
+            if done and seconds / done * (epochs - first) > timing.LONG:
+                left = timing.about(seconds / done * (epochs - epoch), " left")
+                print(f"epoch {epoch} of {epochs}: {left}", flush=True)
+
         def on_epoch_end(self, epoch, logs=None):
             timestamps.append(int(time.time() * 1000))
             for name, value in {"epoch": epoch + 1, **logs}.items():
@@ -171,8 +179,11 @@ def fit(
     first = len(history["epoch"])
     if first == epochs:
         return history
-    training, validation = feed(lambda: _all_batches(batches, first), validation)
     try:
+        pace = measure(model, batches, validation, first)
+        print(timing.describe_training(epochs - first, steps, pace), flush=True)
+        started = time.perf_counter()
+        training, validation = feed(lambda: _all_batches(batches, first), validation)
         model.fit(
             training,
             initial_epoch=first,
@@ -180,7 +191,7 @@ def fit(
             steps_per_epoch=steps,
             validation_data=validation,
             validation_batch_size=processes.local_batch(PREDICT_BATCH),
-            callbacks=[keras.callbacks.TerminateOnNaN(), EpochEnd()],
+            callbacks=[keras.callbacks.TerminateOnNaN(), EachEpoch()],
             shuffle=False,  # the batches come as they should
             verbose=1 if sys.stdout.isatty() else 2,  # a progress bar in a pipe is a mess of backspaces
         )
@@ -193,6 +204,14 @@ def fit(
             raise lost from error
         raise
     return history
+
+
+def measure(model, batches: Callable[[int], Iterator], validation: tuple, first: int = 0) -> timing.Pace:
+    """Time some steps of a compiled model, from the epoch `first` on; the model and the batches stay as they were."""
+    model.optimizer.build(model.trainable_variables)
+    made = []
+    training, scored = feed(lambda: timing.timed(_all_batches(batches, first), made), validation)
+    return timing.measure(model, training, made, scored, processes.local_batch(PREDICT_BATCH))
 
 
 def _all_batches(batches: Callable[[int], Iterator], first: int) -> Iterator:

@@ -36,7 +36,7 @@ TRAIN, VALIDATION, TEST, TYPICAL = range(4)  # streams of the seed: sets that sh
 LEAST = 32  # side of the crops that are taken where pictures are small: less shows hardly more than one object
 
 # What `--recipe` sets; each of these is a flag of its own too. The comments say what each ingredient is for.
-LAB = {
+LAB: dict = {
     "epochs": 15,
     "size": 128,
     "train_images": 256,

@@ -323,7 +323,7 @@ def _names_of_itksnap(text: str) -> dict[int, str]:
 
 def itksnap_labels(classes: Classes) -> str:
     """A label file of ITK-SNAP for the classes, so that a viewer shows their names and colours."""
-    rows = [(0, (0, 0, 0), 0, "Clear Label")]
+    rows: list[tuple] = [(0, (0, 0, 0), 0, "Clear Label")]
     rows += [(v, c, 1, n) for v, c, n in zip(classes.values[1:], classes.colours, classes.names, strict=True)]
     return "".join(
         f'{value:5d} {red:5d} {green:4d} {blue:4d} {seen:8d} {seen:2d} {seen:2d}    "{name}"\n'

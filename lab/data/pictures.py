@@ -149,7 +149,8 @@ def _read_deep_tiff(path: Path) -> np.ndarray | None:
         import tifffile
 
         with tifffile.TiffFile(path) as file:
-            page, samples = file.pages[0], file.pages[0].samplesperpixel
+            page: Any = file.pages[0]
+            samples = page.samplesperpixel
             photometric, extra = int(page.photometric), [int(kind) for kind in page.extrasamples]
             if (
                 len(file.pages) > 1

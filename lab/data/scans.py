@@ -346,7 +346,9 @@ def look_through(scan: Scan) -> bytes:
             strange += part.size - np.count_nonzero(np.isfinite(part))
         low, high = min(low, part.min()), max(high, part.max())
     if strange:
-        raise ValueError(f"{scan.path} holds {folders.count(strange, 'voxel')} of NaN or infinity; put 0 there, say.")
+        raise ValueError(
+            f"{scan.path} holds {folders.count(int(strange), 'voxel')} of NaN or infinity; put 0 there, say."
+        )
     if low == high:
         raise ValueError(f"{scan.path} is constant: every voxel is {low:g}.")
     return digest.digest()

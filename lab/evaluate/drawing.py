@@ -82,14 +82,14 @@ def plain_ticks(axis, ticks=None) -> None:
 def on_black(colours) -> np.ndarray:
     """Colours (n, 3) of 0 to 255, each dark one mixed with so much white that it is seen on black."""
     colours = np.asarray(colours, np.float32)
-    luma = colours @ np.float32([0.299, 0.587, 0.114])
+    luma = colours @ np.array([0.299, 0.587, 0.114], np.float32)
     share = np.maximum(0, (DARKEST - luma) / (255 - np.minimum(luma, 254)))
     return colours + share[:, None] * (255 - colours)
 
 
 def stripes(where: np.ndarray) -> np.ndarray:
     """Oblique stripes over the true pixels of `where` (H, W): a mask that is true on every third of them."""
-    lines, columns = np.indices(where.shape, sparse=True)
+    lines, columns = np.ogrid[: where.shape[0], : where.shape[1]]
     width = max(2, min(where.shape) // 48)
     return where & ((lines + columns) // width % 3 == 0)
 

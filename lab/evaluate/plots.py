@@ -205,7 +205,9 @@ def _draw_probability(line, mask, probs):
     show_errors(line[2], true[zoom], hard[zoom])
     for axes, place in ((line[0], ...), (line[2], zoom)):
         if not labelled[place].all():
-            axes.imshow(np.where(drawing.stripes(~labelled[place])[..., None], np.float32([0.5, 0.5, 0.5, 1]), 0))
+            axes.imshow(
+                np.where(drawing.stripes(~labelled[place])[..., None], np.array([0.5, 0.5, 0.5, 1], np.float32), 0)
+            )
     return shade
 
 

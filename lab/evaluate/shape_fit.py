@@ -52,7 +52,7 @@ def fit_shapes(
     for ratio, label in zip(ratios, labels, strict=True):
         rng = np.random.default_rng(0)  # the same for each image: its labels depend on nothing else
         discs = _find_discs(ratio, shapes, radius)
-        discs = [_climb(ratio, *disc, ROUND[ratio.ndim], radius, rng)[1:3] for disc in discs]
+        discs = [_climb(ratio, disc[0], disc[1], ROUND[ratio.ndim], radius, rng)[1:3] for disc in discs]
         fits = [[_fit(ratio, *disc, name, radius, rng) for name in shapes] for disc in discs]
         likelihoods = [[likelihood for likelihood, *_ in row] for row in fits]
         for i, k in zip(*linear_sum_assignment(likelihoods, maximize=True), strict=True):
@@ -90,7 +90,7 @@ def _climb(ratio, size, centre, name, radius, rng):
     half = int(np.ceil(reach * largest)) + 3  # 3 pixels for the centre to move by
     first = np.maximum(0, np.round(centre).astype(int) - half)
     window = ratio[tuple(slice(a, a + 2 * half + 1) for a in first)]
-    pixels = np.float32(np.indices(window.shape).reshape(ndim, -1) + first[:, None])  # float32 for speed
+    pixels = (np.indices(window.shape).reshape(ndim, -1) + first[:, None]).astype(np.float32)  # for speed
     distances = np.linalg.norm(pixels - centre[:, None], axis=0)
     near = distances <= half
     nearby, pixels, distances = window.ravel()[near], pixels[:, near], distances[near]
@@ -103,7 +103,7 @@ def _climb(ratio, size, centre, name, radius, rng):
         _, size, centre, turn = best
         centres = centre + step * rng.uniform(-1, 1, (NUM_MOVES[ndim], ndim))
         turns = turn @ _small_turns(rng, step / radius[1], NUM_MOVES[ndim], ndim)
-        radii = radius_at(name, np.float32(turn), pixels - np.float32(centre[:, None]))
+        radii = radius_at(name, turn.astype(np.float32), pixels - centre[:, None].astype(np.float32))
         nearest, farthest = radii - 4 * step, radii + 4 * step
         smallest, largest = max(radius[0], size - step), min(radius[1], size + step)
         moved = _best(nearby, pixels, name, centres, turns, nearest, farthest, smallest, largest)
@@ -120,7 +120,7 @@ def _best(ratio, pixels, name, centres, turns, nearest, farthest, smallest, larg
     All of them reach a pixel at a radius from `nearest` to `farthest` (P): most pixels are surely inside or outside.
     """
     inside, doubtful = farthest <= smallest, (farthest > smallest) & (nearest <= largest)
-    radii = radius_at(name, np.float32(turns), pixels[:, doubtful] - np.float32(centres[..., None]))
+    radii = radius_at(name, turns.astype(np.float32), pixels[:, doubtful] - centres[..., None].astype(np.float32))
     sizes = np.arange(smallest, largest + BIN, BIN).clip(max=largest)
     bins = np.ceil((radii - smallest) / BIN).clip(0, len(sizes)).astype(int)  # the last: outside of all
     bins += np.arange(len(centres))[:, None] * (len(sizes) + 1)

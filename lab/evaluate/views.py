@@ -112,7 +112,7 @@ def _legend(figure, rows, classes):
     several = classes.num > 1
     handles = [Line2D([], [], color="0.5" if several else TRUE, label="true contour")]
     if any(found is not None for *_, found in rows):
-        style = {"color": "0.5", "linestyle": "dashed"} if several else {"color": FOUND}
+        style: dict = {"color": "0.5", "linestyle": "dashed"} if several else {"color": FOUND}
         handles.append(Line2D([], [], **style, label="predicted contour"))
         errors = {"errors: missed": "w"} if several else {name: plots.ERRORS[name] for name in list(plots.ERRORS)[2:]}
         handles += [drawing.patch(name, colour, alpha=0.6) for name, colour in errors.items()]

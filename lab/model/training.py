@@ -209,7 +209,7 @@ def fit(
 def measure(model, batches: Callable[[int], Iterator], validation: tuple, first: int = 0) -> timing.Pace:
     """Time some steps of a compiled model, from the epoch `first` on; the model and the batches stay as they were."""
     model.optimizer.build(model.trainable_variables)
-    made = []
+    made: list = []
     training, scored = feed(lambda: timing.timed(_all_batches(batches, first), made), validation)
     return timing.measure(model, training, made, scored, processes.local_batch(PREDICT_BATCH))
 

@@ -114,7 +114,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             image = array.reshape(*array.shape[:3], -1)
             if image.shape[-1] != 1:
                 raise ValueError(f"a volume of one channel was expected; got an array of shape {array.shape}.")
-            strange = np.count_nonzero(~np.isfinite(image))
+            strange = int(np.count_nonzero(~np.isfinite(image)))
             if strange:
                 raise ValueError(f"the volume holds {folders.count(strange, 'voxel')} of NaN or infinity; put 0 there.")
             if min(image.shape[:3]) < 2 or image.min() == image.max():

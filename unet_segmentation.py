@@ -9,8 +9,10 @@ would: Dice loss pooled over the batch, Adam at 1e-3, 256 fixed images; expect 0
 
     python unet_segmentation.py --images my/pictures --masks my/masks
 
-trains on your own pictures instead, a mask of the same name for each; dataset.png shows what was read, split.json what
-became of each. `--recipe photographs` draws circles under many kinds of light and surface, for use on photographs.
+trains on your own pictures instead, a mask of the same name for each, of one class or several; dataset.png shows what
+was read, split.json what became of each. `--shapes` draws discs, squares and triangles, three classes that only their
+shape tells apart; expect a mean Dice of 0.98. `--recipe photographs` draws circles under many kinds of light and
+surface, for use on photographs.
 """
 
 import argparse
@@ -25,14 +27,17 @@ import data_synth
 from lab import command_line, experiment
 from lab.data import grey_values, patches, pictures, scenes, splits
 from lab.data.classes import Classes
+from lab.data.sample import to_masks
 from lab.data.source import Source
-from lab.evaluate import evaluation, plots
+from lab.evaluate import evaluation, plots, scoring, shape_fit
 from lab.model import memory, model_file, scale, training
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 
 EXPERIMENT = "2D_UNet_Segmentation"
 TRAIN, VALIDATION, TEST, TYPICAL = range(4)  # streams of the seed: sets that share no image
+SHAPES = ("disc", "square", "triangle")
+NUM_FITTED = 64  # test images to which shapes are fitted: each takes a quarter of a second
 LEAST = 32  # side of the crops that are taken where pictures are small: less shows hardly more than one object
 
 # What `--recipe` sets; each of these is a flag of its own too. The comments say what each ingredient is for.
@@ -45,6 +50,7 @@ LAB: dict = {
     # An image costs a quarter (nnU-Net trains on patches too: Isensee et al. 2021).
     "train_size": 64,
     "circles": (1, 1),
+    "radius": (8, 25),
     "contrast": (0.5,),
     "noise": (0.25,),
     "batch_size": 8,
@@ -67,6 +73,13 @@ RECIPES = {
         "learning_rate": 1e-3,
         "schedule": "constant",
         "loss": "pooled-dice",
+    },
+    "shapes": {  # full images, for three shapes need room; half as many, so that an epoch has as many steps
+        **LAB,
+        "train_images": 128,
+        "train_size": 128,
+        "radius": (9, 16),
+        "batch_size": 4,
     },
     "photographs": {
         **LAB,
@@ -265,6 +278,44 @@ def circles(args: argparse.Namespace) -> Source:
     )
 
 
+def shapes(args: argparse.Namespace) -> Source:
+    """Discs, squares and triangles on noise, one of each in every image: three classes of one grey value."""
+    looks = {"radius": args.radius, "contrast": args.contrast[0], "noise": args.noise[0]}
+    classes = Classes(tuple(SHAPES), tuple(range(len(SHAPES) + 1)))
+
+    def draw(num, *stream, size=args.size):
+        images, labels = data_synth.make_shapes(num, size, seed=(args.seed, *stream), shapes=SHAPES, **looks)
+        return images, to_masks(labels, classes.num)
+
+    validation, test = draw(args.val_images, VALIDATION), draw(args.test_images, TEST)
+
+    def references():
+        """What no rule per pixel exceeds, for all shapes have one grey value and equal areas; and the best fits."""
+        images, masks = (array[:NUM_FITTED] for array in test)
+        fitted = to_masks(shape_fit.fit_shapes(images, shapes=SHAPES, **looks), classes.num)
+        scores, _ = scoring.score(masks, fitted, classes.names)
+        title = f"likeliest shapes, {len(images)} images"
+        return {"any rule per pixel, at most": {"image_dice": 1 / classes.num}, title: scores}
+
+    return Source(
+        name="shapes",
+        origin="data_synth.make_shapes",
+        batches=epochs(args, lambda num, *stream: draw(num, TRAIN, *stream, size=args.train_size)),
+        num_training=args.train_images,
+        sides=(args.train_size, args.train_size),
+        channels=1,
+        validation=validation,
+        test=test,
+        num_test=args.test_images,
+        classes=classes,
+        references=references,
+        preprocessing=dict(grey_values.ABSOLUTE),
+        typical=lambda: draw(128, TYPICAL)[0],
+        settings={"data": "shapes"},
+        remarks=(f"shapes: trained on images of {describe_sizes(args.train_size, args.size)}",),
+    )
+
+
 def draw_circles(args: argparse.Namespace, num: int, *stream: int):
     """Images and masks to train on."""
     return make_circles(args, num, TRAIN, *stream, size=args.train_size)
@@ -334,6 +385,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = command_line.make_parser(__doc__)
     recipes = "sets the flags with several defaults: the lab's, the textbook's of the lab report, one for photographs"
     parser.add_argument("--recipe", choices=RECIPES, help=f"{recipes} (default: lab, with --images own-pictures)")
+    parser.add_argument("--shapes", action="store_true", help="three classes that only their shape tells apart")
     switch: dict = {"action": argparse.BooleanOptionalAction}
     own = parser.add_argument_group("your own pictures, in place of circles").add_argument
     own("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
@@ -359,14 +411,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     chosen("--size", type=int, metavar="PIXELS", help=sides)
     ends = {"type": float, "nargs": "+", "metavar": "V"}
     chosen("--circles", type=int, nargs=2, metavar=("MIN", "MAX"), help="circles per image; 0 to allow empty masks")
-    data("--radius", type=float, nargs=2, default=(8, 25), metavar=("MIN", "MAX"), help="pixels, 1 to (size - 1) / 2")
+    radius = "pixels, 1 to (size - 1) / 2; of shapes that of the disc of their area"
+    chosen("--radius", type=float, nargs=2, metavar=("MIN", "MAX"), help=radius)
     chosen("--contrast", **ends, help="circle above background in grey values, above 0, up to 0.75; or MIN MAX")
     chosen("--noise", **ends, help="standard deviation of the noise in grey values, 0 or more; or MIN MAX")
     command_line.add_training_flags(parser.add_argument_group("training"), RECIPES, "image")
     command_line.add_output_flags(parser.add_argument_group("output").add_argument, "outputs/unet")
 
     def recipe(args):
-        return args.recipe or ("own-pictures" if args.images else "lab")
+        return args.recipe or ("own-pictures" if args.images else "shapes" if args.shapes else "lab")
 
     return command_line.parse(parser, check_args, argv, recipe, RECIPES)
 
@@ -380,6 +433,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--folds must be at least 2, and is for your own pictures (--images); got {args.folds}.")
     if args.folds and args.distributed:
         raise ValueError("--folds trains one network after the other on this host; give it without --distributed.")
+    if (args.shapes or args.recipe == "shapes") and (args.images or args.recipe != "shapes"):
+        raise ValueError("--shapes draws its images, by a recipe of its own; give it without --images and --recipe.")
     if args.images and args.recipe == "photographs":
         raise ValueError("--recipe photographs draws circles; your own pictures are varied by --augment, which is on.")
     for name in ("contrast", "noise"):
@@ -393,7 +448,9 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--train-size {train_size} is larger than --size {size}; take at most that.")
     kept = args.val_images + args.test_images + args.fixed_images * args.train_images
     memory.check_room(3 * 4 * kept * size**2, "images, masks and probabilities")  # float32
-    if args.images is None:
+    if args.recipe == "shapes":
+        data_synth.make_shapes(1, args.train_size, shapes=SHAPES, radius=args.radius, contrast=args.contrast[0])
+    elif args.images is None:
         check_circles(args)
 
 
@@ -422,7 +479,7 @@ def main(argv=None) -> dict:
     evaluate = functools.partial(evaluation.of_images, settings=vars(args))
     run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluate)
     if args.images is None:
-        return run(functools.partial(circles, args))
+        return run(functools.partial(shapes if args.recipe == "shapes" else circles, args))
     classes, folds, size = split_pictures(args)
     if size < (args.size or LAB["size"]):
         print(f"--size {size}: the largest that splits so few and small pictures by regions.", flush=True)

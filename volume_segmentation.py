@@ -27,9 +27,9 @@ import data_synth
 from lab import command_line, experiment
 from lab.data import grey_values, patches, splits, volumes
 from lab.data.classes import ONE, Classes
-from lab.data.sample import Sample
+from lab.data.sample import Sample, to_masks
 from lab.data.source import Source
-from lab.evaluate import evaluation, views
+from lab.evaluate import ball_fit, evaluation, shape_fit, views, volume_results
 from lab.model import checkpoints, memory, training
 from lab.system import backend, processes
 from unet_segmentation import build_unet, check_network
@@ -38,12 +38,17 @@ EXPERIMENT = "3D_Volume_Segmentation"
 TRAIN, VALIDATION, TEST = range(3)  # streams of the seed: sets that share no volume
 DEPTH = 3  # poolings of the network: sides of patches are divisible by 8
 VOLUMES = 8  # of spheres: new ones for every epoch, and as many to validate on
+BODIES = ("ball", "cube", "octahedron")
+NUM_FITTED = 8  # test volumes to which bodies are fitted: each takes 2 seconds
 LARGEST = 128  # side of the patches that are planned: larger ones would take minutes per step
 
 # What trains on spheres and, with --images, on scans; each of these is a flag of its own too. See unet_segmentation.py
 # for what each ingredient is for.
 SPHERES = {
     "epochs": 15,
+    "size": 64,
+    "radius": (4, 10),
+    "noise": 0.5,
     "train_patches": 90,
     "patch": (48, 48, 48),
     "batch_size": 2,
@@ -56,6 +61,7 @@ SPHERES = {
 }
 RECIPES = {
     "spheres": SPHERES,
+    "bodies": {**SPHERES, "size": 48, "radius": (5, 8), "noise": 0.25},
     "scans": {
         **SPHERES,
         "epochs": 30,
@@ -103,6 +109,13 @@ def spheres(args: argparse.Namespace) -> Source:
     def batches(epoch):
         return random_batches(args, make_spheres(args, VOLUMES, TRAIN, epoch), args.patch, epoch)
 
+    def likeliest_sphere():
+        """Of volumes that are known to hold one: the fit that knows it."""
+        looks = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius}
+        balls = ball_fit.fit_balls(np.stack([sample.image for sample in parts["test"]]), **looks)
+        found = ball_fit.draw_balls(balls, (args.size,) * 3)
+        return {"likeliest sphere": volume_results.score_volumes(parts["test"], found)[0]}
+
     return source_of(
         args,
         parts,
@@ -111,7 +124,44 @@ def spheres(args: argparse.Namespace) -> Source:
         name="spheres",
         origin="data_synth.make_spheres",
         preprocessing={**grey_values.ABSOLUTE, "spacing": None},
+        references=likeliest_sphere if tuple(args.spheres) == (1, 1) else None,
         settings={"data": "spheres", "patch": args.patch},
+    )
+
+
+def bodies(args: argparse.Namespace) -> Source:
+    """Balls, cubes and octahedra in noise, one of each in every volume: three classes of one grey value."""
+    looks = {"radius": args.radius, "contrast": args.contrast, "noise": args.noise}
+    classes = Classes(BODIES, tuple(range(len(BODIES) + 1)))
+    absolute = grey_values.range_of(np.zeros((1, 1, 1, 1), np.float32), grey_values.ABSOLUTE)
+
+    def draw(num, *stream):
+        drawn = data_synth.make_bodies(num, args.size, seed=(args.seed, *stream), bodies=BODIES, **looks)
+        return [Sample(f"volume {i}", *pair, absolute) for i, pair in enumerate(zip(*drawn, strict=True))]
+
+    def batches(epoch):
+        return random_batches(args, draw(VOLUMES, TRAIN, epoch), args.patch, epoch, num_classes=classes.num)
+
+    def references():
+        """What no rule per pixel exceeds, for all bodies have one grey value and equal volumes; and the best fits."""
+        few = parts["test"][:NUM_FITTED]
+        found = shape_fit.fit_shapes(np.stack([sample.image for sample in few]), shapes=BODIES, **looks)
+        scores, _ = volume_results.score_volumes(few, to_masks(found, classes.num), classes.names)
+        title = f"likeliest bodies, {len(few)} volumes"
+        return {"any rule per voxel, at most": {"image_dice": 1 / classes.num}, title: scores}
+
+    parts = {"validation": draw(VOLUMES, VALIDATION), "test": draw(args.test_volumes, TEST)}
+    return source_of(
+        args,
+        parts,
+        args.patch,
+        batches,
+        name="bodies",
+        origin="data_synth.make_bodies",
+        preprocessing={**grey_values.ABSOLUTE, "spacing": None},
+        classes=classes,
+        references=references,
+        settings={"data": "bodies", "patch": args.patch},
     )
 
 
@@ -221,6 +271,9 @@ def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, ..
 def parse_args(argv=None) -> argparse.Namespace:
     """Read and check the command line; a bad one ends in one sentence and exit code 2."""
     parser = command_line.make_parser(__doc__)
+    parser.add_argument(
+        "--bodies", action="store_true", help="balls, cubes, octahedra: only their shape tells them apart"
+    )
     own = parser.add_argument_group("your own scans, in place of spheres").add_argument
     own("--images", type=Path, metavar="DIR", help="folder of scans: NIfTI (.nii, .nii.gz) or TIFF stacks, of any size")
     own("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: 0, and a value per class")
@@ -240,15 +293,20 @@ def parse_args(argv=None) -> argparse.Namespace:
     sides = "side of the patches, or depth height width, divisible by 8; of scans the largest that --memory allows"
     chosen("--patch", **command_line.one_or_three(int), metavar="VOXELS", help=sides)
     data("--val-patches", type=int, default=64, metavar="N", help="validation patches, at most")
-    data("--test-volumes", type=int, default=32, metavar="N", help="volumes of spheres to test on")
-    data("--size", type=int, default=64, metavar="VOXELS", help="side of the volumes of spheres")
+    data("--test-volumes", type=int, default=32, metavar="N", help="volumes of spheres or bodies to test on")
+    chosen("--size", type=int, metavar="VOXELS", help="side of the volumes of spheres or bodies")
     data("--spheres", type=int, nargs=2, default=(2, 6), metavar=("MIN", "MAX"), help="spheres per volume")
-    data("--radius", type=float, nargs=2, default=(4, 10), metavar=("MIN", "MAX"), help="voxels, 1 to (size - 1) / 2")
+    radius = "voxels, 1 to (size - 1) / 2; of bodies that of the ball of their volume"
+    chosen("--radius", type=float, nargs=2, metavar=("MIN", "MAX"), help=radius)
     data("--contrast", type=float, default=0.5, metavar="C", help="sphere above background, above 0, up to 0.75")
-    data("--noise", type=float, default=0.5, metavar="S", help="standard deviation of the noise, 0 or more")
+    chosen("--noise", type=float, metavar="S", help="standard deviation of the noise, 0 or more")
     command_line.add_training_flags(parser.add_argument_group("training"), RECIPES, "sample")
     command_line.add_output_flags(parser.add_argument_group("output").add_argument, "outputs/volume")
-    return command_line.parse(parser, check_args, argv, lambda args: "scans" if args.images else "spheres", RECIPES)
+
+    def recipe(args):
+        return "scans" if args.images else "bodies" if args.bodies else "spheres"
+
+    return command_line.parse(parser, check_args, argv, recipe, RECIPES)
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -256,6 +314,8 @@ def check_args(args: argparse.Namespace) -> None:
     command_line.check_training_flags(args, ("train_patches", "val_patches", "test_volumes"))
     if (args.images is None) != (args.masks is None):
         raise ValueError("--images and --masks belong together: give both, or neither for spheres.")
+    if args.images and args.bodies:
+        raise ValueError("--bodies draws its volumes; give it without --images.")
     if args.images is None and (args.spacing, args.memory) != (None, None):
         raise ValueError("--spacing and --memory are for scans: give --images and --masks too.")
     if args.memory is not None and not 0 < args.memory < math.inf:
@@ -268,17 +328,21 @@ def check_args(args: argparse.Namespace) -> None:
         if max(args.patch) > args.size:
             raise ValueError(f"--patch {max(args.patch)} is larger than --size {args.size}; take at most that.")
         memory.check_room(4 * 4 * (2 * VOLUMES + args.test_volumes) * args.size**3, "volumes and masks")
-        make_spheres(args, 1, TEST)
+        if args.bodies:
+            data_synth.make_bodies(1, args.size, bodies=BODIES, radius=args.radius, contrast=args.contrast)
+        else:
+            make_spheres(args, 1, TEST)
 
 
 @command_line.script
 def main(argv=None) -> dict:
     """Train, score, plot and track one network; return its scores on the test set."""
     args = parse_args(argv)
-    source = functools.partial(own_scans, args, *split_scans(args)) if args.images else functools.partial(spheres, args)
-    one_sphere = args.images is None and tuple(args.spheres) == (1, 1)
-    sphere = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius} if one_sphere else None
-    evaluate = functools.partial(evaluation.of_volumes, settings=vars(args), sphere=sphere)
+    if args.images:
+        source = functools.partial(own_scans, args, *split_scans(args))
+    else:
+        source = functools.partial(bodies if args.bodies else spheres, args)
+    evaluate = functools.partial(evaluation.of_volumes, settings=vars(args))
     return experiment.run(EXPERIMENT, args, RECIPES, source, build, evaluate)
 
 

@@ -70,18 +70,12 @@ def confusion_files(found: np.ndarray, classes: Classes) -> dict[str, Callable[[
     }
 
 
-def of_volumes(
-    network, source: Source, history: dict, settings: dict | None = None, sphere: dict | None = None
-) -> Evaluation:
-    """Score the test volumes of a source; `settings` as in `of_images`.
-
-    `sphere` are noise, contrast and radius where each volume is known to hold one sphere: a fit that knows it is a
-    baseline then.
-    """
+def of_volumes(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
+    """Score the test volumes of a source; `settings` as in `of_images`."""
     test, names = source.test, source.classes.names
     probs = [volume_results.predict_volume(network, sample, source.sides) for sample in test]
     scores, rows = volume_results.score_volumes(test, probs, names)
-    baselines = volume_results.baselines(source.validation, test, sphere, source.raw and source.raw(), names)
+    baselines = volume_results.baselines(source.validation, test, source.raw and source.raw(), names)
     baselines |= source.references() if source.references else {}
     table = scoring.format_table(
         {**baselines, **scoring.with_classes("3D U-Net", scores, names)},

@@ -12,7 +12,7 @@ import numpy as np
 from lab.data import volumes
 from lab.data.classes import NOT_LABELLED
 from lab.data.sample import to_masks
-from lab.evaluate import ball_fit, scoring, surfaces
+from lab.evaluate import scoring, surfaces
 from lab.model import model_file, prediction
 
 SIGMAS = (1.0, 1.5, 2.0, 3.0)  # of the Gaussian filter before a threshold, in voxels
@@ -90,16 +90,14 @@ def class_distances(true: np.ndarray, found: np.ndarray, names: Sequence[str], s
 def baselines(
     validation: tuple,
     test: list,
-    sphere: dict | None = None,
     raw: Sequence | None = None,
     names: Sequence[str] = scoring.ONE_CLASS,
 ) -> dict[str, dict]:
     """Scores on the test volumes of what needs no network, with settings that are the best on the validation patches.
 
-    All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS; where each
-    volume is known to hold one `sphere`, of a noise, contrast and radius, the likeliest one; and where grey values are
-    not absolute, the best threshold of the values in the files, which `raw` holds, validation and test. Of several
-    classes: all in the best one, and a window of grey values for each, prepared and raw.
+    All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS; and where
+    grey values are not absolute, the best threshold of the values in the files, which `raw` holds, validation and test.
+    Of several classes: all in the best one, and a window of grey values for each, prepared and raw.
     """
     if len(names) > 1:
         return _class_baselines(validation, test, raw, names)
@@ -115,10 +113,6 @@ def baselines(
         for sample in samples:
             yield scoring.above(smooth(sample.prepare(sample.image[:]), sigma), *threshold)
 
-    def fit(sample):
-        (ball,) = ball_fit.fit_balls(sample.image[None], **sphere)
-        return ball_fit.draw_balls(ball[None], sample.labels.shape)[0]
-
     images, masks = validation
     found = {sigma: best(smooth(images, sigma), masks) for sigma in (0.0, *SIGMAS)}
     width = max(SIGMAS, key=lambda sigma: found[sigma][1])
@@ -129,8 +123,6 @@ def baselines(
     }
     if raw:
         masks_of["best threshold, raw values"] = above(raw[1], best(*raw[0])[0])
-    if sphere:
-        masks_of["likeliest sphere"] = map(fit, test)
     return {name: score_volumes(test, masks)[0] for name, masks in masks_of.items()}
 
 

@@ -223,7 +223,7 @@ def test_help_shows_each_default_once_as_it_is_typed_then_two_commands_and_the_e
     assert "exit codes:" in examples and "130" in examples
     if name == "unet_segmentation":
         words = " ".join(flags.split())
-        assert "(default: 8 25)" in words and "0 to 2^32 - 1 (default: 0)" in words
+        assert "(default: 8 25; shapes: 9 16)" in words and "0 to 2^32 - 1 (default: 0)" in words
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_a_training_that_ended_in_nothing_is_said_in_words(loss, probs, words):
 )
 def test_the_advice_after_a_failure_is_not_what_was_done_already(settings, num_seen, advised, spared):
     masks = np.ones((2, 8, 8, 1))
-    said = scoring.describe_failure({"loss": [0.1]}, masks, np.zeros_like(masks), settings, num_seen)
+    said = scoring.describe_failure({"loss": [0.1]}, masks, np.zeros_like(masks), settings=settings, num_seen=num_seen)
     assert all(words in said for words in advised) and not any(words in said for words in spared)
 
 

@@ -193,7 +193,7 @@ def test_the_estimate_compiles_what_the_training_then_runs(monkeypatch):
 
     def num_traced():
         model = compiled()
-        loss = training.choose_loss("dice+bce")
+        loss = training.choose_loss("dice+ce")
         model.compile("adam", lambda masks, probs: traced.append(1) or loss(masks, probs))
         traced.clear()
         fit(model)

@@ -435,8 +435,8 @@ def small_picture(tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_one_small_picture_is_split_by_the_largest_crops_or_as_was_asked_for(small_picture, flags, size):
     args = unet.parse_args(f"{small_picture} {flags}".split())
-    split, found = unet.split_pictures(args)
-    source = unet.own_pictures(args, split[0], found)
+    classes, folds, found = unet.split_pictures(args)
+    source = unet.own_pictures(args, classes, folds[0], found)
     assert found == size and source.settings["size"] == size
     assert source.sides == source.validation[0].shape[1:3] == source.test[0].shape[1:3] == (size, size)
 
@@ -452,7 +452,7 @@ def test_three_pictures_are_never_split_and_keep_the_usual_size(small_picture):
         image = Image.open(f"{name}/a.png")
         image.crop((16, 0, 512, 256)).save(f"{name}/b.png")
         image.crop((32, 0, 512, 256)).save(f"{name}/c.png")
-    assert unet.split_pictures(unet.parse_args(small_picture.split()))[1] == 128
+    assert unet.split_pictures(unet.parse_args(small_picture.split()))[2] == 128
 
 
 def test_the_size_that_is_taken_is_said_in_one_line_and_recorded(store, small_picture, capsys):

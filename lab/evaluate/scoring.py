@@ -44,11 +44,10 @@ def score(masks, probs, names: Sequence[str] = ONE_CLASS) -> tuple[dict, list[di
     """
     import metrics
 
-    rows = rows_of_images(masks, probs, names)
     pooled = {"dice_coeff": metrics.DiceCoefficient(), "iou_metric": metrics.IoU()}
-    probs = np.nan_to_num(probs, nan=0.0)
     for metric in pooled.values():
-        metric.update_state(masks, probs)
+        metric.update_state(masks, np.nan_to_num(probs, nan=0.0))
+    rows = rows_of_images(masks, probs, names)
     return {name: float(metric.result()) for name, metric in pooled.items()} | of_rows(rows, names), rows
 
 

@@ -92,7 +92,8 @@ def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_fo
 
 def test_the_model_file_gets_the_spacings_of_the_training_scans(scan_folders):
     args = script.parse_args(["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), *TINY])
-    low, high = script.own_scans(args, *script.split_scans(args)).preprocessing["spacings_seen"]
+    classes, split, remarks = script.split_scans(args)
+    low, high = script.own_scans(args, classes, split, remarks).preprocessing["spacings_seen"]
     steps = np.array([sample.spacing for sample in split["training"]])
     assert (low, high) == (steps.min(axis=0).tolist(), steps.max(axis=0).tolist())
     assert {round(step, 3) for step in (*low, *high)} <= {0.9, 1.0, 1.2, 1.5}

@@ -69,7 +69,7 @@ def score(test, probs) -> dict:
     """Dice, and mean and 95% Hausdorff distance of the surfaces in mm, of the test part."""
     from lab.evaluate import volume_results
 
-    scores, _ = volume_results.score_volumes([test], [probs])
+    scores, _ = volume_results.score_volumes([test], [probs if probs.ndim == 4 else probs[..., None]])
     return {"dice": scores["image_dice"], **{name: scores.get(name) for name in ("surface", "hausdorff95")}}
 
 
@@ -94,6 +94,7 @@ def lab_side(train, test, args) -> list[dict]:
     """The lab's 3D U-Net, as `volume_segmentation.py --images ... --patch 48` trains it, for each budget."""
     import volume_segmentation as script
     from lab import experiment
+    from lab.data.classes import ONE
     from lab.evaluate import volume_results
     from lab.model import training
     from lab.system import backend
@@ -106,7 +107,7 @@ def lab_side(train, test, args) -> list[dict]:
     def prepare(steps):
         num = str(usual.batch_size * steps)
         settings = script.parse_args([*flags, "--epochs", "1", "--train-patches", num])
-        source = script.own_scans(settings, {"training": [train], "validation": [train], "test": [test]})
+        source = script.own_scans(settings, ONE, {"training": [train], "validation": [train], "test": [test]})
         # The script's `build` makes another network first, to predict the memory; this one's random weights would
         # then not be those of the recorded rows.
         model = script.build_unet((None, None, None, 1), usual.filters, script.DEPTH, usual.skips)
@@ -154,10 +155,11 @@ def slices_side(train, test, args) -> list[dict]:
     return train_for_budgets(prepare, predict, test, args)
 
 
-def train_for_budgets(prepare, predict, test, args) -> list[dict]:
+def train_for_budgets(prepare, predict, test, args, scored=None) -> list[dict]:
     """Train a new network for each budget, of as many steps as fit into it; a row for each.
 
-    `prepare(steps)` gives the network and a function that trains it so many steps.
+    `prepare(steps)` gives the network and a function that trains it so many steps; `scored`, by default `score`, what a
+    row says of the test part and the network's prediction.
     """
     rows, seconds_per_step, start = [], None, 0.0
     for budget in [None, *args.budgets]:  # the first one finds out how long steps take
@@ -170,7 +172,8 @@ def train_for_budgets(prepare, predict, test, args) -> list[dict]:
                 start = seconds  # tracing, and one validation
         seconds_per_step = (seconds - start) / (steps - 1)  # what the last one took: a machine's speed drifts
         if budget is not None:
-            rows.append({"budget": budget, "seconds": seconds, "steps": steps, **score(test, predict(model))})
+            rows.append({"budget": budget, "seconds": seconds, "steps": steps})
+            rows[-1] |= (scored or score)(test, predict(model))
             rows[-1]["parameters"] = model.count_params()
     return rows
 

@@ -14,7 +14,9 @@ import statistics
 from benchmarks import (
     ablation,
     brain,
+    classes,
     commands,
+    deep_structures,
     faults,
     grey_values,
     noise,
@@ -49,6 +51,8 @@ QUESTIONS = {  # what each benchmark asks, by its record
     "own_data": "eight labelled crops of a real picture: what helps, and what do MONAI's networks reach?",
     "grey_values": "are small bright objects told from clutter that is less bright, and tissue from tissue?",
     "brain": "does a 3D U-Net find grey matter in a brain template, beside MONAI's networks?",
+    "classes": "are several classes told apart by shape, rare ones too, and by which loss?",
+    "deep_structures": "and five structures of a brain, beside MONAI's networks?",
     "faults": "what of kills, signals, dead servers, full disks and bad input is survived?",
     "shared_server": "is everything there when four scripts at once write to one server?",
     "same_bits": "does the code of now give the bits of the record?",
@@ -58,8 +62,6 @@ STUDY = [  # what is shown of the memory study: side, filters, kernel, downsampl
     (64, 16, 3, "late", "float32"),
     (64, 16, 7, "late", "float32"),
     (64, 16, 3, "early", "float32"),
-    (64, 16, 3, "late", "mixed_bfloat16"),
-    (96, 32, 3, "late", "float32"),
     (256, 32, 3, "late", "float32"),
 ]
 
@@ -139,16 +141,18 @@ def steps(found: dict, things: str):
     for row in found["rows"]:
         if row["batch"] == batch:
             of.setdefault((row.get("call", "train"), row["precision"]), []).append(row)
+    told = {}
     for (call, precision), (lab, *others) in of.items():
         beside = [
             f"{row['lab_against_it']:.2f} times {names.get(row['side'], row['side'].replace(', ', ' on '))}"
             for row in others
         ]
-        yield (
-            f"{verbs[call]}, {things}, {precision}, batch {batch}",
-            f"{lab['images_per_second']:.1f} {things}/s, {lab['share_of_matrix_product']:.0%} of a large matrix "
-            f"product's rate; {', '.join(beside)}",
+        told.setdefault(precision, []).append(
+            f"{verbs[call]} {lab['images_per_second']:.1f} {things}/s, {lab['share_of_matrix_product']:.0%} of a large "
+            f"matrix product's rate; {', '.join(beside)}"
         )
+    for precision, calls in told.items():
+        yield f"{things}, {precision}, batch {batch}", ". ".join(calls)
 
 
 def generator(found: dict):
@@ -171,29 +175,32 @@ def generator(found: dict):
 def metrics_speed(found: dict):
     """Scores of 1,000 masks."""
     taken = {(row["score"], row["side"]): row["it_against_lab_tensors"] for row in found["rows"]}
-    for score in ("Dice", "IoU"):
-        yield (
-            f"{score} of 1,000 masks",
-            f"MONAI takes {taken[score, 'MONAI']:.1f} and torchmetrics {taken[score, 'torchmetrics']:.1f} times "
-            f"as long as tensors here, NumPy arrays with their checks {taken[score, 'lab, NumPy arrays']:.1f}",
-        )
+    monai, torchmetrics, arrays = (
+        " and ".join(f"{taken[score, side]:.1f}" for score in ("Dice", "IoU"))
+        for side in ("MONAI", "torchmetrics", "lab, NumPy arrays")
+    )
+    yield (
+        "Dice and IoU of 1,000 masks",
+        f"MONAI takes {monai} times as long as tensors here, torchmetrics {torchmetrics}, NumPy arrays with their "
+        f"checks {arrays}",
+    )
 
 
 def prediction(found: dict):
     """A model from disk."""
-    for row in found["rows"]:
-        if row["side"] == "saved and loaded":
-            yield (
-                f"prediction by a loaded model, {row['precision']}",
-                f"{row['images_per_second']:.0f} images/s, {row['against_in_memory']:.2f} of the model in memory",
-            )
+    told = [
+        f"{row['precision']} {row['images_per_second']:.0f} images/s, {row['against_in_memory']:.2f}"
+        for row in found["rows"]
+        if row["side"] == "saved and loaded"
+    ]
+    yield "prediction by a loaded model, times the model in memory", "; ".join(told)
 
 
 def tiles(found: dict):
     """The script that predicts pictures of any size."""
-    yield "`predict.py`, a fresh process to its first mask", f"{found['first_mask_seconds']:.0f} s"
     yield (
-        "`predict.py`, large pictures",
+        "`predict.py`, a fresh process",
+        f"{found['first_mask_seconds']:.0f} s to its first mask; of large pictures "
         f"{found['tiles_megapixels_per_second']:.2f} megapixels/s in tiles, "
         f"{found['tiles_to_model_predict']:.2f} times those of `model.predict`",
     )
@@ -215,14 +222,17 @@ def memory(found: dict):
 
 def gpu(found: dict) -> str:
     """Training step and prediction on a graphics card, by size, in Markdown."""
-    lines = []
+    of = {}
     steps = [row for row in found["rows"] if row["what"] == "step"]
     for lab, torch in zip(steps[::2], steps[1::2], strict=True):
-        size = ["training step", "prediction"][lab["call"] == "predict"], "x".join(map(str, lab["shape"][:-1]))
+        size = ("x".join(map(str, lab["shape"][:-1])), lab["batch"])
         speed = f"{lab['values_per_second'] / 1e6:.0f}"
-        beside = f"{torch['lab_against_it']:.2f}"
-        lines.append([*size, lab["batch"], speed, f"{lab['images_per_second']:,.0f}", beside])
-    return table(["", "size", "batch", "million pixels or voxels/s", "images/s", "times PyTorch"], lines)
+        of.setdefault(size, {})[lab["call"]] = [
+            speed, f"{lab['images_per_second']:,.0f}", f"{torch['lab_against_it']:.2f}"
+        ]  # fmt: skip
+    lines = [[*size, *calls.get("train", [""] * 3), *calls.get("predict", [""] * 3)] for size, calls in of.items()]
+    each = ["million pixels or voxels/s", "images/s", "times PyTorch"]
+    return table(["size", "batch", *(f"{call}: {name}" for call in ("training", "prediction") for name in each)], lines)
 
 
 def gpu_training(found: dict) -> str:
@@ -320,6 +330,12 @@ def seeds_of_photographs(found: dict) -> str:
     return f"Over {len(of['coins'])} seeds the varied circles give {told}; other rows of one network are one seed."
 
 
+def several_classes(found: dict) -> str:
+    """What is told of several classes in sentences."""
+    told = (classes.shapes_sentence(found["rows"]), classes.rare_sentence(found["rows"]))
+    return " ".join(filter(None, told))
+
+
 def shared_server(found: dict) -> str:
     """What a server held after several scripts had written to it at once, in a sentence."""
     held = ", ".join(f"{held:,} of {wanted:,} {name}" for name, (held, wanted) in found["held"].items())
@@ -350,6 +366,9 @@ PIECES = {  # name: the record that must be there, and what the page says of it
     "own_data_sentence": ("own_data", lambda found: own_data.sentence(found["rows"])),
     "own_data": ("own_data", lambda found: own_data.scores_table(found["rows"])),
     "brain": ("brain", lambda found: brain.scores_table(found["rows"], "back-front")),
+    "classes": ("classes", several_classes),
+    "losses": ("classes", lambda found: classes.losses_table(found["rows"])),
+    "deep_structures": ("deep_structures", lambda found: deep_structures.scores_table(found["rows"])),
     "faults": ("faults", lambda found: faults.scores_table(found["rows"])),
     "shared_server": ("shared_server", shared_server),
 }
@@ -364,7 +383,8 @@ def piece(name: str) -> str:
     if name not in PIECES:
         raise ValueError(f"<!-- {name} --> is no piece that is known: {', '.join(PIECES)}.")
     record, write = PIECES[name]
-    return write(read(record) if record else {}) if record is None or read(record) else "Not recorded yet."
+    text = write(read(record) if record else {}) if record is None or read(record) else ""
+    return text or "Not recorded yet."
 
 
 def fill(page: str) -> str:

@@ -20,7 +20,9 @@ from benchmarks import (
     _common,
     ablation,
     brain,
+    classes,
     commands,
+    deep_structures,
     faults,
     gpu,
     memory,
@@ -33,6 +35,7 @@ from benchmarks import (
     train_step,
 )
 from lab.data import patches
+from lab.data.sample import Sample
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -86,6 +89,8 @@ COMMANDS = {
     **{f"time_to_score: {side}": flags for side, flags in time_to_score.FLAGS.items()},
     "time_to_score: monai": time_to_score.DATA,
     "memory": memory.SMALL,
+    **{f"classes: {side}": f"{classes.OWN} {flags}" for side, flags in classes.LOSSES.items()},
+    "classes: tiny": f"--shapes {classes.TINY}",
     **{f"same_bits: {name}": flags for name, (script, flags) in same_bits.CASES.items() if script.startswith("unet")},
     **{f"gpu: {flags}": flags for plan in (gpu.CARD, gpu.PROCESSOR) for flags in (plan["flags"], plan["large"])},
 }
@@ -208,6 +213,96 @@ def test_a_cell_says_of_how_many_seeds_it_is_if_not_of_all():
     rows = [{"dice": dice, "surface": surface, "steps": 9} for dice, surface in ((0.5, 2.0), (0.7, None))]
     assert brain.describe(rows, 2) == "0.6000 (2.00 mm, 9 steps)"
     assert brain.describe(rows[1:], 2) == "0.7000 (9 steps, 1 of the seeds)" and brain.describe([], 2) == ""
+
+
+def test_every_fiftieth_object_is_of_the_rare_class_and_no_two_touch():
+    pictures = classes.draw_pictures(4, Sample, 0)
+    for i, sample in enumerate(pictures):
+        found = classes.objects_of(sample.labels[None], sample.labels[None], classes.RARE.names)
+        assert [found[name]["objects"] for name in classes.RARE.names] == [25 - i % 2, i % 2]
+        assert sample.image.shape == (256, 256, 1) and sample.image.dtype == np.uint8
+        areas = np.array([8, 11]) ** 2 * np.pi * 25
+        assert 0.97 * areas[0] < np.count_nonzero(sample.labels) < 1.03 * areas[1]
+
+
+def test_crops_aim_at_the_rare_class_as_often_as_at_the_other_or_by_its_share():
+    def share(kind):
+        samples = [sample for sample in classes.draw_pictures(2, kind, 0) if sample.counts[2]]
+        _, masks = patches.random_patches(samples, 400, 1, 0, num_classes=2)  # one pixel each: what is aimed at
+        return masks[..., 2].sum() / masks[..., 1:].sum()
+
+    assert 0.35 < share(Sample) < 0.55 and share(classes.AimedUniformly) < 0.12
+
+
+def test_one_class_covers_a_thousandth_of_the_pixels_and_the_other_a_twentieth():
+    images, masks = classes.draw_unequal(0, 200, 1)
+    disc, square = masks.mean(axis=(0, 1, 2))[1:]
+    assert images.shape == (200, 128, 128, 1) and 0.04 < disc < 0.065 and 0.0008 < square < 0.0012
+    assert 0.4 < masks[..., 2].any(axis=(1, 2)).mean() < 0.6
+
+
+def test_an_object_is_confused_if_most_of_what_is_found_in_it_has_another_class():
+    labels = np.zeros((1, 4, 12), np.uint8)
+    labels[0, :, 0:2], labels[0, :, 4:6], labels[0, :, 8:10] = 1, 1, 2
+    found = np.zeros_like(labels)
+    found[0, :3, 0], found[0, 0, 1] = 2, 1  # 3 of 4 pixels have another class; of the next none is found
+    found[0, 0, 8], found[0, 1, 8] = 2, 1  # one half is not most
+    told = classes.objects_of(labels, found, ("a", "b"))
+    assert told == {
+        "a": {"objects": 2, "confused": 1, "missed": 1},
+        "b": {"objects": 1, "confused": 0, "missed": 0},
+    }
+
+
+def test_the_rate_of_a_loss_is_chosen_on_seeds_that_are_not_told():
+    def row(side, rate, seed, val, square, lost=()):
+        test = {"image_dice": square, "image_dice/disc": 0.9, "image_dice/square": square}
+        more = {"test": test, "val_dice": val, "never_found": list(lost)}
+        return {"part": "imbalance", "side": side, "rate": rate, "seed": seed, **more}
+
+    swept = [(1e-3, 100, 0.9), (1e-3, 101, 0.1), (3e-3, 100, 0.6), (3e-3, 101, 0.6)]
+    rows = [row(side, rate, seed, val, 1) for side in ("dice+ce", "ce") for rate, seed, val in swept]
+    rows += [row("dice+ce", 3e-3, seed, 0, dice) for seed, dice in enumerate((0.5, 0.7))]
+    rows += [row("ce", 3e-3, seed, 0, dice, ["square"] * seed) for seed, dice in enumerate((0.4, 0.5))]
+    assert classes.best_rate(rows, "ce") == 3e-3
+    half = 12.706205 * 0.1 / 2**0.5 / 2**0.5  # Student's t of 1 degree of freedom; differences -0.1 and -0.2
+    line = classes.losses_table(rows).splitlines()[-1]
+    told = f"-0.1500 ({-0.15 - half:+.4f} to {-0.15 + half:+.4f})"
+    assert line == f"| ce | 0.003 | 0.9000 (0) | 0.4500 (707) | {told} | 1 of 2 |"
+
+
+def test_parts_are_told_as_soon_as_they_are_recorded():
+    counts = {"objects": 512, "confused": 1, "missed": 2}
+    test = {"image_dice": 0.98} | {f"image_dice/{n}": 0.98 for n in "ab"} | {f"images/{n}": 512 for n in "ab"}
+    baselines = {"any rule per pixel, at most": 0.5, "likeliest shapes, 64 images": 0.99}
+    row = {"part": "shapes", "side": "lab", "seed": 0, "rate": None, "training_seconds": 60, "test": test}
+    row |= {"objects": {"a": counts, "b": counts}, "baselines": baselines}
+    told = classes.shapes_sentence([row])
+    assert "0.9800 (a 0.9800 in 512 images, b" in told and "Of 1,024 objects 2 are confused, 4 missed." in told
+    assert classes.rare_sentence([row]) == classes.losses_table([row]) == ""
+
+
+@pytest.mark.parametrize("part", ["rare", "imbalance"])
+def test_a_small_training_on_several_classes_gives_a_row(part):
+    job = {"part": part, "side": classes.SIDES[part][0], "seed": 0, "rate": 3e-3, "tiny": True}
+    row = json.loads(json.dumps(classes.RUNS[part](job)))
+    assert {"test", "objects", "never_found", "val_dice", "training_seconds"} <= row.keys()
+
+
+def test_of_monais_rates_the_best_of_the_first_seed_goes_on():
+    args = argparse.Namespace(only=["windows", "ours", "UNet"], seeds=[0, 1], seconds=9, rates=[1e-3, 3e-3])
+    rows, wanted, each = [], [], dict.fromkeys(deep_structures.STRUCTURES, 0.5)
+    for side, budget, seed, rate in deep_structures.plan(args, rows):
+        wanted.append((side, seed, rate))
+        more = {"halves": "left-right", "dice": rate or 0, "steps": 7, "structures": each}
+        rows.append({"side": side, "budget": budget, "seed": seed, "rate": rate, **more})
+    assert wanted == [
+        *[("windows", 0, None), ("ours", 0, None), ("UNet", 0, 1e-3), ("UNet", 0, 3e-3)],
+        *[("ours", 1, None), ("UNet", 1, 3e-3)],
+    ]
+    assert (
+        deep_structures.scores_table(rows).splitlines()[-1].startswith("| UNet | 2 | 0.003 | 9 | 7 | 0.0030 | 0.500 ")
+    )
 
 
 def test_a_side_that_crashes_is_no_side_that_does_not_reach_the_score():
@@ -477,8 +572,10 @@ NO_CARD = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 CIRCUMSTANCES = {"date", "command", "machine", "versions", "provenance"}
 SHAPES = {  # by record: what each of its rows has
     "ablation": {"row", "rate", "seed", "command", "date", "test", "last_epoch", "failure"},
+    "classes": {"part", "side", "seed", "rate", "test", "objects", "training_seconds"},
     "commands": {"name", "seed", "seconds", "machine", "provenance"},
     "conv3d_study": {"input_shape", "filters", "kernel_size", "downsampling", "precision", "predicted_total_mib"},
+    "deep_structures": {"side", "budget", "seed", "rate", "seconds", "steps", "dice", "structures"},
     "faults": {"attack", "outcomes"},
     "generator": {"images", "size", "lab_against_noise", "monai_against_lab"},
     "gpu": {"what", "card"},

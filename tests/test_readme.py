@@ -72,11 +72,12 @@ def test_comparisons_of_every_call_and_size_are_told():
 
     found = {"rows": rows([48, 48, 48, 1], ("Keras, TensorFlow", "PyTorch", "PyTorch, channels first"))}
     told = dict(summary.steps(found, "volumes"))
-    assert list(told) == [f"{call}, volumes, float32, batch 2" for call in ("training step", "prediction")]
-    assert all("1.25 times PyTorch, channels last, 1.25 times channels first" in text for text in told.values())
+    (text,) = [told["volumes, float32, batch 2"]] if len(told) == 1 else []
+    calls = text.split(". ")
+    assert [call.split(" 10.0 volumes/s, ")[0] for call in calls] == ["training step", "prediction"]
+    assert all("1.25 times PyTorch, channels last, 1.25 times channels first" in call for call in calls)
     found = {"rows": rows([64, 64, 1], ("Keras, JAX", "PyTorch"), what="step", values_per_second=3e6)}
-    told = [f"| {call} | 64x64 | 2 | 3 | 10 | 1.25 |" for call in ("training step", "prediction")]
-    assert summary.gpu(found).splitlines()[2:] == told
+    assert summary.gpu(found).splitlines()[2:] == ["| 64x64 | 2 | 3 | 10 | 1.25 | 3 | 10 | 1.25 |"]
 
 
 def test_how_soon_a_card_has_the_score_is_told_from_its_epochs():
@@ -98,7 +99,7 @@ def test_mlflows_pages_are_shown_by_one_process_without_its_workers_for_jobs():
 
 
 def test_both_pages_stay_readable_in_one_go():
-    assert len(PAGES["benchmarks/README.md"].splitlines()) <= 245
+    assert len(PAGES["benchmarks/README.md"].splitlines()) <= 257
 
 
 def test_the_shown_rows_of_the_memory_study_are_the_recorded_ones():

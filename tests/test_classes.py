@@ -58,7 +58,7 @@ def test_a_folder_for_each_class_is_merged_and_an_overlap_names_file_and_pixel(f
     for label, name in ((1, "nucleus"), (2, "cell")):
         (masks / name).mkdir()
         for stem in "abcd":
-            Image.fromarray((LABELS == label).astype(np.uint8) * 255).save(masks / name / f"{stem}.png")
+            Image.fromarray((label == LABELS).astype(np.uint8) * 255).save(masks / name / f"{stem}.png")
     samples, found = pictures.read_folder(images, masks)
     assert found.names == ("cell", "nucleus")  # as folders are listed
     np.testing.assert_array_equal(samples[0].labels, np.array([0, 2, 1])[LABELS])

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import re
 
 import nibabel
@@ -121,6 +122,14 @@ def test_more_memory_gives_larger_patches_up_to_the_scans(capsys):
     assert "taken" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no patch trains within 0.01 GiB"):
         planned([volume], "--memory", "0.01")
+
+
+def test_without_memory_or_a_card_the_patch_is_no_larger_than_pays():
+    for shape in ((26, 200, 180), (200, 200, 200), (16, 16, 16), (500, 40, 40)):
+        patch = planned([Sample("a", None, np.zeros(shape, bool), None)], "--filters", "1")
+        assert math.prod(patch) <= 1.35 * script.MOST_VOXELS  # sides are rounded up to what is divisible by 8
+        assert all(side <= length + 7 for side, length in zip(patch, shape, strict=True))
+        assert math.prod(patch) >= 0.5 * min(script.MOST_VOXELS, math.prod(shape))
 
 
 def test_patches_are_turned_in_planes_of_equal_spacing_and_sides_only():

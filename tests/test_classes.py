@@ -87,6 +87,7 @@ def test_palettes_that_differ_are_read_by_their_colours(folders):
     [
         ([held(0, 1, 255)], r"0, 1, 255 \(a.png\): 255 may mean .* --ignore 255 .* --classes with 2 names"),
         ([held(*range(40))], r"hold 40 values \(a.png: 0, 1, 2, 3, 4, 5 and 34 more\), where at most 32 classes"),
+        ([held(-1, 0, 3)], "a.png holds -1: the values of classes are 0 or more"),
         ([held(0, 3, 250, 255, name="a.jpg")], "a.jpg is a JPEG, which changes values near edges"),
         (
             [held(*range(n + 1), name=f"{n}.png") for n in (3, 7, 5, 9, 12)],
@@ -112,7 +113,7 @@ def test_soft_edges_are_told_from_classes():
 def test_names_go_with_the_values_in_their_order_or_are_refused():
     assert find_classes([held(0, 10, 20)], ["liver", "spleen"]).names == ("liver", "spleen")
     assert find_classes([held(0, 10), held(0, 20)]).names == ("class 10", "class 20")
-    with pytest.raises(ValueError, match=r"here 2 \(10, 20\); got 1: liver"):
+    with pytest.raises(ValueError, match=r"here 2 \(10, 20, the last one in a.png\); got 1: liver"):
         find_classes([held(0, 10, 20)], ["liver"])
     for names, words in ((["a/b", "c"], "letters, digits"), (["a", "a"], "given to two classes")):
         with pytest.raises(ValueError, match=words):

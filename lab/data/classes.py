@@ -173,8 +173,8 @@ def find_classes(
         if ignore is None and kind == "grey" and values[-1] == NOT_LABELLED and values[-2] <= MOST:
             raise ValueError(
                 f"masks hold {listed(values)} ({_holding(masks, NOT_LABELLED)}): 255 may mean that a pixel is not "
-                f"labelled, or be a class. Give --ignore 255 for the former, or --classes with {len(values) - 1} names for "
-                "the latter."
+                f"labelled, or be a class. Give --ignore 255 for the former, or --classes with {len(values) - 1} names "
+                "for the latter."
             )
     draft = Classes(tuple(names or ()), tuple(map(int, values)), kind, palette, ignore)
     if names is None:

@@ -157,9 +157,9 @@ def test_every_command_of_a_training_parses(page):
         unet.parse_args(flags)
 
 
-def program(title):
-    """The lines of Python under a title of README.md."""
-    section = PAGES["README.md"].partition(f"# {title}\n")[2].partition("\n#")[0]
+def program(title, page="README.md"):
+    """The lines of Python under a title of a page."""
+    section = (ROOT / page).read_text(encoding="utf-8").partition(f"# {title}\n")[2].partition("\n#")[0]
     lines = [line[4:] for line in section.splitlines() if not line.strip() or line.startswith("    ")]
     return "\n".join(line for line in lines if not line.startswith(".venv/")).strip()
 
@@ -198,11 +198,11 @@ def test_the_program_for_onnx_gives_the_probabilities_that_the_lab_gives(window,
     image = image if window is None else np.round(255 * image).astype(np.uint8)
     np.save(tmp_path / "image.npy", image)
     monkeypatch.chdir(tmp_path)
-    lines = program("ONNX").splitlines()
+    lines = program("ONNX", "CONTRIBUTING.md").splitlines()
     imported = re.findall("^import (.+?)(?: as .+)?$", "\n".join(lines), re.MULTILINE)
     assert len(lines) <= 12 and imported == ["json", "numpy", "onnxruntime"]
     found = {}
-    exec(program("ONNX"), found)
+    exec(program("ONNX", "CONTRIBUTING.md"), found)
     _, probs = prediction.predict(prediction.load_models([path]), image)
     assert found["probs"].shape == probs.shape and np.ptp(probs) > 0.01
     np.testing.assert_allclose(found["probs"], probs, atol=1e-5)

@@ -67,9 +67,9 @@ def read_parts(halves: str) -> tuple:
 
 def score(test, probs) -> dict:
     """Dice, and mean and 95% Hausdorff distance of the surfaces in mm, of the test part."""
-    from lab.evaluate import volume_results
+    from lab.evaluate import sample_scores
 
-    scores, _ = volume_results.score_volumes([test], [probs if probs.ndim == 4 else probs[..., None]])
+    scores, _ = sample_scores.score_samples([test], [np.reshape(probs, (*test.labels.shape, 1))])
     return {"dice": scores["image_dice"], **{name: scores.get(name) for name in ("surface", "hausdorff95")}}
 
 
@@ -95,7 +95,7 @@ def lab_side(train, test, args) -> list[dict]:
     import volume_segmentation as script
     from lab import experiment
     from lab.data.classes import ONE
-    from lab.evaluate import volume_results
+    from lab.evaluate import sample_scores
     from lab.model import training
     from lab.system import backend
 
@@ -114,7 +114,7 @@ def lab_side(train, test, args) -> list[dict]:
         training.start_at_share(model, (masks for _, masks in source.batches(0)))
         return model, lambda: experiment.train(model, source, settings)
 
-    return train_for_budgets(prepare, lambda model: volume_results.predict_volume(model, test, usual.patch), test, args)
+    return train_for_budgets(prepare, lambda model: sample_scores.predict_sample(model, test, usual.patch), test, args)
 
 
 def slices_side(train, test, args) -> list[dict]:

@@ -74,9 +74,9 @@ def read_halves() -> tuple[Sample, Sample]:
 
 def score(test: Sample, probs: np.ndarray) -> dict:
     """Dice, mean of the structures and of each, and the mean distance of their surfaces in mm."""
-    from lab.evaluate import volume_results
+    from lab.evaluate import sample_scores
 
-    found, _ = volume_results.score_volumes([test], [probs], DEEP.names)
+    found, _ = sample_scores.score_samples([test], [probs], DEEP.names)
     dice = {name: found[f"image_dice/{name}"] for name in DEEP.names}
     return {"halves": "left-right", "dice": found["image_dice"], "structures": dice, "surface": found.get("surface")}
 
@@ -113,7 +113,7 @@ def windows_side(left: Sample, right: Sample) -> dict:
 def our_side(job: dict, source_of) -> dict:
     """Our network, of as many steps as fit into the seconds."""
     import volume_segmentation as script
-    from lab.evaluate import volume_results
+    from lab.evaluate import sample_scores
 
     settings, source = source_of(1)
     backend.start(settings.precision, False, settings.seed)
@@ -123,7 +123,7 @@ def our_side(job: dict, source_of) -> dict:
         model = script.build(settings, source)
         return model, lambda: experiment.train(model, source, settings)
 
-    predict = functools.partial(volume_results.predict_volume, sample=source.test[0], patch=settings.patch)
+    predict = functools.partial(sample_scores.predict_sample, sample=source.test[0], least=settings.patch)
     budgets = SimpleNamespace(budgets=[job["budget"]])
     return brain.train_for_budgets(prepare, predict, source.test[0], budgets, score)[0]
 

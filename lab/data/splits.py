@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.data import folders
 from lab.data.classes import Classes
 
 
@@ -155,6 +156,33 @@ def describe_classes(parts: dict[str, list], classes: Classes) -> list[str]:
     missing = [name for label, name in enumerate(classes.names, 1) if label not in seen]
     unseen = f"No training sample holds {', '.join(missing)}: the network will not find it. Take another --seed."
     return [classes.describe(every), *([unseen] if missing else [])]
+
+
+def describe_parts(parts: dict[str, list], validation: np.ndarray) -> list[str]:
+    """Sentences on what trains, validates and tests: how many pictures or scans, and the masks (N, *sides, C) of the
+    validation's patches."""
+    _, *sides, channels = validation.shape
+    flat, every = len(sides) == 2, [sample for samples in parts.values() for sample in samples]
+    what, piece, unit = ("picture", "crop", "pixels") if flat else ("scan", "patch", "voxels")
+    what = "region" if every[0].is_region else what
+    training, *held_out = (len(parts[part]) for part in ("training", "validation", "test"))
+    objects = (validation == 1)[..., channels > 1 :].reshape(len(validation), -1)
+    empty = np.count_nonzero(~objects.any(axis=1))
+    small = sum(any(np.less(sample.labels.shape, sides)) for sample in every)
+    size = f"{' x '.join(map(str, sides))} {unit}"
+    said = [
+        "{} for training, {} for validation, {} for the test; split.json says which.".format(
+            folders.count(training, what), *held_out
+        ),
+        f"Validation takes {len(validation)} {piece}{'s' if flat else 'es'} of {size}, {empty} of them without an "
+        f"object; the test takes each {what} as a whole.",
+    ]
+    if small:
+        said.append(
+            f"Smaller than {size}: {small} of {len(every)} {what}s; what lies outside is not labelled, and changes no "
+            "loss and no score."
+        )
+    return said
 
 
 def describe(parts: dict[str, list]) -> str:

@@ -142,17 +142,15 @@ def baselines(validation: tuple, test: tuple, raw: Sequence[tuple] | None = None
     the validation set, of the pixels that are at least as bright or, where that is better, at most as bright. Of
     several classes: the class that is best for all pixels, and a window of grey values for each (see `best_windows`).
     Colours count by their mean. Where grey values are not absolute, `raw` holds both sets as they are in the files:
-    their best threshold is a baseline too, so that none can be spoilt by the preprocessing that the network gets.
+    their best threshold is a baseline too, so that none can be spoilt by the preprocessing that the network gets (of
+    one class).
     """
     images, masks = test
     if len(names) > 1:
-        best, masks_of = all_in_one_class(masks, names)
-        found = {f"all {best}": masks_of}
-        for title, sets in (("best grey windows", (validation, test)), ("best windows, raw values", raw)):
-            if sets:
-                windows = best_windows(*sets[0])
-                found[title] = {"windows": windows, **score(masks, in_windows(sets[1][0], windows), names)[0]}
-        return found
+        best, scores = all_in_one_class(masks, names)
+        windows = best_windows(*validation)
+        in_them, _ = score(masks, in_windows(images, windows), names)
+        return {f"all {best}": scores, "best grey windows": {"windows": windows, **in_them}}
     found = {"all background": score(masks, np.zeros_like(masks))[0]}
     found["best global threshold"] = _threshold_baseline(validation, test, None if raw is None else object_levels)
     if raw is not None:
@@ -245,7 +243,8 @@ def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tup
     for brighter in (True, False):
         # A pixel's bin is how many thresholds it reaches, or exceeds: one count of pixels serves all thresholds.
         places = first + np.searchsorted(thresholds, grey, "right" if brighter else "left")
-        of_both = [np.bincount(chosen.ravel(), minlength=bins * num) for chosen in (places[masks == 1], places)]
+        chosen = places[masks == 1], places[masks >= 0]  # what is not labelled is no error
+        of_both = [np.bincount(some, minlength=bins * num) for some in chosen]
         hits, pred = np.cumsum(np.reshape(of_both, (2, num, bins)), axis=2)  # as many pixels lie in this bin or below
         true = np.repeat(hits[:, -1:], bins, axis=1)
         if brighter:
@@ -262,20 +261,23 @@ FEW = 1000  # images, of all epochs together, after which a network may only hav
 
 def describe_failure(
     history: dict,
-    masks,
-    probs,
+    found: np.ndarray,
+    is_finite: bool = True,
     names: Sequence[str] = ONE_CLASS,
     settings: dict | None = None,
     num_seen: float = math.inf,
 ) -> str | None:
-    """What ended in nothing useful and what to try, else None; `num_seen` images were trained on, with `settings`."""
+    """What ended in nothing useful and what to try, else None.
+
+    `found` is the `confusion` of the test set; the probabilities were finite, or not; `num_seen` images were trained
+    on, with `settings`.
+    """
     loss, smooth = ((settings or {}).get(name) for name in ("loss", "smooth"))
     tips = ["training longer (--epochs)"] * (num_seen < FEW) + ["--loss dice+ce"] * (loss != "dice+ce")
     advice = f"Try {', '.join([*tips, 'a lower --learning-rate', 'another --seed'])}, or larger objects"
     advice += "." if (loss, smooth) == ("dice", 1e-6) else "; for objects of a few pixels, --loss dice --smooth 1e-6."
-    if not (np.isfinite(history["loss"]).all() and np.isfinite(probs).all()):
+    if not (np.isfinite(history["loss"]).all() and is_finite):
         return f"The loss became NaN or infinite: the network is broken and its scores mean nothing. {advice}"
-    found = confusion(masks, probs)
     true, share = (found.sum(axis=axis)[1:].sum() / max(found.sum(), 1) for axis in (1, 0))
     if share < 0.01 * true:
         return f"The training collapsed: the predicted masks are all background (all black). {advice}"

@@ -41,6 +41,10 @@ VOLUMES = 8  # of spheres: new ones for every epoch, and as many to validate on
 BODIES = ("ball", "cube", "octahedron")
 NUM_FITTED = 8  # test volumes to which bodies are fitted: each takes 2 seconds
 LARGEST = 128  # side of the patches that are planned: larger ones would take minutes per step
+# Voxels of the patches that are planned where there is no graphics card, unless --memory asks for more: steps are worth
+# more than size. White matter in six blocks of a brain: 1,350 steps of 24 x 64 x 64 in 5 minutes give a Dice of 0.96
+# (benchmarks/grey_values.py). On a processor without AVX-512 the largest patches, 32 x 128 x 104, took 21 minutes.
+MOST_VOXELS = 2**17
 
 # What trains on spheres and, with --images, on scans; each of these is a flag of its own too. See unet_segmentation.py
 # for what each ingredient is for.
@@ -246,9 +250,20 @@ def shared_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, 
     return tuple(json.loads(processes.from_first_process(json.dumps(list(sides)).encode())))
 
 
+def longest_side(shape: np.ndarray, most: int) -> int:
+    """The longest side of a cube, up to LARGEST, that has at most so many voxels once a scan's shape cuts it off."""
+    sides = range(2**DEPTH, LARGEST + 1, 2**DEPTH)
+    return max(side for side in sides if side == sides[0] or np.minimum(shape, side).prod() <= most)
+
+
 def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, ...]:
-    """The largest patch that trains within `--memory`, and is no larger than the scans; prints what was tried."""
-    shape = np.minimum(np.median([sample.labels.shape for sample in samples], axis=0), LARGEST)
+    """The largest patch that trains within `--memory`, and is no larger than the scans; prints what was tried.
+
+    Without `--memory` and without a graphics card it has about MOST_VOXELS at most.
+    """
+    shape = np.median([sample.labels.shape for sample in samples], axis=0)
+    most = LARGEST**3 if args.memory or backend.has_graphics_card() else MOST_VOXELS
+    shape = np.minimum(shape, longest_side(shape, most))
     budget = args.memory or 0.7 * memory.free_memory() / memory.GIB
 
     def fixed(sides):

@@ -56,10 +56,14 @@ CASES = {  # script and flags; the name is that of the output folder
     "grey": ("unet_segmentation.py", f"{PICTURES} data/grey"),
     "colour": ("unet_segmentation.py", f"{PICTURES} data/colour"),
     "folds": ("unet_segmentation.py", f"{PICTURES} data/grey --folds 2"),
+    "classes": ("unet_segmentation.py", f"{PICTURES} data/grey --masks data/classes --class-weights"),
+    "shapes": ("unet_segmentation.py", f"{IMAGES} --shapes --size 64 --train-size 64 --radius 3 5 --precision float32"),
     "spheres": ("volume_segmentation.py", f"{VOLUMES} --size 24 --radius 3 6 --spheres 1 1 --test-volumes 2"),
     "scans": ("volume_segmentation.py", f"{VOLUMES} --images data/scans --masks data/scan_masks"),
+    "scan_classes": ("volume_segmentation.py", f"{VOLUMES} --images data/scans --masks data/scan_classes"),
     "conv3d": ("conv3d_analysis.py", "--input-shape 16 16 16 1 --filters 2"),
     "predict_grey": ("predict.py", f"grey/model.keras {GREY} --probabilities --masks data/masks"),
+    "predict_classes": ("predict.py", f"classes/model.keras {GREY} --probabilities --masks data/classes"),
     "predict_colour": ("predict.py", "colour/model.keras data/colour/0.png --probabilities"),
     "predict_at_scale": ("predict.py", "photographs/model.keras data/grey/0.png --probabilities"),
     "predict_by_two": (
@@ -67,14 +71,17 @@ CASES = {  # script and flags; the name is that of the output folder
         "folds/fold-1/model.keras data/grey/0.png --models folds/fold-2/model.keras --flips --probabilities",
     ),
     "predict_scans": ("predict.py", f"scans/model.keras {SCANS} --probabilities --masks data/scan_masks"),
+    "predict_scan_classes": ("predict.py", f"scan_classes/model.keras {SCANS} --masks data/scan_classes"),
 }
 NEEDS = {  # the cases whose files or digests are used
     "resumed": "lab",
     "predict_grey": "grey",
+    "predict_classes": "classes",
     "predict_colour": "colour",
     "predict_at_scale": "photographs",
     "predict_by_two": "folds",
     "predict_scans": "scans",
+    "predict_scan_classes": "scan_classes",
 }
 NAMES = ("generator", *CASES)
 
@@ -86,20 +93,24 @@ def with_needed(names: Iterable[str]) -> list[str]:
 
 
 def make_data(folder: Path) -> None:
-    """Six pictures, grey and in colour, and five scans, each with its mask; the last of each is longer than a tile."""
+    """Six pictures, grey and in colour, and five scans, each with its mask; the last of each is longer than a tile.
+
+    Masks of two classes have values of 10 and 20 in the halves of the object.
+    """
     import nibabel
     from PIL import Image
 
-    for name in ("grey", "colour", "masks", "scans", "scan_masks"):
+    for name in ("grey", "colour", "masks", "classes", "scans", "scan_masks", "scan_classes"):
         (folder / name).mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(6):
         mask, colour = draw(rng, (64, 1100) if number == 5 else (64, 80), contrast=(80, 40, -40))
-        for name, pixels in (("grey", colour[..., 0]), ("colour", colour), ("masks", 255 * mask)):
+        files = {"grey": colour[..., 0], "colour": colour, "masks": 255 * mask, "classes": halves(mask)}
+        for name, pixels in files.items():
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
     for number in range(5):
         mask, scan = draw(rng, (24, 20, 140) if number == 4 else (24, 20, 32), contrast=(80,))
-        for name, voxels in (("scans", scan[..., 0]), ("scan_masks", mask)):
+        for name, voxels in {"scans": scan[..., 0], "scan_masks": mask, "scan_classes": halves(mask)}.items():
             image = nibabel.Nifti1Image(voxels, np.diag([1, 1, 2, 1]))
             image.header.set_xyzt_units("mm")
             nibabel.save(image, folder / name / f"{number}.nii.gz")
@@ -112,6 +123,12 @@ def draw(rng: np.random.Generator, sides: tuple, contrast: tuple) -> tuple[np.nd
     mask = distance2 <= rng.uniform(5, 8) ** 2
     values = 90 + mask[..., None] * np.array(contrast) + 25 * rng.standard_normal((*sides, len(contrast)))
     return mask.astype(np.uint8), np.clip(values, 0, 255).round().astype(np.uint8)
+
+
+def halves(mask: np.ndarray) -> np.ndarray:
+    """A mask with 10 for the half of its object along the last axis, and 20 for the other half."""
+    middle = np.median(np.nonzero(mask)[-1])
+    return mask * np.where(np.arange(mask.shape[-1]) < middle, 10, 20).astype(np.uint8)
 
 
 def run(name: str, folder: Path) -> dict[str, str]:
@@ -148,6 +165,8 @@ def generator() -> dict[str, str]:
         "circles": digest(data_synth.make_circles(8, 64, seed=(0, 1))),
         "varied circles": digest(scenes.draw_scenes(8, 64, seed=(0, 1), **scenes.VARIED)),
         "spheres": digest(data_synth.make_spheres(2, 32, seed=(0, 1), radius=(3, 8))),
+        "shapes": digest(data_synth.make_shapes(8, 64, seed=(0, 1), radius=(3, 5))),
+        "bodies": digest(data_synth.make_bodies(2, 32, seed=(0, 1), radius=(3, 4))),
     }
 
 
@@ -224,7 +243,7 @@ PARTS = {  # of what a case has written: which files, and what reads their numbe
     "mean scores": ("folds.json", read_json),
     "rows": ("*.csv", read_rows),
     "mask": ("*_mask.*", read_image),
-    "probabilities": ("*_probability.*", read_image),
+    "probabilities": ("*_probability*", read_image),
     "curves": ("simulation.json", read_json),
 }
 

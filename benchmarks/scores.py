@@ -72,10 +72,10 @@ def run_row(row: str, seed: int, precision: str) -> dict:
 
 
 def mean_and_spread(values: list[float]) -> str:
-    """Mean of the seeds, with their standard deviation in units of the last digit: 0.9941 (2)."""
+    """Mean of the seeds, with their standard deviation: 0.9941 ± 0.0002."""
     if len(values) == 1:
         return f"{values[0]:.4f}"
-    return f"{statistics.mean(values):.4f} ({round(statistics.stdev(values) * 1e4)})"
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def main_table(results: list[dict]) -> str:

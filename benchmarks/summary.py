@@ -29,6 +29,7 @@ from benchmarks import (
 from benchmarks import gpu as card_benchmark
 from benchmarks import processors as processors_benchmark
 from benchmarks._common import ROOT, changed_code, code_of, read, table
+from lab.evaluate import scoring
 
 QUESTIONS = {  # what each benchmark asks, by its record
     "scores": "how good are the recipes?",
@@ -345,9 +346,18 @@ def shared_server(found: dict) -> str:
     )
 
 
+def example(found: dict) -> str:
+    """What the console shows at the end of the default training with seed 0."""
+    row = next(row for row in found["rows"] if row["row"] == "lab" and row["seed"] == 0)
+    shown = scoring.format_table({**row["baselines"], "U-Net": row["test"]})
+    return "\n".join(f"    {line}" for line in ["Test set, 512 images:", *shown.splitlines()])
+
+
 PIECES = {  # name: the record that must be there, and what the page says of it
     "main_table": ("scores", lambda found: scores.main_table(found["rows"])),
     "made": ("scores", made),
+    "example": ("scores", example),
+    "shapes": ("classes", lambda found: classes.shapes_sentence(found["rows"])),
     "command_times": ("commands", lambda found: commands.times(found["rows"])),
     "volumes": ("commands", lambda found: commands.volumes(found["rows"])),
     "index": (None, lambda found: index()),

@@ -167,3 +167,92 @@ def test_every_backend_gives_the_same_numbers(backend):
         for name in ("tensorflow", backend)
     )
     np.testing.assert_allclose(json.loads(ours), json.loads(theirs), rtol=1e-6)
+
+
+# Several classes
+
+
+def random_classes(num=7, side=9, classes=3, seed=0):
+    """One-hot masks of three classes and background, and softmax-like predictions, (N, H, W, 4) each."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes + 1, (num, side, side))
+    probs = rng.random((num, side, side, classes + 1), np.float32)
+    return (labels[..., None] == np.arange(classes + 1)).astype("float32"), probs / probs.sum(axis=-1, keepdims=True)
+
+
+def test_scores_of_a_class_on_a_million_pixels_are_those_of_scikit_learn():
+    true, probs = random_classes(1, 1000)
+    labels, found = (array.argmax(axis=-1).ravel() for array in (true, probs))
+    for metric, oracle in ((metrics.DiceCoefficient, f1_score), (metrics.IoU, jaccard_score)):
+        one = metric(threshold=0.5)
+        one.update_state(true, probs)
+        expected = oracle(labels, found, labels=[1, 2, 3], average=None)
+        np.testing.assert_allclose(one.of_classes(3)[0], expected, atol=1e-7)
+        assert float(one.result()) == pytest.approx(expected.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("average", ["global", "image"])
+def test_batches_of_one_and_of_seven_give_the_same_hard_scores(average):
+    true, probs = random_classes()
+    found = []
+    for batch in (1, 7):
+        metric = metrics.DiceCoefficient(threshold=0.5, average=average)
+        for start in range(0, 7, batch):
+            metric.update_state(true[start : start + batch], probs[start : start + batch])
+        found.append(float(metric.result()))
+    assert found[0] == pytest.approx(found[1], abs=1e-7)
+
+
+def test_a_rare_class_that_is_missed_scores_zero_over_the_one_image_that_has_it():
+    true = np.zeros((1000, 2, 2, 3), "float32")
+    true[..., 0] = 1
+    probs = true.copy()
+    true[0, 0, 0] = [0, 0, 1]
+    metric = metrics.DiceCoefficient(threshold=0.5, average="image", class_names=["frequent", "rare"])
+    metric.update_state(true, probs)
+    scores, counts = (np.array(values) for values in metric.of_classes(2))
+    assert counts.tolist() == [0, 1] and scores[1] < 1e-5
+    named = {name: float(value) for name, value in metric.result().items()}
+    assert named["dice_coeff"] < 1e-5 and named["dice_coeff/rare"] < 1e-5
+
+
+def test_a_class_counts_if_it_is_there_or_predicted():
+    true, found = np.zeros((3, 4, 4, 3), "float32"), np.zeros((3, 4, 4, 3), "float32")
+    true[..., 0] = found[..., 0] = 1
+    true[0, 0, 0] = [0, 1, 0]  # missed
+    found[1, 0, 0] = [0, 1, 0]  # a false alarm
+    metric = metrics.DiceCoefficient(threshold=0.5, average="image")
+    metric.update_state(true, found)
+    assert np.array(metric.of_classes(2)[1]).tolist() == [2, 0]
+
+
+def test_what_is_not_labelled_changes_no_score_no_loss_and_no_gradient():
+    import tensorflow as tf
+
+    from lab.model import training
+
+    for true, probs, nothing in ((*random_classes(), 0), (*random_masks(7), -1)):
+        probs = np.clip(probs, 0.1, 0.9).astype("float32")
+        true[:, :3] = nothing
+        other = probs.copy()
+        other[:, :3] = probs[:, :3][..., ::-1] if nothing == 0 else 1 - probs[:, :3]
+        results = []
+        for values in (probs, other):
+            soft, hard = metrics.DiceCoefficient(), metrics.IoU(threshold=0.5, average="image")
+            soft.update_state(true, values), hard.update_state(true, values)
+            losses, variable = [], tf.Variable(values)
+            for name in ("dice", "ce", "dice+ce", "pooled-dice"):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(training.choose_loss(name)(tf.constant(true), tf.identity(variable)))
+                losses.append(float(loss))
+                gradient = tape.gradient(loss, variable).numpy()
+                assert not gradient[:, :3].any() and gradient[:, 3:].any()
+            results.append([*losses, float(soft.result()), float(hard.result())])
+        assert results[0] == results[1]
+
+
+def test_the_loss_is_one_minus_the_mean_dice_of_the_foreground():
+    true, probs = random_classes()
+    loss = np.array(metrics.DiceLoss(smooth=1.0, reduction="none")(true, probs))
+    dice = np.array(metrics.dice_coeff(true, probs, smooth=1.0, axis=(1, 2)))[:, 1:].mean(axis=1)
+    np.testing.assert_allclose(loss, 1 - dice, atol=1e-6)

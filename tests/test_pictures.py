@@ -157,7 +157,7 @@ def test_a_folder_of_deep_colours_keeps_them_and_says_once_what_others_lose(fold
         colours = [grey * 200, grey * 100, 60_000 - grey, *[grey] * len(fourth)]
         tifffile.imwrite(path.with_suffix(".tif"), np.stack(colours, -1), photometric="rgb", **fourth)
         path.unlink()
-    samples = pictures.read_folder(folder, masks)
+    samples, _ = pictures.read_folder(folder, masks)
     assert {(sample.image.dtype.name, sample.image.shape[-1]) for sample in samples} == {("uint16", 3)}
     images, _ = patches.random_patches(samples, 4, 16, 0, patches.vary)
     assert images.shape == (4, 16, 16, 3) and np.isfinite(images).all()

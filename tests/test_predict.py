@@ -19,6 +19,7 @@ from PIL import Image
 import predict
 import unet_segmentation
 from lab.data import grey_values, pictures
+from lab.data.classes import Classes
 from lab.model import model_file, prediction, timing
 from lab.system import table as csv_table
 
@@ -175,6 +176,33 @@ def test_a_picture_of_the_training_size_gets_what_the_model_says(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (32, 32, 1), np.uint8)
     expected = network.predict_on_batch(picture[None] / np.float32(255))[0, ..., 0]
     np.testing.assert_allclose(probabilities(model, picture), expected, atol=1e-6)
+
+
+def test_an_array_gets_the_labels_and_probabilities_that_its_file_gets(tmp_path):
+    path = save_model(threshold_network(), tmp_path / "model.keras")
+    models = prediction.load_models([str(path)])
+    grey = np.random.default_rng(0).integers(0, 256, (33, 50), np.uint8)
+    labels, probs = prediction.predict(models, grey[..., None])
+    assert labels.dtype == np.uint8 and probs.dtype == np.float32
+    np.testing.assert_array_equal(labels, grey > 127)
+    np.testing.assert_array_equal(probs[..., 0], probabilities(models[0], grey[..., None]))
+    np.testing.assert_array_equal(prediction.predict(models, grey)[0], labels)
+    np.testing.assert_array_equal(prediction.predict(models, grey, 0)[0], 1)
+    for shape in ((33,), (33, 50, 3), (2, 33, 50, 1), (0, 50, 1)):
+        with pytest.raises(ValueError, match=r"takes an array \(H, W, 1\); got one of shape"):
+            prediction.predict(models, np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="its file's type, such as uint8 or float32, was expected; got int64"):
+        prediction.predict(models, grey.astype(np.int64))
+
+
+def test_an_array_of_three_axes_is_a_volume_for_a_model_of_volumes(tmp_path):
+    network = unet_segmentation.build_unet((None, None, None, 1), filters=2, depth=1, num_classes=2)
+    settings = {**grey_values.ABSOLUTE, **Classes(("a", "b"), (0, 1, 2)).stored(), "size": [8, 8, 8], "seen": SEEN}
+    model_file.save_model(network, tmp_path / "model.keras", settings)
+    volume = np.random.default_rng(0).random((9, 10, 11), np.float32)
+    labels, probs = prediction.predict(prediction.load_models([tmp_path / "model.keras"]), volume)
+    assert labels.shape == volume.shape and probs.shape == (*volume.shape, 3)
+    np.testing.assert_array_equal(labels, probs.argmax(axis=-1))
 
 
 def test_tiles_of_a_network_leave_no_seam(tmp_path, monkeypatch):

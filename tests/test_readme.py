@@ -6,9 +6,13 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import data_synth
 from benchmarks import _common, summary
+from lab.data import grey_values
+from lab.model import model_file, prediction
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in summary.PAGES}
@@ -151,3 +155,54 @@ def test_every_command_of_a_training_parses(page):
         assert found
     for flags in found:
         unet.parse_args(flags)
+
+
+def program(title, page="README.md"):
+    """The lines of Python under a title of a page."""
+    section = (ROOT / page).read_text(encoding="utf-8").partition(f"# {title}\n")[2].partition("\n#")[0]
+    lines = [line[4:] for line in section.splitlines() if not line.strip() or line.startswith("    ")]
+    return "\n".join(line for line in lines if not line.startswith(".venv/")).strip()
+
+
+def save_network(path, settings):
+    import unet_segmentation
+
+    network = unet_segmentation.build_unet((None, None, 1), filters=2, depth=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seen = dict.fromkeys(("1%", "50%", "99%"), [0.0, 1.0])
+    model_file.save_model(network, path, {**settings, "size": [32, 32], "seen": seen})
+    return path
+
+
+def test_the_program_from_python_trains_and_predicts(tmp_path, monkeypatch):
+    save_network(tmp_path / "outputs" / "unet" / "model.keras", grey_values.ABSOLUTE)
+    monkeypatch.chdir(tmp_path)
+    assert len(program("From Python").splitlines()) <= 10
+    found = {}
+    exec(program("From Python"), found)
+    assert found["labels"].shape == (64, 64) and found["probs"].shape == (64, 64, 1)
+    np.testing.assert_array_equal(found["labels"], found["probs"][..., 0] >= 0.5)
+    assert {"loss", "dice_coeff", "iou_metric"} <= found["model"].history.history.keys()
+
+
+@pytest.mark.parametrize("window", [None, [50, 180], "percentiles"])
+def test_the_program_for_onnx_gives_the_probabilities_that_the_lab_gives(window, tmp_path, monkeypatch):
+    for name in ("tf2onnx", "onnx", "onnxruntime"):
+        pytest.importorskip(name, reason="pip install -r requirements-onnx.txt")
+    from lab.model import export
+
+    settings = grey_values.STRETCHED if window == "percentiles" else {**grey_values.ABSOLUTE, "window": window}
+    path = save_network(tmp_path / "model.keras", settings)
+    export.export(path, tmp_path / "unet.onnx")
+    image = data_synth.make_circles(1, size=(53, 75), contrast=0.7, noise=0.05)[0][0]
+    image = image if window is None else np.round(255 * image).astype(np.uint8)
+    np.save(tmp_path / "image.npy", image)
+    monkeypatch.chdir(tmp_path)
+    lines = program("ONNX", "CONTRIBUTING.md").splitlines()
+    imported = re.findall("^import (.+?)(?: as .+)?$", "\n".join(lines), re.MULTILINE)
+    assert len(lines) <= 12 and imported == ["json", "numpy", "onnxruntime"]
+    found = {}
+    exec(program("ONNX", "CONTRIBUTING.md"), found)
+    _, probs = prediction.predict(prediction.load_models([path]), image)
+    assert found["probs"].shape == probs.shape and np.ptp(probs) > 0.01
+    np.testing.assert_allclose(found["probs"], probs, atol=1e-5)

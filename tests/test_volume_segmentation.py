@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import re
 
 import nibabel
@@ -92,7 +93,8 @@ def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_fo
 
 def test_the_model_file_gets_the_spacings_of_the_training_scans(scan_folders):
     args = script.parse_args(["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), *TINY])
-    low, high = script.own_scans(args, *script.split_scans(args)).preprocessing["spacings_seen"]
+    classes, split, remarks = script.split_scans(args)
+    low, high = script.own_scans(args, classes, split, remarks).preprocessing["spacings_seen"]
     steps = np.array([sample.spacing for sample in split["training"]])
     assert (low, high) == (steps.min(axis=0).tolist(), steps.max(axis=0).tolist())
     assert {round(step, 3) for step in (*low, *high)} <= {0.9, 1.0, 1.2, 1.5}
@@ -120,6 +122,14 @@ def test_more_memory_gives_larger_patches_up_to_the_scans(capsys):
     assert "taken" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no patch trains within 0.01 GiB"):
         planned([volume], "--memory", "0.01")
+
+
+def test_without_memory_or_a_card_the_patch_is_no_larger_than_pays():
+    for shape in ((26, 200, 180), (200, 200, 200), (16, 16, 16), (500, 40, 40)):
+        patch = planned([Sample("a", None, np.zeros(shape, bool), None)], "--filters", "1")
+        assert math.prod(patch) <= 1.35 * script.MOST_VOXELS  # sides are rounded up to what is divisible by 8
+        assert all(side <= length + 7 for side, length in zip(patch, shape, strict=True))
+        assert math.prod(patch) >= 0.5 * min(script.MOST_VOXELS, math.prod(shape))
 
 
 def test_patches_are_turned_in_planes_of_equal_spacing_and_sides_only():

@@ -56,7 +56,7 @@ def test_of_sheared_axes_the_volume_is_the_determinant_and_the_steps_go_with_the
     scan = scans.open_scan(tmp_path / "a" / "a.nii")
     assert scan.sheared and scan.voxel == pytest.approx(0.5 * 1.0 * 2.0)
     assert math.prod(scan.spacing) == pytest.approx(0.5 * 1.0 * math.hypot(2.0, 0.7))
-    (sample,) = volumes.read_folder(tmp_path / "a", tmp_path / "b", spacing=(1, 1, 1))
+    ((sample,), _) = volumes.read_folder(tmp_path / "a", tmp_path / "b", spacing=(1, 1, 1))
     assert np.linalg.norm(sample.steps, axis=0) == pytest.approx(sample.spacing)
     write_nifti(tmp_path / "c.nii", noise())
     straight = scans.open_scan(tmp_path / "c.nii")

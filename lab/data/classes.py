@@ -161,18 +161,20 @@ def find_classes(
     if ignore is None and kind == "palette" and _is_voc(palette) and NOT_LABELLED in found:
         ignore = NOT_LABELLED
     values = [value for value in found if value != ignore]
-    if len(values) < 2 or (len(values) == len(names or ()) and 0 not in values):
-        values = sorted({0, *values})  # no pixel of any mask is background
+    if sum(value != 0 for value in values) < 2 or (len(values) == len(names or ()) and 0 not in values):
+        values = [0, *(value for value in values if value != 0)]  # the background, also where no pixel belongs to it
     if len(values) == 1:
         return dataclasses.replace(ONE, ignore=ignore)  # empty masks
+    if len(values) > 2 and values[0] < 0:
+        raise ValueError(f"{_holding(masks, values[0])} holds {values[0]}: the values of classes are 0 or more.")
     if names is None and len(values) > 2:
         _refuse_soft(masks, values)
         _refuse_instances(masks, values)
         if ignore is None and kind == "grey" and values[-1] == NOT_LABELLED and values[-2] <= MOST:
-            path = next(mask.path for mask in masks if NOT_LABELLED in mask.counts)
             raise ValueError(
-                f"masks hold {listed(values)} ({path}): 255 may mean that a pixel is not labelled, or be a class. Give "
-                f"--ignore 255 for the former, or --classes with {len(values) - 1} names for the latter."
+                f"masks hold {listed(values)} ({_holding(masks, NOT_LABELLED)}): 255 may mean that a pixel is not "
+                f"labelled, or be a class. Give --ignore 255 for the former, or --classes with {len(values) - 1} names "
+                "for the latter."
             )
     draft = Classes(tuple(names or ()), tuple(map(int, values)), kind, palette, ignore)
     if names is None:
@@ -182,10 +184,16 @@ def find_classes(
     elif len(names) != len(values) - 1:
         raise ValueError(
             f"--classes takes a name for each value of the masks beside the background, here {len(values) - 1} "
-            f"({', '.join(map(draft.shown, values[1:]))}); got {len(names)}: {' '.join(names)}."
+            f"({', '.join(map(draft.shown, values[1:]))}, the last one in {_holding(masks, values[-1])}); got "
+            f"{len(names)}: {' '.join(names)}."
         )
     check_names(draft.names)
     return draft
+
+
+def _holding(masks: Sequence[MaskValues], value: int) -> Path:
+    """The first mask that holds a value."""
+    return next((mask.path for mask in masks if value in mask.counts), Path())
 
 
 def of_folders(folders: Sequence[str], names: Sequence[str] | None = None) -> Classes:

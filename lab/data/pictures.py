@@ -259,7 +259,8 @@ def _as_colours(colours: np.ndarray) -> np.ndarray:
 def look_at_mask(path: Path, values: np.ndarray, kind: str, palette) -> classes.MaskValues:
     """What `find_classes` has to know of a mask."""
     counts = Counter(dict(zip(*(array.tolist() for array in np.unique(values, return_counts=True)), strict=True)))
-    between = classes.values_between(values) if 2 < len(counts) <= classes.MOST + 2 else frozenset()
+    few = kind == "grey" and 2 < len(counts) <= classes.MOST + 2
+    between = classes.values_between(values) if few else frozenset()
     return classes.MaskValues(path, counts, kind, palette, between)
 
 

@@ -1,6 +1,10 @@
 """What one or several networks say of an image of any size, and what a mask holds: pictures and volumes alike.
 
-models = load_models([Path("outputs/unet/model.keras")])
+models = load_models(["outputs/unet/model.keras"])
+labels, probs = predict(models, image)                   # (H, W), and (H, W, 1) or (H, W, K + 1)
+
+The same in steps, which `predict.py` needs for its tables and for images that the memory does not hold:
+
 prepare = prepare_pictures(models, image)
 slabs = probabilities(models, image, prepare)            # (h, W, 1) or (h, W, K + 1) each, from the first line on
 labels, figures, _ = segment(slabs, image.shape[:-1])
@@ -28,9 +32,9 @@ PIXELS = 2**18  # predicted at a time where tiles are small
 SLAB = 2**22  # pixels that a mask is looked at at a time
 
 
-def load_models(paths: list[Path]) -> list[model_file.Model]:
+def load_models(paths: Sequence[str | Path]) -> list[model_file.Model]:
     """Load models whose probabilities are averaged; ValueError if one is unusable or they do not go together."""
-    models = [model_file.load_model(path) for path in paths]
+    models = [model_file.load_model(Path(path)) for path in paths]
     first = models[0].preprocessing
     for path, (_, other) in zip(paths, models, strict=True):
         for key, what in (("ndim", "axes"), ("channels", "channels"), ("spacing", "mm between voxels")):
@@ -49,6 +53,37 @@ def load_models(paths: list[Path]) -> list[model_file.Model]:
             )
     choose_tile(models, first["size"])
     return models
+
+
+def predict(models: list[model_file.Model], image: np.ndarray, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities of a picture (H, W, C) or a volume (D, H, W, C), of any size.
+
+    Args:
+        models: by `load_models`; of several the mean is taken.
+        image: the values of a file, not scaled and of its type; grey ones also as (H, W) or (D, H, W). The voxels of
+            a volume must be as far apart as those that the models were trained on.
+        threshold: see `segment`.
+
+    Returns:
+        Labels (*sides), uint8, 0 to K, and probabilities (*sides, 1), or of several classes (*sides, K + 1), float32.
+
+    Raises:
+        ValueError: for an array of other axes, other channels, or a type that files do not have.
+    """
+    ndim, channels = (models[0].preprocessing[key] for key in ("ndim", "channels"))
+    sides, given = ("H, W" if ndim == 2 else "D, H, W"), image.shape
+    image = image[..., None] if image.ndim == ndim and channels == 1 else image
+    if image.ndim != ndim + 1 or image.shape[-1] != channels or not image.size:
+        raise ValueError(f"the model takes an array ({sides}, {channels}); got one of shape {given}.")
+    if image.dtype.kind not in "buif" or image.dtype in (np.int64, np.uint64):  # their maximum would be white
+        raise ValueError(f"an array of its file's type, such as uint8 or float32, was expected; got {image.dtype}.")
+    prepare = prepare_pictures(models, image if ndim == 2 else grey_values.few_slices(image))
+    if ndim == 2:
+        slabs, _ = picture_probabilities(models, image, prepare)
+    else:
+        slabs = probabilities(models, image, prepare)
+    probs = np.concatenate(list(slabs))
+    return segment([probs], image.shape[:-1], threshold)[0], probs
 
 
 def choose_tile(models: list[model_file.Model], sides: tuple[int, ...]) -> list[int]:

@@ -157,13 +157,22 @@ def precision_for(precision: str, sides: tuple[int, ...], depth: int = 3) -> str
     wrong = precision == "mixed_bfloat16" and len(sides) == 3 and sides[0] // 2**depth == 2
     if not wrong or keras.backend.backend() != "tensorflow":
         return precision
-    import tensorflow as tf
-
-    if tf.config.list_physical_devices("GPU"):
+    if has_graphics_card():
         return precision
     print("In float32: on processors, bfloat16 gradients are wrong where volumes get 2 voxels deep inside the network.")
     keras.config.set_dtype_policy("float32")
     return "float32"
+
+
+def has_graphics_card() -> bool:
+    """Whether the backend computes on anything but the processor."""
+    if import_keras().backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return bool(tf.config.list_physical_devices("GPU"))
+    import jax
+
+    return any(device.platform != "cpu" for device in jax.devices())
 
 
 def make_deterministic() -> None:

@@ -130,7 +130,7 @@ def test_the_commands_of_the_readme_are_told_by_their_medians_and_their_seeds():
         filtered = {f"Gaussian filter of {width:g}, threshold": {"image_dice": 0.7}}
         found = {"test": {"image_dice": dice}, "baselines": filtered}
         rows.append({**here, "name": "volumes", "seed": seed, "seconds": 1, "settings": {"test_volumes": 32}, **found})
-    told = "Mean Dice of 32 unseen volumes, 2 seeds: the 3D U-Net 0.8500 (707), Gaussian filter, threshold 0.7000 (0)."
+    told = "Mean Dice of 32 unseen volumes, 2 seeds: the 3D U-Net 0.8500 ± 0.0707, Gaussian filter, threshold 0.7000 ± 0.0000."
     assert commands.volumes(rows) == told
 
 
@@ -161,7 +161,7 @@ def test_the_rate_is_chosen_on_validation_and_differences_are_paired_by_fresh_se
     assert ablation.final("adam", runs) == adam
     half = 12.706205 * 0.02 / 2**0.5 / 2**0.5  # Student's t of 1 degree of freedom; 0.2 counts as a failure
     (line,) = [line for line in ablation.scores_table(runs).splitlines() if line.startswith("| Adam")]
-    assert f"| 0.7200 (1556) | +0.0200 ({0.02 - half:+.4f} to {0.02 + half:+.4f}) | 0.7200 | 1 of 3 |" in line
+    assert f"| 0.7200 ± 0.1556 | +0.0200 ({0.02 - half:+.4f} to {0.02 + half:+.4f}) | 0.7200 | 1 of 3 |" in line
     with pytest.raises(ValueError, match="row dice is not recorded"):
         ablation.best_rate("dice", runs)
 
@@ -190,7 +190,7 @@ def test_a_collapsed_run_is_told_and_not_in_the_means():
 
     runs = [run("lab", 0.9), run("report", 0.0, "collapsed"), run("report", 0.8), run("report", 0.6)]
     lines = scores.main_table(runs).splitlines()
-    assert [cell.strip() for cell in lines[-2].split("|")][3:5] == ["2 of 3", "0.7000 (1414)"]
+    assert [cell.strip() for cell in lines[-2].split("|")][3:5] == ["2 of 3", "0.7000 ± 0.1414"]
     assert scores.collapsed_sentence(runs).startswith("Of 3 runs of the report's recipe 1 collapsed")
     assert scores.collapsed_sentence(runs[:1]) == ""
     lines = scores.main_table([*runs, run("lab", 0.7, precision="bfloat16")]).splitlines()
@@ -269,7 +269,7 @@ def test_the_rate_of_a_loss_is_chosen_on_seeds_that_are_not_told():
     half = 12.706205 * 0.1 / 2**0.5 / 2**0.5  # Student's t of 1 degree of freedom; differences -0.1 and -0.2
     line = classes.losses_table(rows).splitlines()[-1]
     told = f"-0.1500 ({-0.15 - half:+.4f} to {-0.15 + half:+.4f})"
-    assert line == f"| ce | 0.003 | 0.9000 (0) | 0.4500 (707) | {told} | 1 of 2 |"
+    assert line == f"| ce | 0.003 | 0.9000 ± 0.0000 | 0.4500 ± 0.0707 | {told} | 1 of 2 |"
 
 
 def test_rates_are_swept_then_the_best_goes_on_and_what_is_recorded_is_not_repeated(results, monkeypatch):

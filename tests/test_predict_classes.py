@@ -216,7 +216,7 @@ def test_a_table_of_other_classes_is_left_alone(model_path, tmp_path, capsys):
     assert "predictions.csv is a table of other classes; name another folder" in said
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert run(model_path, [tmp_path / "a.png"], tmp_path / "out", "--continue") == 0
-    assert "1 of 1 were finished before" in capsys.readouterr().out
+    assert "1 of 1 finished before" in capsys.readouterr().out
 
 
 # Models
@@ -248,7 +248,9 @@ def make_scan(path, shape=(24, 20, 25)):
     labels = np.zeros(shape, np.uint8)
     labels[2:10, 2:10, 3:11] = 1
     labels[12:20, 10:18, 13:21] = 2
-    nibabel.Nifti1Image(GREYS[labels], AFFINE).to_filename(path)
+    image = nibabel.Nifti1Image(GREYS[labels], AFFINE)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
     return labels
 
 

@@ -264,3 +264,13 @@ def test_examples_are_two_typical_results_and_the_two_worst():
 def test_a_name_that_is_no_utf_8_is_kept_byte_by_byte(tmp_path):
     output_files.write_table([{"volume": os.fsdecode(b"t\xe9te.nii"), "dice": 1}], tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_bytes() == b"volume,dice\r\nt\xe9te.nii,1\r\n"
+
+
+def test_the_best_windows_of_grey_values_hold_what_they_were_chosen_for():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (4, 20, 20))
+    images = np.array([10, 20, 30])[labels][..., None] + rng.integers(-2, 3, (4, 20, 20, 1))
+    masks = (labels[..., None] == np.arange(3)).astype(np.float32)
+    windows = scoring.best_windows(images, masks)
+    assert windows == [(18.0, 22.0, 1.0), (28.0, 32.0, 1.0)]
+    np.testing.assert_array_equal(scoring.in_windows(images, windows), masks)

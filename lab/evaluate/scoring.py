@@ -185,18 +185,21 @@ def best_windows(images, masks) -> list[tuple[float, float, float]]:
     if not objects.size:
         return [(0.0, 0.0, 0.0)] * (masks.shape[-1] - 1)
     ends = np.unique(np.percentile(objects, np.arange(101), method="nearest"))
-    bins = np.searchsorted(ends, grey, "right")  # 0 below the first end; len(ends) from the last end on
-    bins[grey == ends[-1]] = len(ends) - 1
-    labelled = masks.any(axis=-1)
-    total = np.cumsum(np.bincount(bins[labelled], minlength=len(ends) + 1))
-    found = []
+    bins = {side: np.searchsorted(ends, grey, side) for side in ("left", "right")}
+
+    def inside(pixels):
+        """How many of some pixels have grey values from end i to end j, both included: (ends, ends)."""
+        up_to, below = (
+            np.cumsum(np.bincount(bins[side][pixels], minlength=len(ends) + 1))[:-1] for side in ("left", "right")
+        )
+        return up_to[None, :] - below[:, None]
+
+    total, found = inside(masks.any(axis=-1)), []
     for label in range(1, masks.shape[-1]):
-        true = np.cumsum(np.bincount(bins[masks[..., label] == 1], minlength=len(ends) + 1))
-        # From end i to end j: the pixels of bins i + 1 to j, without those below the first end.
-        hits, all_in = (counts[None, 1:] - counts[:-1, None] for counts in (true, total))
-        dice = np.triu(2 * hits / np.maximum(true[-1] + all_in, 1))
+        true = masks[..., label] == 1
+        dice = np.triu(2 * inside(true) / np.maximum(np.count_nonzero(true) + total, 1))
         i, j = np.unravel_index(dice.argmax(), dice.shape)
-        found.append((float(ends[i]), float(ends[min(j + 1, len(ends) - 1)]), float(dice[i, j])))
+        found.append((float(ends[i]), float(ends[j]), float(dice[i, j])))
     return found
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from lab import command_line
 from lab.data import folders, grey_values, pictures, scans, volumes
 from lab.data.classes import Classes, itksnap_labels
-from lab.evaluate import label_pictures, plots, views, volume_results
+from lab.evaluate import label_pictures, plots, sample_scores, views
 from lab.model import model_file, timing
 from lab.model.prediction import (
     compare_labels,
@@ -131,7 +131,7 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     if truth:
         row |= compare_labels(true.voxels, labels, known.names)
         steps = 1.0 if scan.steps is None else scan.steps
-        row |= volume_results.class_distances(true.voxels, labels, known.names, steps)
+        row |= sample_scores.class_distances(true.voxels, labels, known.names, steps)
     marked, colours = as_drawn(labels, known)
     oriented = scan.affine is not None
     shown = views.montage(scan.voxels[..., None], marked, scan.spacing, prepare[0], colours, oriented)

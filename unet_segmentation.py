@@ -10,9 +10,9 @@ would: Dice loss pooled over the batch, Adam at 1e-3, 256 fixed images; expect 0
     python unet_segmentation.py --images my/pictures --masks my/masks
 
 trains on your own pictures instead, a mask of the same name for each, of one class or several; dataset.png shows what
-was read, split.json what became of each. `--shapes` draws discs, squares and triangles, three classes that only their
-shape tells apart; expect a mean Dice of 0.98. `--recipe photographs` draws circles under many kinds of light and
-surface, for use on photographs.
+was read, split.json what became of each. `--check` writes these two and ends. `--shapes` draws discs, squares and
+triangles, three classes that only their shape tells apart; expect a mean Dice of 0.98. `--recipe photographs` draws
+circles under many kinds of light and surface, for use on photographs.
 """
 
 import argparse
@@ -333,39 +333,38 @@ def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict], int]:
 
 
 def own_pictures(args: argparse.Namespace, classes: Classes, parts: dict[str, list], size: int) -> Source:
-    """The user's pictures: random crops to train on, and crops that cover pictures to validate and to test on."""
+    """The user's pictures: random crops to train on, crops on a grid to validate on, whole pictures to test on."""
     preprocessing, ranged, remark = grey_values.settle(parts, args.grey_range)
     augment = patches.vary if args.augment else None
-    train_size = args.train_size or size
-    held_out = {"validation": args.val_images, "test": args.test_images}
+    train_size, channels = args.train_size or size, ranged["training"][0].image.shape[-1]
 
     def crops(num, side, *stream):
         return patches.random_patches(ranged["training"], num, side, (args.seed, *stream), augment, classes.num)
 
-    def grid(part, change=list):
-        return patches.grid_patches(change(ranged[part]), size, held_out[part], classes.num)
+    def grid(change=list):
+        return patches.grid_patches(change(ranged["validation"]), size, args.val_images, classes.num)
 
-    validation, _ = grid("validation")
-    test, places = grid("test")
+    validation = grid()
     return Source(
         name="own pictures",
         origin=str(args.images),
         batches=epochs(args, lambda num, *stream: crops(num, train_size, TRAIN, *stream)),
         num_training=args.train_images,
         sides=(train_size, train_size),
-        channels=ranged["training"][0].image.shape[-1],
+        channels=channels,
         validation=validation,
-        test=test,
-        num_test=len(test[0]),
-        test_names=places,
+        test=ranged["test"],
+        num_test=len(ranged["test"]),
         preprocessing=preprocessing,
         typical=lambda: crops(128, size, TYPICAL)[0],
         classes=classes,
-        raw=lambda: [grid(part, grey_values.raw)[0] for part in held_out],
+        raw=lambda: [grid(grey_values.raw), grey_values.raw(ranged["test"])],
         settings={"data": splits.describe(parts), "size": size, **classes.settings()},
         files=splits.files(ranged, functools.partial(plots.plot_dataset, classes=classes)),
         remarks=(
-            f"own pictures: trained on images of {describe_sizes(train_size, size)}",
+            *splits.describe_parts(parts, validation[1]),
+            f"own pictures: trained on crops of {train_size} x {train_size} pixels, in "
+            f"{ {1: 'grey', 3: 'colour'}.get(channels, f'{channels} channels') }",
             remark,
             *splits.describe_classes(parts, classes),
         ),
@@ -405,8 +404,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     chosen("--train-images", type=int, metavar="N", help="training images (or crops of your own) per epoch")
     chosen("--fixed-images", **switch, help="the same training images every epoch, instead of new ones")
     chosen("--train-size", type=int, metavar="PIXELS", help="side of the training images, at most --size")
-    data("--val-images", type=int, default=64, metavar="N", help="validation images")
-    data("--test-images", type=int, default=512, metavar="N", help="test images, seen by the final scores alone")
+    data("--val-images", type=int, default=64, metavar="N", help="validation images (or crops of your own)")
+    tested = "circles or shapes to test on, seen by the final scores alone; of your own all test pictures are taken"
+    data("--test-images", type=int, default=512, metavar="N", help=tested)
     sides = "side of the images, divisible by 8; of one or two small pictures the largest that splits them by regions"
     chosen("--size", type=int, metavar="PIXELS", help=sides)
     ends = {"type": float, "nargs": "+", "metavar": "V"}
@@ -446,7 +446,7 @@ def check_args(args: argparse.Namespace) -> None:
         check_network((side, side, 1), args.filters, depth=3)
     if train_size > size:
         raise ValueError(f"--train-size {train_size} is larger than --size {size}; take at most that.")
-    kept = args.val_images + args.test_images + args.fixed_images * args.train_images
+    kept = args.val_images + (args.images is None) * args.test_images + args.fixed_images * args.train_images
     memory.check_room(3 * 4 * kept * size**2, "images, masks and probabilities")  # float32
     if args.recipe == "shapes":
         data_synth.make_shapes(1, args.train_size, shapes=SHAPES, radius=args.radius, contrast=args.contrast[0])
@@ -476,7 +476,8 @@ def check_circles(args: argparse.Namespace) -> None:
 def main(argv=None) -> dict:
     """Train, score, plot and track one network, or one per fold; return the test scores, of folds the mean."""
     args = parse_args(argv)
-    evaluate = functools.partial(evaluation.of_images, settings=vars(args))
+    score = evaluation.of_samples if args.images else evaluation.of_images
+    evaluate = functools.partial(score, settings=vars(args))
     run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluate)
     if args.images is None:
         return run(functools.partial(shapes if args.recipe == "shapes" else circles, args))
@@ -487,7 +488,7 @@ def main(argv=None) -> dict:
     if not args.folds:
         return run(*sources)
     scores = [run(source, fold=fold) for fold, source in enumerate(sources, 1)]
-    return experiment.summarize_folds(scores, args.out_dir)
+    return {} if args.check else experiment.summarize_folds(scores, args.out_dir)
 
 
 if __name__ == "__main__":

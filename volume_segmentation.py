@@ -29,7 +29,7 @@ from lab.data import grey_values, patches, splits, volumes
 from lab.data.classes import ONE, Classes
 from lab.data.sample import Sample, to_masks
 from lab.data.source import Source
-from lab.evaluate import ball_fit, evaluation, shape_fit, views, volume_results
+from lab.evaluate import ball_fit, evaluation, sample_scores, shape_fit, views
 from lab.model import checkpoints, memory, training
 from lab.system import backend, processes
 from unet_segmentation import build_unet, check_network
@@ -114,7 +114,7 @@ def spheres(args: argparse.Namespace) -> Source:
         looks = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius}
         balls = ball_fit.fit_balls(np.stack([sample.image for sample in parts["test"]]), **looks)
         found = ball_fit.draw_balls(balls, (args.size,) * 3)
-        return {"likeliest sphere": volume_results.score_volumes(parts["test"], found)[0]}
+        return {"likeliest sphere": sample_scores.score_samples(parts["test"], found)[0]}
 
     return source_of(
         args,
@@ -146,7 +146,7 @@ def bodies(args: argparse.Namespace) -> Source:
         """What no rule per pixel exceeds, for all bodies have one grey value and equal volumes; and the best fits."""
         few = parts["test"][:NUM_FITTED]
         found = shape_fit.fit_shapes(np.stack([sample.image for sample in few]), shapes=BODIES, **looks)
-        scores, _ = volume_results.score_volumes(few, to_masks(found, classes.num), classes.names)
+        scores, _ = sample_scores.score_samples(few, to_masks(found, classes.num), classes.names)
         title = f"likeliest bodies, {len(few)} volumes"
         return {"any rule per voxel, at most": {"image_dice": 1 / classes.num}, title: scores}
 
@@ -198,25 +198,27 @@ def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[
 
 
 def source_of(args: argparse.Namespace, parts: dict, patch: tuple, batches: Callable, remarks=(), **more) -> Source:
-    """A source of patches, whose parts "validation" and "test" are samples."""
+    """A source of patches, whose parts "validation" and "test" are samples, and "training" too if they are read."""
     sides = " x ".join(map(str, patch))
+    validation = validation_patches(args, parts, patch, more.get("classes", ONE).num)
+    counts = splits.describe_parts(parts, validation[1]) if "training" in parts else []
     return Source(
         batches=batches,
         num_training=args.train_patches,
         sides=patch,
         channels=1,
-        validation=validation_patches(args, parts, patch, more.get("classes", ONE).num),
+        validation=validation,
         test=parts["test"],
         num_test=len(parts["test"]),
         typical=lambda: np.concatenate([images for images, _ in itertools.islice(batches(0), 32)]),
-        remarks=(*remarks, f"{more['name']}: trained on patches of {sides} voxels"),
+        remarks=(*counts, *remarks, f"{more['name']}: trained on patches of {sides} voxels"),
         **more,
     )
 
 
 def validation_patches(args: argparse.Namespace, parts: dict, patch: tuple, num_classes: int = 1) -> tuple:
     """(images, masks) to validate on: patches on a grid."""
-    return patches.grid_patches(parts["validation"], patch, args.val_patches, num_classes)[0]
+    return patches.grid_patches(parts["validation"], patch, args.val_patches, num_classes)
 
 
 def random_batches(
@@ -342,7 +344,7 @@ def main(argv=None) -> dict:
         source = functools.partial(own_scans, args, *split_scans(args))
     else:
         source = functools.partial(bodies if args.bodies else spheres, args)
-    evaluate = functools.partial(evaluation.of_volumes, settings=vars(args))
+    evaluate = functools.partial(evaluation.of_samples, settings=vars(args))
     return experiment.run(EXPERIMENT, args, RECIPES, source, build, evaluate)
 
 

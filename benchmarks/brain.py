@@ -67,9 +67,9 @@ def read_parts(halves: str) -> tuple:
 
 def score(test, probs) -> dict:
     """Dice, and mean and 95% Hausdorff distance of the surfaces in mm, of the test part."""
-    from lab.evaluate import volume_results
+    from lab.evaluate import sample_scores
 
-    scores, _ = volume_results.score_volumes([test], [probs])
+    scores, _ = sample_scores.score_samples([test], [np.reshape(probs, (*test.labels.shape, 1))])
     return {"dice": scores["image_dice"], **{name: scores.get(name) for name in ("surface", "hausdorff95")}}
 
 
@@ -94,7 +94,8 @@ def lab_side(train, test, args) -> list[dict]:
     """The lab's 3D U-Net, as `volume_segmentation.py --images ... --patch 48` trains it, for each budget."""
     import volume_segmentation as script
     from lab import experiment
-    from lab.evaluate import volume_results
+    from lab.data.classes import ONE
+    from lab.evaluate import sample_scores
     from lab.model import training
     from lab.system import backend
 
@@ -106,14 +107,14 @@ def lab_side(train, test, args) -> list[dict]:
     def prepare(steps):
         num = str(usual.batch_size * steps)
         settings = script.parse_args([*flags, "--epochs", "1", "--train-patches", num])
-        source = script.own_scans(settings, {"training": [train], "validation": [train], "test": [test]})
+        source = script.own_scans(settings, ONE, {"training": [train], "validation": [train], "test": [test]})
         # The script's `build` makes another network first, to predict the memory; this one's random weights would
         # then not be those of the recorded rows.
         model = script.build_unet((None, None, None, 1), usual.filters, script.DEPTH, usual.skips)
         training.start_at_share(model, (masks for _, masks in source.batches(0)))
         return model, lambda: experiment.train(model, source, settings)
 
-    return train_for_budgets(prepare, lambda model: volume_results.predict_volume(model, test, usual.patch), test, args)
+    return train_for_budgets(prepare, lambda model: sample_scores.predict_sample(model, test, usual.patch), test, args)
 
 
 def slices_side(train, test, args) -> list[dict]:

@@ -43,6 +43,7 @@ from benchmarks import _common, photographs
 from benchmarks.intervals import paired, told
 from lab import experiment
 from lab.data import grey_values, patches, pictures
+from lab.data.classes import ONE
 from lab.data.sample import Sample
 from lab.data.source import Source
 from lab.model import model_file, prediction
@@ -153,7 +154,8 @@ def own_settings(args: argparse.Namespace, crops: int, epochs: int = EPOCHS) -> 
 
 def own_source(settings: argparse.Namespace, samples: list) -> Source:
     """What the script makes of the crops; nobody looks at the scores of its validation."""
-    return script.own_pictures(settings, {"training": samples, "validation": samples[:1], "test": samples[:1]})
+    parts = {"training": samples, "validation": samples[:1], "test": samples[:1]}
+    return script.own_pictures(settings, ONE, parts, CROP)
 
 
 def train_ours(settings: argparse.Namespace, source: Source):

@@ -30,6 +30,7 @@ from lab.system.signals import Stopped, signals_raise
 
 NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
     "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory", "minutes",
+    "check",
 )  # fmt: skip
 
 EXIT_CODES = """exit codes:
@@ -239,7 +240,9 @@ def grey_range_flag(own: Callable) -> None:
 
 
 def class_flags(own: Callable) -> None:
-    """What the values of the masks mean."""
+    """What the values of the masks mean, and whether to look at them alone."""
+    text = "say what a training would see, write dataset.png and split.json to --out-dir, and end: no training"
+    own("--check", action="store_true", help=text)
     names = (
         "names of the classes, in the order of the masks' values (default: those that a label file in the folder of "
     )
@@ -287,6 +290,8 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
         check_names(args.classes)
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed must be 0 to 2^32 - 1; got {args.seed}.")
+    if args.check and (args.images is None or args.distributed):
+        raise ValueError("--check is for your own data (--images and --masks), without --distributed.")
     if args.resume and args.overwrite:
         raise ValueError("--resume goes on with a stopped run, --overwrite deletes it: give one of them.")
     if args.register is not None and not re.fullmatch(r"\w[\w. -]*", args.register):

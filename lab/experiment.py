@@ -58,6 +58,8 @@ def run(
     which = f", fold {fold} of {args.folds}" if fold else ""
     folder = args.out_dir / f"fold-{fold}" if fold else args.out_dir
     with output_files.output_folder(folder, reads=(args.images, args.masks)) as out:
+        if args.check:
+            return check(args, make_source, out)
         tracking.open_store(experiment, out)  # before Keras is imported: an unusable store is told in seconds
         source, model, precision = prepare(args, make_source, build)
         epochs = choose_epochs(model, source, args, folder_of_then(args, folder, fold))
@@ -70,7 +72,7 @@ def run(
 
         network_name = f"{'3D ' if len(source.sides) == 3 else ''}U-Net"
         print(f"{network_name} with {model.count_params():,} parameters, {precision}, on {backend.device()}")
-        print(*source.remarks, sep="\n", flush=True)
+        show_data(source, out)
         with tracking.tracked_run(
             experiment,
             run_name=command_line.run_name(source.name, args, recipes, epochs=epochs) + which,
@@ -100,6 +102,30 @@ def run(
     print(f"\nTrained in {about['training_seconds']:.0f} s. Files: {written}. {run_line}")
     judge(history, evaluation, failures)
     return evaluation.scores
+
+
+def check(args: argparse.Namespace, make_source: Callable, out: Path) -> dict:
+    """Say and show what a training would see, and train nothing."""
+    if (out / "scores.json").exists():
+        raise ValueError(f"{out} holds the results of a training: name another --out-dir for --check.")
+    backend.start(args.precision, args.deterministic, args.seed)  # a patch is planned by the precision
+    failures = show_data(make_source(), out)
+    if failures:
+        raise command_line.Unfinished(" ".join(failures))
+    print(f"Nothing was trained. Files: {out}.")
+    return {}
+
+
+def show_data(source: Source, out: Path) -> list[str]:
+    """Say what the network will see, and write the files that show it; return a sentence for each that failed.
+
+    Results of a former training keep theirs until the new results replace them as a set.
+    """
+    print(*source.remarks, sep="\n", flush=True)
+    if not source.files or (out / "scores.json").exists():
+        return []
+    with output_files.written_aside(out) as aside:
+        return output_files.write_pieces(aside, source.files)
 
 
 def judge(history: dict, evaluation: Evaluation | None, failures: list[str]) -> None:

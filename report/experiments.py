@@ -301,12 +301,13 @@ def imbalance_flags(radius: float, loss: str) -> str:
 def imbalance(share: str, loss: str, seed: int) -> dict:
     flags = imbalance_flags(radius_of(share), loss)
     masks, probs, history, scores, seconds, _ = trained(f"E3, {share}%, {loss}", seed, flags)
+    failure = scoring.describe_failure(history, scoring.confusion(masks, probs), np.isfinite(probs).all())
     return {
         "dice": scores["image_dice"],
         "accuracy": float(((probs >= 0.5) == masks).mean()),
         "background_accuracy": float(1 - masks.mean()),
         "foreground": float(masks.mean()),
-        "collapsed": int(scoring.describe_failure(history, masks, probs) is not None),
+        "collapsed": int(failure is not None),
         **calibration(masks, probs),
         "reliability": reliability(masks, probs),
         "seconds": seconds,

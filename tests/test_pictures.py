@@ -1,6 +1,7 @@
 """Reading, preprocessing and folders: every picture mode, every kind of type, and mistakes told all at once."""
 
 import dataclasses
+import itertools
 import os
 import re
 import struct
@@ -272,7 +273,7 @@ def folders(tmp_path):
 
 def test_crops_hold_the_mask_of_their_image(folders):
     samples, _ = pictures.read_folder(*folders)
-    grid, _ = patches.grid_patches(samples, 32, 99)
+    grid = patches.grid_patches(samples, 32, 99)
     for crop, mask in (grid, patches.random_patches(samples, 40, 32, 0, augment=patches.vary)):
         assert crop.shape == mask.shape == (len(crop), 32, 32, 1) and crop.dtype == mask.dtype == np.float32
         assert np.isfinite(crop).all() and set(np.unique(mask)) == {-1, 0, 1}  # -1: outside a picture of 20 lines
@@ -283,13 +284,13 @@ def test_crops_hold_the_mask_of_their_image(folders):
 
 def test_a_grid_of_crops_covers_every_picture(folders):
     samples, _ = pictures.read_folder(*folders)
-    (crops, _), places = patches.grid_patches(samples[-1:], 32, most=99)
+    crops, _ = patches.grid_patches(samples[-1:], 32, most=99)
     picture = np.full(samples[-1].image.shape, np.nan)
-    for crop, place in zip(crops, places, strict=True):
-        x, y = (int(number) for number in re.findall(r" (\d+)", place))
+    starts = [[start for start, _ in patches.axis_tiles(side, 32, 0)] for side in picture.shape[:2]]
+    for crop, (y, x) in zip(crops, itertools.product(*starts), strict=True):
         picture[y : y + 32, x : x + 32] = crop
     np.testing.assert_allclose(picture, samples[-1].prepare(samples[-1].image), atol=1e-6)
-    assert len(patches.grid_patches(samples, 32, most=5)[1]) == 5
+    assert len(patches.grid_patches(samples, 32, most=5)[0]) == 5
 
 
 def test_a_folder_in_colour_gives_three_channels_and_a_mixed_one_grey(folders, tmp_path, capsys):

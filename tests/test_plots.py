@@ -1,6 +1,7 @@
 """Pictures of one class and of several: what their pixels say."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from lab.data.classes import COLOURS, NOT_LABELLED, Classes
 from lab.data.sample import Sample, to_masks
 from lab.evaluate import drawing, plots, views
 
+WHERE = r"a\.png\nx (\d+)-(\d+) y (\d+)-(\d+)"
 RANGE = grey_values.GreyRange(np.zeros(1), np.ones(1))
 
 
@@ -101,10 +103,34 @@ def test_predictions_show_each_class_in_its_colour(num, channels, tmp_path):
     labels[:, :8, :20] = NOT_LABELLED
     masks, images = to_masks(labels, num), np.random.default_rng(0).random((1, 40, 60, channels))
     found = (labels == 1)[..., None] * 1.0 if num == 1 else to_masks(np.roll(labels, 3, axis=2) % NOT_LABELLED, num)
-    titles = ["$x$ \u5f71\u50cf.png, x 0, y 0"]
-    plots.plot_predictions(images, masks, found, np.array([0.5]), tmp_path / "a.png", several(num), titles)
+    rows = [("typical: $x$ \u5f71\u50cf.png\nDice 0.5", images[0], masks[0], found[0])]
+    plots.plot_predictions(rows, tmp_path / "a.png", several(num))
     for colour in several(num).colours if num > 1 else ():
         assert holds(drawn(tmp_path / "a.png"), colour)
+
+
+@pytest.mark.parametrize(("sides", "place"), [
+    ((256, 200), None),  # drawn whole
+    ((600, 700), (320, 40)),
+    ((600, 700), (5, 690)),
+    ((100, 300), (50, 10)),
+    ((600, 700), None),
+])  # fmt: skip
+@pytest.mark.parametrize("num", [1, 3])
+def test_of_a_large_picture_the_part_around_the_object_is_drawn_and_named(sides, place, num):
+    labels = np.zeros(sides, np.uint8)
+    if place:
+        labels[place] = num
+    masks, image = to_masks(labels[None], num)[0], np.random.default_rng(0).random((*sides, 1))
+    title, part, mask, probs = plots.window("a.png", image, masks, masks)
+    assert part.shape[:2] == mask.shape[:2] == tuple(np.minimum(sides, 256))
+    np.testing.assert_array_equal(mask, probs)
+    assert mask[..., -1].sum() == (place is not None)
+    if max(sides) > 256:
+        x, last_x, y, last_y = (int(number) for number in re.fullmatch(WHERE, title).groups())
+        np.testing.assert_array_equal(part, image[y : last_y + 1, x : last_x + 1])
+    else:
+        assert title == "a.png"
 
 
 @pytest.mark.parametrize("num", [2, 15, 33])

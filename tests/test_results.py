@@ -210,8 +210,9 @@ def test_the_threshold_is_the_best_of_all_that_are_tried_one_by_one(channels):
 def test_a_training_that_ended_in_nothing_is_said_in_words(loss, probs, words):
     masks = np.zeros((2, 8, 8, 1))
     masks[:, 2:4] = 1
-    assert words in scoring.describe_failure({"loss": [loss]}, masks, np.full_like(masks, probs))
-    assert scoring.describe_failure({"loss": [0.1]}, masks, masks) is None
+    found = scoring.confusion(masks, np.full_like(masks, probs))
+    assert words in scoring.describe_failure({"loss": [loss]}, found, not math.isnan(probs))
+    assert scoring.describe_failure({"loss": [0.1]}, scoring.confusion(masks, masks)) is None
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,8 @@ def test_a_training_that_ended_in_nothing_is_said_in_words(loss, probs, words):
 )
 def test_the_advice_after_a_failure_is_not_what_was_done_already(settings, num_seen, advised, spared):
     masks = np.ones((2, 8, 8, 1))
-    said = scoring.describe_failure({"loss": [0.1]}, masks, np.zeros_like(masks), settings=settings, num_seen=num_seen)
+    found = scoring.confusion(masks, np.zeros_like(masks))
+    said = scoring.describe_failure({"loss": [0.1]}, found, settings=settings, num_seen=num_seen)
     assert all(words in said for words in advised) and not any(words in said for words in spared)
 
 
@@ -249,9 +251,8 @@ def test_curves_are_drawn_whatever_the_numbers(tmp_path, loss):
 def test_predictions_are_drawn_for_few_images_and_many_grey_and_colour(tmp_path, num, channels):
     rng = np.random.default_rng(0)
     masks = (rng.random((num, 12, 20, 1)) < 0.3).astype("float32")
-    plots.plot_predictions(
-        rng.random((num, 12, 20, channels)), masks, rng.random(masks.shape), rng.random(num), tmp_path / "a.png"
-    )
+    rows = [("a", rng.random((12, 20, channels)), mask, rng.random(mask.shape)) for mask in masks]
+    plots.plot_predictions(rows, tmp_path / "a.png")
     assert np.asarray(Image.open(tmp_path / "a.png")).std() > 10
 
 

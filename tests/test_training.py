@@ -11,6 +11,9 @@ import pytest
 
 import data_synth
 import unet_segmentation as unet
+from lab.data import grey_values, patches
+from lab.data.sample import Sample
+from lab.evaluate import scoring
 from lab.model import checkpoints, timing, training
 
 SETTINGS = {"seed": 0, "filters": 2}
@@ -279,3 +282,37 @@ def test_the_cosine_schedule_rises_over_a_tenth_and_ends_at_zero():
     values = [float(rate(step)) for step in (0, 10, 55, 100)]
     assert values[0] < values[1] and values[1] == pytest.approx(4e-3)
     assert values[2] == pytest.approx(2e-3) and values[3] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2])
+@pytest.mark.parametrize("name", ["dice", "ce", "dice+ce", "pooled-dice"])
+def test_what_lies_outside_a_small_picture_changes_no_weight_no_loss_and_no_score(name, num_classes):
+    """Whatever is there: the mirror image, anything else, or nothing, for a network that sees one pixel at a time."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, num_classes + 1, (20, 24)).astype(np.uint8)
+    small = Sample("a", rng.random((20, 24, 1), np.float32), labels, grey_values.GreyRange(np.zeros(1), np.ones(1)))
+    images, masks = patches.grid_patches([small], 32, 1, num_classes)
+    assert (images[0, 20:31] == images[0, 18:7:-1]).all()  # mirrored
+    other = images.copy()
+    other[:, 20:], other[:, :, 24:] = rng.random((12, 32, 1)), rng.random((32, 8, 1))
+    found = []
+    for image, mask in ((images, masks), (other, masks), (images[:, :20, :24], masks[:, :20, :24])):
+        keras.utils.set_random_seed(0)
+        output = keras.layers.Conv2D(masks.shape[-1], 1, activation="sigmoid" if num_classes == 1 else "softmax")
+        model = keras.Sequential([keras.Input((None, None, 1)), output])
+        model.compile(keras.optimizers.SGD(1.0), training.choose_loss(name), metrics=training.make_metrics())
+        start = np.concatenate([weight.ravel() for weight in model.get_weights()])
+        said = model.test_on_batch(image, mask, return_dict=True)
+        rows = scoring.rows_of_images(mask, training.predict(model, image), ("a", "b")[:num_classes])
+        model.train_on_batch(image, mask)
+        weights = np.concatenate([weight.ravel() for weight in model.get_weights()])
+        assert np.abs(weights - start).max() > 1e-3
+        found.append([*weights, *said.values(), *(value for value in rows[0].values() if value is not None)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_share_at_which_a_network_begins_is_that_of_the_labelled_pixels():
+    masks = np.full((1, 4, 4, 1), -1, np.float32)
+    masks[:, :2], masks[:, 0, 0] = 0, 1
+    assert training.class_shares([masks]).tolist() == [7 / 8, 1 / 8]

@@ -1,5 +1,7 @@
 """The network, and the script run small from end to end."""
 
+import contextlib
+import csv
 import functools
 import json
 import os
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import predict
 import unet_segmentation as unet
 from lab import experiment
 from lab.data import grey_values
@@ -53,13 +56,13 @@ BAD = [
     ("--images . --masks . --recipe photographs", "draws circles"),
     ("--images . --masks . --folds 1", "at least 2"),
     ("--folds 3", "your own pictures"),
+    ("--check", "for your own data"),
 ]
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory, migrated_database):
     """One run of the script on 32x32 images, in a store of its own: (folder, scores, run, console)."""
-    import contextlib
     import io
 
     import mlflow
@@ -403,6 +406,72 @@ def test_folds_test_every_picture_once_and_give_mean_and_spread(store, own_pictu
     assert sorted(run.info.run_name[-11:] for run in runs) == ["fold 1 of 2", "fold 2 of 2"]
 
 
+def test_own_pictures_are_tested_whole_and_score_as_they_are_predicted(store, own_pictures, capsys):
+    for i in range(6):  # whichever are drawn, none holds an object but one, which is larger than a tile must be
+        side = 40 if i else 90
+        mask = np.zeros((side, side + 8), bool)
+        mask[20:70, 8:60] = not i
+        picture = np.random.default_rng(i).integers(0, 99, mask.shape) + 99 * mask
+        Image.fromarray(picture.astype(np.uint8)).save(f"pictures/{i}.png")
+        Image.fromarray(mask).save(f"masks/{i}.png")
+    for seed in range(99):
+        flags = [*own_pictures.split(), "--seed", str(seed)]
+        with contextlib.suppress(ValueError):  # the picture with the object has to train
+            parts = unet.split_pictures(unet.parse_args(flags))[1][0]
+            break
+    tested = [sample.name for sample in parts["test"]]
+    scores = unet.main([*flags, "--out-dir", "out"])
+    said = capsys.readouterr().out
+    assert "Test set, 1 picture, 1 without any object, in " in said
+    rows = list(csv.DictReader(Path("out/per_image.csv").read_text().splitlines()))
+    assert [(row["image"], row["width"], row["height"]) for row in rows] == [(tested[0], "48", "40")]
+    assert "surface" not in rows[0] and float(rows[0]["image_dice"]) == scores["image_dice"]
+    for baseline in ("all background", "best threshold, raw values"):
+        assert baseline in said
+    predict.main(["out/model.keras", f"pictures/{tested[0]}", "--masks", "masks", "--out-dir", "predicted"])
+    (row,) = csv.DictReader(Path("predicted/predictions.csv").read_text().splitlines())
+    assert float(row["dice"]) == pytest.approx(scores["image_dice"], abs=1e-6)
+
+
+def test_a_check_writes_what_was_read_and_ends_without_a_run(store, own_pictures, capsys):
+    assert unet.main([*own_pictures.split(), "--check", "--out-dir", "out"]) == {}
+    said = capsys.readouterr().out
+    assert {path.name for path in Path("out").iterdir()} == {"dataset.png", "split.json"}
+    assert said.startswith("4 pictures for training, 1 for validation, 1 for the test; split.json says which.\n")
+    assert "Validation takes 4 crops of 32 x 32 pixels, 0 of them without an object" in said
+    assert "trained on crops of 32 x 32 pixels, in grey" in said and "Smaller than" not in said
+    size = Path("mlflow.db").stat().st_size
+    assert unet.main([*own_pictures.split(), "--check", "--folds", "2", "--out-dir", "folds"]) == {}
+    assert sorted(path.name for path in Path("folds").iterdir()) == ["fold-1", "fold-2"]
+    assert Path("mlflow.db").stat().st_size == size
+    split = Path("out/split.json").read_text()
+    unet.main([*own_pictures.split(), "--out-dir", "out"])
+    trained = capsys.readouterr().out
+    assert all(line in trained for line in said.splitlines()[:4]) and Path("out/split.json").read_text() == split
+    with pytest.raises(SystemExit) as stop:
+        unet.main([*own_pictures.split(), "--check", "--out-dir", "out"])
+    assert stop.value.code == 2 and "holds the results of a training" in capsys.readouterr().err
+
+
+def test_what_was_read_is_shown_before_the_training_begins(store, own_pictures, monkeypatch):
+    def stop(*arguments, **more):
+        assert {path.name for path in Path("out").glob("[!.]*")} == {"dataset.png", "split.json"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "train", stop)
+    with pytest.raises(SystemExit) as ended:
+        unet.main([*own_pictures.split(), "--out-dir", "out"])
+    assert ended.value.code == 130
+
+
+def test_pictures_smaller_than_a_crop_are_counted(store, own_pictures):
+    flags = own_pictures.replace("--size 32", "--size 48").split()
+    classes, folds, size = unet.split_pictures(unet.parse_args(flags))
+    remarks = unet.own_pictures(unet.parse_args(flags), classes, folds[0], size).remarks
+    small = "Smaller than 48 x 48 pixels: 6 of 6 pictures; what lies outside is not labelled, and changes no loss and "
+    assert f"{small}no score." in remarks
+
+
 def test_a_training_starts_from_another_ones_weights_and_refuses_another_network(store, own_pictures, capsys):
     unet.main([*own_pictures.split(), "--out-dir", "first"])
     flags = [*own_pictures.split(), "--start-from", "first/model.keras", "--learning-rate", "1e-12"]
@@ -438,7 +507,10 @@ def test_one_small_picture_is_split_by_the_largest_crops_or_as_was_asked_for(sma
     classes, folds, found = unet.split_pictures(args)
     source = unet.own_pictures(args, classes, folds[0], found)
     assert found == size and source.settings["size"] == size
-    assert source.sides == source.validation[0].shape[1:3] == source.test[0].shape[1:3] == (size, size)
+    assert source.sides == source.validation[0].shape[1:3] == (size, size)
+    assert source.remarks[0] == "1 region for training, 1 for validation, 1 for the test; split.json says which."
+    assert source.remarks[1].endswith("the test takes each region as a whole.")
+    assert [test.name for test in source.test] == [test.name for test in folds[0]["test"]]
 
 
 @pytest.mark.parametrize("flags", ["--size 128", "--train-size 128", "--recipe lab"])
@@ -456,7 +528,7 @@ def test_three_pictures_are_never_split_and_keep_the_usual_size(small_picture):
 
 
 def test_the_size_that_is_taken_is_said_in_one_line_and_recorded(store, small_picture, capsys):
-    flags = "--filters 1 --epochs 1 --train-images 2 --val-images 1 --test-images 1 --precision float32 --out-dir out"
+    flags = "--filters 1 --epochs 1 --train-images 2 --val-images 1 --precision float32 --out-dir out"
     unet.main([*small_picture.split(), *flags.split()])
     assert capsys.readouterr().out.startswith("--size 96: the largest that splits so few and small pictures")
     assert json.loads(Path("out/scores.json").read_text())["settings"]["size"] == "96"

@@ -14,7 +14,7 @@ import predict
 import volume_segmentation as script
 from lab import experiment
 from lab.data.sample import Sample
-from lab.evaluate import volume_results
+from lab.evaluate import sample_scores
 
 TINY = ["--epochs", "1", "--train-patches", "4", "--batch-size", "2", "--patch", "16", "--filters", "2"]
 FILES = set(experiment.FILES) - {"per_image.csv", "confusion.csv", "confusion.png"}
@@ -90,9 +90,19 @@ def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_fo
     np.testing.assert_array_equal(mask.affine, nibabel.load(scan).affine)
 
 
+def test_a_check_of_scans_writes_what_was_read_and_ends_without_a_run(store, scan_folders, capsys):
+    flags = ["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), "--check"]
+    assert run(store / "out", *flags) == {}
+    assert {path.name for path in (store / "out").iterdir()} == {"dataset.png", "split.json"}
+    said = capsys.readouterr().out
+    assert said.startswith("2 scans for training, 1 for validation, 1 for the test; split.json says which.\n")
+    assert "patches of 16 x 16 x 16 voxels" in said and said.endswith(f"Nothing was trained. Files: {store / 'out'}.\n")
+
+
 def test_the_model_file_gets_the_spacings_of_the_training_scans(scan_folders):
     args = script.parse_args(["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), *TINY])
-    low, high = script.own_scans(args, *script.split_scans(args)).preprocessing["spacings_seen"]
+    classes, split, _ = script.split_scans(args)
+    low, high = script.own_scans(args, classes, split).preprocessing["spacings_seen"]
     steps = np.array([sample.spacing for sample in split["training"]])
     assert (low, high) == (steps.min(axis=0).tolist(), steps.max(axis=0).tolist())
     assert {round(step, 3) for step in (*low, *high)} <= {0.9, 1.0, 1.2, 1.5}
@@ -142,13 +152,11 @@ def test_an_epochs_patches_are_its_own_and_come_again():
 def test_scores_of_the_truth_are_perfect_and_of_nothing_zero():
     args = script.parse_args(["--size", "24", "--radius", "4", "7", *TINY])
     samples = script.make_spheres(args, 3, script.TEST)
-    scores, rows = volume_results.score_volumes(samples, [sample.labels[..., None] for sample in samples])
+    scores, rows = sample_scores.score_samples(samples, [sample.labels[..., None] for sample in samples])
     assert scores["image_dice"] == scores["image_iou_min"] == 1
     assert scores["surface"] == scores["hausdorff95"] == 0
     assert [row["volume"] for row in rows] == ["volume 0", "volume 1", "volume 2"]
-    scores, rows = volume_results.score_volumes(
-        samples, [np.zeros_like(sample.labels[..., None]) for sample in samples]
-    )
+    scores, rows = sample_scores.score_samples(samples, [np.zeros_like(sample.labels[..., None]) for sample in samples])
     assert scores["image_dice"] < 1e-6 and "surface" not in scores and rows[0]["surface"] is None
 
 
@@ -159,7 +167,7 @@ def test_distances_of_one_table_are_in_one_unit():
     of = {}
     for known in ((None, None), ((3, 1, 1), (3, 1, 1)), (None, (3, 1, 1))):
         these = [dataclasses.replace(sample, spacing=spacing) for sample, spacing in zip(samples, known, strict=True)]
-        of[known] = volume_results.score_volumes(these, shifted)[0]["surface"], volume_results.column_groups(these)
+        of[known] = sample_scores.score_samples(these, shifted)[0]["surface"], sample_scores.table_columns(these)[1]
     voxels, millimetres, mixed = of.values()
     assert mixed == voxels and "surface, voxels" in mixed[1] and "surface, mm" in millimetres[1]
     assert millimetres[0] > voxels[0]

@@ -112,14 +112,11 @@ def random_patches(
     return _stack(pairs, num_classes)
 
 
-def grid_patches(
-    samples: Sequence, size: Size, most: int, num_classes: int = 1
-) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
+def grid_patches(samples: Sequence, size: Size, most: int, num_classes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Patches that cover every sample, never augmented; where there are more than `most`, that many, evenly spread.
 
     Returns:
-        (images (N, *size, C), masks (N, *size, 1) or (N, *size, K + 1)), float32, and where each lies: "cell.png, x 0,
-        y 128".
+        images (N, *size, C) and masks (N, *size, 1), or (N, *size, K + 1) of several classes, float32.
     """
     places = []
     for sample in samples:
@@ -127,14 +124,8 @@ def grid_patches(
         axes = (axis_tiles(length, side, 0) for length, side in zip(sides, per_axis(size, len(sides)), strict=True))
         places += [(sample, [start for start, _ in place]) for place in itertools.product(*axes)]
     chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
-    places = [places[i] for i in chosen]
-    pairs = [_cut_pair(sample, starts, per_axis(size, len(starts))) for sample, starts in places]
-    return _stack(pairs, num_classes), [f"{sample.name}, {describe_place(starts)}" for sample, starts in places]
-
-
-def describe_place(starts: Sequence) -> str:
-    """x first, as in a viewer: (128, 0) -> "x 0, y 128"; (4, 128, 0) -> "x 0, y 128, z 4"."""
-    return ", ".join(f"{axis} {start}" for axis, start in zip("xyz", reversed(starts), strict=False))
+    pairs = [_cut_pair(sample, starts, per_axis(size, len(starts))) for sample, starts in (places[i] for i in chosen)]
+    return _stack(pairs, num_classes)
 
 
 def _cut_pair(sample, starts, size):

@@ -22,6 +22,7 @@ class Sample:
     grey_range: GreyRange  # of the whole picture, or one for the folder
     spacing: tuple[float, ...] | None = None  # of the voxels' centres along the axes, in mm
     steps: np.ndarray | None = None  # (3, 3) in mm, one axis a column: of a scan whose axes are not at right angles
+    is_region: bool = False  # part of a picture that others validate or test
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
@@ -53,10 +54,14 @@ class Sample:
 
     def region(self, place: tuple[slice, ...]) -> "Sample":
         """The part at `place`, with a name that says where it lies."""
-        axes = zip("xyz", reversed(place), strict=False)
-        where = " ".join(f"{axis} {part.start}-{part.stop - 1}" for axis, part in axes)
-        name = f"{self.name} ({where})"
-        return dataclasses.replace(self, name=name, image=self.image[place], labels=self.labels[place])
+        name = f"{self.name} ({describe_place(place)})"
+        return dataclasses.replace(self, name=name, image=self.image[place], labels=self.labels[place], is_region=True)
+
+
+def describe_place(place: tuple[slice, ...]) -> str:
+    """x first, as in a viewer: rows 4 to 7, columns 0 to 9 -> "x 0-9 y 4-7"."""
+    axes = zip("xyz", reversed(place), strict=False)
+    return " ".join(f"{axis} {part.start}-{part.stop - 1}" for axis, part in axes)
 
 
 def to_masks(labels: np.ndarray, num_classes: int = 1) -> np.ndarray:

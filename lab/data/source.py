@@ -23,11 +23,10 @@ class Source:
     sides: tuple[int, ...]  # of a training image
     channels: int
     validation: Batch
-    test: Any  # (images, masks) of images; a list of samples of volumes
+    test: Any  # (images, masks) of drawn images; a list of samples of own pictures and of volumes
     num_test: int
     preprocessing: dict  # how grey values are prepared, for the model file (see `lab/data/grey_values.py`)
     typical: Callable[[], np.ndarray]  # images (N, *sides, C) as the network will meet them
-    test_names: list[str] | None = None  # of images: where each lies
     classes: Classes = ONE
     references: Callable[[], dict[str, dict]] | None = None  # scores of what is told what the objects are
     raw: Callable[[], Sequence] | None = None  # validation and test with the values of the files, where those differ

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.data import folders
 from lab.data.classes import Classes
 
 
@@ -155,6 +156,25 @@ def describe_classes(parts: dict[str, list], classes: Classes) -> list[str]:
     missing = [name for label, name in enumerate(classes.names, 1) if label not in seen]
     unseen = f"No training sample holds {', '.join(missing)}: the network will not find it. Take another --seed."
     return [classes.describe(every), *([unseen] if missing else [])]
+
+
+def describe_parts(parts: dict[str, list], validation: np.ndarray) -> list[str]:
+    """Sentences on what trains, validates (masks (N, *sides, C) of patches) and tests, and on small pictures."""
+    _, *sides, channels = validation.shape
+    every = [sample for samples in parts.values() for sample in samples]
+    what, pieces, unit = ("picture", "crops", "pixels") if len(sides) == 2 else ("scan", "patches", "voxels")
+    what, size = "region" if every[0].is_region else what, f"{' x '.join(map(str, sides))} {unit}"
+    training, *held_out = (len(parts[part]) for part in ("training", "validation", "test"))
+    counts = (folders.count(training, what), *held_out)
+    empty = sum(not (masks[..., channels > 1 :] == 1).any() for masks in validation)
+    small = sum(any(np.less(sample.labels.shape, sides)) for sample in every)
+    outside = f"Smaller than {size}: {small} of {len(every)} {what}s; what lies outside is not labelled"
+    return [
+        "{} for training, {} for validation, {} for the test; split.json says which.".format(*counts),
+        f"Validation takes {len(validation)} {pieces} of {size}, {empty} of them without an object; the test takes "
+        f"each {what} as a whole.",
+        *([f"{outside}, and changes no loss and no score."] if small else []),
+    ]
 
 
 def describe(parts: dict[str, list]) -> str:

@@ -10,7 +10,7 @@ from lab.data import folders
 from lab.data.classes import Classes
 from lab.data.sample import to_masks
 from lab.data.source import Source
-from lab.evaluate import plots, scoring, views, volume_results
+from lab.evaluate import plots, sample_scores, scoring, views
 from lab.model import training
 from lab.system import output_files
 
@@ -27,29 +27,61 @@ class Evaluation:
 
 
 def of_images(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
-    """Score the test images of a source; `settings` of the training are what no advice repeats."""
-    images, masks = source.test
-    names = source.classes.names
+    """Score the drawn test images of a source; `settings` of the training are what no advice repeats."""
+    (images, masks), names = source.test, source.classes.names
     probs = training.predict(network, images)
     scores, rows = scoring.score(masks, probs, names)
-    dice = np.array([1.0 if row["image_dice"] is None else row["image_dice"] for row in rows])
-    if source.test_names:
-        rows = [{"crop": place, **row} for place, row in zip(source.test_names, rows, strict=True)]
     baselines = scoring.baselines(source.validation, source.test, source.raw and source.raw(), names)
+    titles = titles_of(rows, [f"image {i}" for i in range(len(images))])
+
+    def draw(path):
+        shown = [(title, images[i], masks[i], probs[i]) for i, title in titles.items()]
+        plots.plot_predictions(shown, path, source.classes)
+
+    what = f"{len(images)} images"
+    return _evaluation(source, history, settings, scores, rows, baselines, [(masks, probs)], draw, what)
+
+
+def of_samples(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
+    """Score the test samples of a source, pictures or volumes, each as a whole; `settings` as in `of_images`."""
+    test, names, num = source.test, source.classes.names, source.classes.num
+    probs = [sample_scores.predict_sample(network, sample, source.validation[0].shape[1:-1]) for sample in test]
+    scores, rows = sample_scores.score_samples(test, probs, names)
+    baselines = sample_scores.baselines(source.validation, test, source.raw and source.raw(), names)
+    titles = titles_of(rows, [sample.name for sample in test])
+    pairs = ((to_masks(sample.labels[None], num), values[None]) for sample, values in zip(test, probs, strict=True))
+
+    def draw(path):
+        examples = [(title, test[i], probs[i]) for i, title in titles.items()]
+        if len(source.sides) == 3:
+            shown = [(title, sample, sample_scores.hard_labels(values)) for title, sample, values in examples]
+            return views.plot_volumes(shown, path, source.classes)
+        pictures = [(title, s.prepare(s.image), to_masks(s.labels, num), values) for title, s, values in examples]
+        return plots.plot_predictions(pictures, path, source.classes)
+
+    what = folders.count(len(test), "volume" if len(source.sides) == 3 else "picture") + describe_empty(test, rows)
+    columns = sample_scores.table_columns(test)
+    return _evaluation(source, history, settings, scores, rows, baselines, pairs, draw, what, *columns)
+
+
+def _evaluation(source, history, settings, scores, rows, baselines, pairs, draw, what, *columns) -> Evaluation:
+    """What is alike: `pairs` are masks and probabilities (N, ..., C), `what` was tested, `columns` are the table's."""
+    names = source.classes.names
+    counts = [(scoring.confusion(masks, probs), np.isfinite(probs).all()) for masks, probs in pairs]
+    confusion, is_finite = np.sum([counted for counted, _ in counts], axis=0), all(finite for _, finite in counts)
     baselines |= source.references() if source.references else {}
-    what = "crops of your pictures" if source.test_names else "images"
-    table = scoring.format_table({**baselines, **scoring.with_classes("U-Net", scores, names)})
+    title, file = ("3D U-Net", "per_volume.csv") if len(source.sides) == 3 else ("U-Net", "per_image.csv")
+    table = scoring.format_table({**baselines, **scoring.with_classes(title, scores, names)}, *columns)
+    num_seen = len(history["loss"]) * source.num_training
     return Evaluation(
         scores,
         baselines,
-        scoring.describe_failure(history, masks, probs, names, settings, len(history["loss"]) * source.num_training),
-        f"Test set, {len(images)} {what}:\n{table}",
+        scoring.describe_failure(history, confusion, is_finite, names, settings, num_seen),
+        f"Test set, {what}:\n{table}",
         {
-            "per_image.csv": lambda path: output_files.write_table(rows, path),
-            "predictions.png": lambda path: plots.plot_predictions(
-                images, masks, probs, dice, path, source.classes, source.test_names
-            ),
-            **confusion_files(scoring.confusion(masks, probs), source.classes),
+            file: lambda path: output_files.write_table(rows, path),
+            "predictions.png": draw,
+            **confusion_files(confusion, source.classes),
         },
     )
 
@@ -70,38 +102,22 @@ def confusion_files(found: np.ndarray, classes: Classes) -> dict[str, Callable[[
     }
 
 
-def of_volumes(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
-    """Score the test volumes of a source; `settings` as in `of_images`."""
-    test, names = source.test, source.classes.names
-    probs = [volume_results.predict_volume(network, sample, source.sides) for sample in test]
-    scores, rows = volume_results.score_volumes(test, probs, names)
-    baselines = volume_results.baselines(source.validation, test, source.raw and source.raw(), names)
-    baselines |= source.references() if source.references else {}
-    table = scoring.format_table(
-        {**baselines, **scoring.with_classes("3D U-Net", scores, names)},
-        volume_results.COLUMNS,
-        volume_results.column_groups(test),
-    )
-    masks = [to_masks(sample.labels[:], source.classes.num) for sample in test]
-    flat_masks, flat_probs = (np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays]) for arrays in (masks, probs))
+def describe_empty(samples: list, rows: list[dict]) -> str:
+    """How many of the samples hold no object, in how many of them one is found, and the mean Dice of the others."""
+    pairs = [(bool(sample.classes), row["image_dice"]) for sample, row in zip(samples, rows, strict=True)]
+    full, empty = ([dice for holds, dice in pairs if holds is wanted] for wanted in (True, False))
+    if not empty:
+        return ""
+    wrong = sum(dice is not None and dice < 0.5 for dice in empty)  # both empty: 1, or nothing that counts
+    rest = f"; mean Dice of the other {len(full)}: {np.mean(full):.4f}" if full else ""
+    return f", {len(empty)} without any object, in {wrong} of which the network finds one{rest}"
+
+
+def titles_of(rows: list[dict], names: list[str]) -> dict[int, str]:
+    """Which rows to show, and what is written beside each: kind, name and Dice."""
     examples = plots.choose_examples([1.0 if row["image_dice"] is None else row["image_dice"] for row in rows])
-    shown = [
-        (f"{kind}: {test[i].name}\n{describe_dice(rows[i])}", test[i], volume_results.hard_labels(probs[i]))
-        for i, kind in {i: kind for kind, i in examples}.items()
-    ]
-    return Evaluation(
-        scores,
-        baselines,
-        scoring.describe_failure(
-            history, flat_masks, flat_probs, names, settings, len(history["loss"]) * source.num_training
-        ),
-        f"Test set, {folders.count(len(test), 'volume')}:\n{table}",
-        {
-            "per_volume.csv": lambda path: output_files.write_table(rows, path),
-            "predictions.png": lambda path: views.plot_volumes(shown, path, source.classes),
-            **confusion_files(scoring.confusion(flat_masks, flat_probs), source.classes),
-        },
-    )
+    names = [name.replace(" (x ", "\n(x ") for name in names]  # of a region: a line of its own
+    return {i: f"{kind}: {names[i]}\n{describe_dice(rows[i])}" for i, kind in {i: kind for kind, i in examples}.items()}
 
 
 def describe_dice(row: dict) -> str:

@@ -9,12 +9,15 @@ import numpy as np
 
 from lab.data import grey_values
 from lab.data.classes import COLOURS, NOT_LABELLED, ONE, Classes
-from lab.data.sample import Sample
+from lab.data.sample import Sample, describe_place
 from lab.evaluate import drawing
 from lab.evaluate.drawing import legible, new_figure, overlay, plain_ticks, save
+from lab.evaluate.scoring import hard_masks
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by all (Okabe and Ito 2008)
 ERRORS = {"true negative": "black", "true positive": "0.8", "false positive": ORANGE, "false negative": BLUE}
+
+LARGEST = 256  # pixels: the longest side of a picture that is drawn whole
 
 
 def plot_curves(history: dict, path: Path, classes: Classes = ONE) -> None:
@@ -155,36 +158,48 @@ def error_legend(figure, more: Sequence = ()) -> None:
     figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
 
 
-def plot_predictions(
-    images, masks, probs, dice, path: Path, classes: Classes = ONE, titles: Sequence[str] | None = None
-) -> None:
-    """Rows of image, truth, prediction and errors: two typical images (N, H, W, C) and the two worst, with their Dice.
+def window(title: str, image, mask, probs) -> tuple:
+    """A row of `plot_predictions`: of a larger picture the part around its objects, whose place its title then says."""
+    sides, several = mask.shape[:2], mask.shape[-1] > 1
+    if max(sides) <= LARGEST:
+        return title, image, mask, probs
+    objects = (np.argwhere((array[..., several:] == 1).any(axis=-1)) for array in (mask, hard_masks(probs)))
+    places = next(filter(len, objects), np.array([sides]) // 2)
+    middle = places[np.abs(places - np.median(places, axis=0)).sum(axis=1).argmin()]
+    starts = np.clip(middle - LARGEST // 2, 0, np.maximum(0, np.subtract(sides, LARGEST))).tolist()
+    part = tuple(slice(start, min(start + LARGEST, side)) for start, side in zip(starts, sides, strict=True))
+    return f"{title}\n{describe_place(part)}", image[part], mask[part], probs[part]
+
+
+def plot_predictions(rows: list[tuple], path: Path, classes: Classes = ONE) -> None:
+    """Draw each (title, image, mask, probs) of arrays (H, W, C) as image, truth, prediction and errors.
 
     The errors are shown enlarged, around the object and whatever was taken for one. Of one class the prediction is its
-    probability; of several, truth and prediction are in the classes' colours. `titles` say what each image is: a name,
-    or "NAME, x 0, y 32".
+    probability; of several, truth and prediction are in the classes' colours. Of pictures with a side above LARGEST a
+    window is shown.
     """
-    examples = choose_examples(dice)
-    shown = grey_values.shown_range(images[[i for _, i in examples]])
-    (height, width), several = images.shape[1:3], classes.num > 1
-    figure = new_figure(8.6, 2.12 * len(examples) * (np.clip(height / width, 0.85, 1) if several else 1) + 0.7)
-    grid = figure.subplots(len(examples), 4, squeeze=False)
+    rows, several = [window(*row) for row in rows], classes.num > 1
+    shown = grey_values.shown_range(np.concatenate([image.ravel() for _, image, *_ in rows]))
+    sides = [mask.shape[:2] for _, _, mask, _ in rows]
+    aspect = np.clip(max(height / width for height, width in sides), 0.85, 1) if several else 1
+    figure = new_figure(8.6, 2.12 * len(rows) * aspect + 0.7)
+    grid = figure.subplots(len(rows), 4, squeeze=False)
     draw = functools.partial(_draw_classes, colours=classes.colours) if several else _draw_probability
-    for line, (kind, i) in zip(grid, examples, strict=True):
-        line[0].imshow(shown.prepare(images[i]), cmap="gray", vmin=0, vmax=1)
-        shade = draw(line[1:], masks[i], probs[i])
-        name, *place = titles[i].rsplit(", x ", 1) if titles else (f"image {i}",)
-        name = "\nx ".join([f"\n{legible(name[-26:])}" if titles else name, *place])
-        line[0].set_ylabel(f"{kind}: {name}\nDice {dice[i]:.4f}", parse_math=False, fontsize=8 if titles else None)
+    for line, (title, image, mask, probs) in zip(grid, rows, strict=True):
+        line[0].imshow(shown.prepare(image), cmap="gray", vmin=0, vmax=1)
+        shade = draw(line[1:], mask, probs)
+        title = "\n".join(legible(part, 30) for part in title.split("\n"))
+        line[0].set_ylabel(title, parse_math=False, fontsize=8)  # names may hold $
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     columns = ("true mask", "probability", "errors at 0.5, enlarged")
     if several:
         columns = ("true classes", "predicted classes", "errors around objects")
-    for axes, title in zip(grid[0], (f"image, {width} x {height} px", *columns), strict=True):
+    first = "image" + (f", {sides[0][1]} x {sides[0][0]} px" if len(set(sides)) == 1 else "")
+    for axes, title in zip(grid[0], (first, *columns), strict=True):
         axes.set_title(title, fontsize=10)
-    labelled = masks.any(axis=-1) if several else masks[..., 0] >= 0
-    more = [] if labelled.all() else [drawing.not_labelled_patch()]
+    labelled = all((mask.any(axis=-1) if several else mask[..., 0] >= 0).all() for _, _, mask, _ in rows)
+    more = [] if labelled else [drawing.not_labelled_patch()]
     if several:
         right, missed = str(drawing.RIGHT / 255), "w"
         more = [drawing.patch("errors: right", right), drawing.patch("errors: missed", missed), *more]

@@ -146,13 +146,10 @@ def baselines(validation: tuple, test: tuple, raw: Sequence[tuple] | None = None
     """
     images, masks = test
     if len(names) > 1:
-        best, masks_of = all_in_one_class(masks, names)
-        found = {f"all {best}": masks_of}
-        for title, sets in (("best grey windows", (validation, test)), ("best windows, raw values", raw)):
-            if sets:
-                windows = best_windows(*sets[0])
-                found[title] = {"windows": windows, **score(masks, in_windows(sets[1][0], windows), names)[0]}
-        return found
+        best, scores = all_in_one_class(masks, names)
+        windows = best_windows(*validation)
+        in_them, _ = score(masks, in_windows(images, windows), names)
+        return {f"all {best}": scores, "best grey windows": {"windows": windows, **in_them}}
     found = {"all background": score(masks, np.zeros_like(masks))[0]}
     found["best global threshold"] = _threshold_baseline(validation, test, None if raw is None else object_levels)
     if raw is not None:
@@ -245,7 +242,7 @@ def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tup
     for brighter in (True, False):
         # A pixel's bin is how many thresholds it reaches, or exceeds: one count of pixels serves all thresholds.
         places = first + np.searchsorted(thresholds, grey, "right" if brighter else "left")
-        of_both = [np.bincount(chosen.ravel(), minlength=bins * num) for chosen in (places[masks == 1], places)]
+        of_both = [np.bincount(places[some], minlength=bins * num) for some in (masks == 1, masks >= 0)]
         hits, pred = np.cumsum(np.reshape(of_both, (2, num, bins)), axis=2)  # as many pixels lie in this bin or below
         true = np.repeat(hits[:, -1:], bins, axis=1)
         if brighter:
@@ -262,20 +259,20 @@ FEW = 1000  # images, of all epochs together, after which a network may only hav
 
 def describe_failure(
     history: dict,
-    masks,
-    probs,
+    found: np.ndarray,
+    is_finite: bool = True,
     names: Sequence[str] = ONE_CLASS,
     settings: dict | None = None,
     num_seen: float = math.inf,
 ) -> str | None:
-    """What ended in nothing useful and what to try, else None; `num_seen` images were trained on, with `settings`."""
+    """What ended in nothing useful, by the test set's `confusion`, and what to try, else None; `num_seen` images were
+    trained on, with `settings`."""
     loss, smooth = ((settings or {}).get(name) for name in ("loss", "smooth"))
     tips = ["training longer (--epochs)"] * (num_seen < FEW) + ["--loss dice+ce"] * (loss != "dice+ce")
     advice = f"Try {', '.join([*tips, 'a lower --learning-rate', 'another --seed'])}, or larger objects"
     advice += "." if (loss, smooth) == ("dice", 1e-6) else "; for objects of a few pixels, --loss dice --smooth 1e-6."
-    if not (np.isfinite(history["loss"]).all() and np.isfinite(probs).all()):
+    if not (np.isfinite(history["loss"]).all() and is_finite):
         return f"The loss became NaN or infinite: the network is broken and its scores mean nothing. {advice}"
-    found = confusion(masks, probs)
     true, share = (found.sum(axis=axis)[1:].sum() / max(found.sum(), 1) for axis in (1, 0))
     if share < 0.01 * true:
         return f"The training collapsed: the predicted masks are all background (all black). {advice}"

@@ -1,6 +1,6 @@
-"""Scores of volumes of any size, and of what needs no network: per volume, with the distances of their surfaces.
+"""Scores of pictures and volumes of any size, and of what needs no network; of volumes with their surfaces' distances.
 
-    scores, rows = score_volumes(samples, probs)
+    scores, rows = score_samples(samples, probs)
 
 Samples are those of `lab/data/sample.py`; their `spacing` (depth, height, width) is in millimetres, or None.
 """
@@ -15,71 +15,70 @@ from lab.data.sample import to_masks
 from lab.evaluate import scoring, surfaces
 from lab.model import model_file, prediction
 
-SIGMAS = (1.0, 1.5, 2.0, 3.0)  # of the Gaussian filter before a threshold, in voxels
-COLUMNS = {  # of the table of scores: key and title
-    "image_dice": "Dice",
-    "image_dice_p5": "5th pct",
-    "image_dice_min": "min",
-    "image_iou": "IoU",
-    "image_iou_p5": "5th pct",
-    "image_iou_min": "min",
-    "surface": "mean",
-    "hausdorff95": "95% Hd.",
-}
+SIGMAS = (1.0, 1.5, 2.0, 3.0)  # of the Gaussian filter before a threshold, in pixels
+DISTANCES = {"surface": "mean", "hausdorff95": "95% Hd."}  # of volumes: key and title
 
 
-def column_groups(samples: list) -> dict[str, int]:
-    """Titles over the columns of a table, with the unit of the distances."""
+def table_columns(samples: list) -> tuple[dict[str, str], dict[str, int]]:
+    """Columns of a table of scores, and the titles over them, with the unit of the distances."""
+    columns = dict(list(scoring.COLUMNS.items())[:6])
+    if samples[0].labels.ndim == 2:
+        return columns, {"hard at 0.5, per picture": 6}
     unit = "mm" if all(sample.spacing for sample in samples) else "voxels"
-    return {"hard at 0.5, per volume": 6, f"surface, {unit}": 2}
+    return columns | DISTANCES, {"hard at 0.5, per volume": 6, f"surface, {unit}": 2}
 
 
-def predict_volume(network, sample, patch: tuple, divisor: int = 8) -> np.ndarray:
-    """The probabilities (D, H, W, C) of a volume of any size, on disk, by a sliding window no smaller than `patch`."""
-    model = model_file.Model(network, {"size": patch, "divisor": divisor})
+def predict_sample(network, sample, least: Sequence[int], divisor: int = 8) -> np.ndarray:
+    """The probabilities (*sides, C) of a sample of any size, on disk, in tiles whose sides are `least` or more."""
+    model = model_file.Model(network, {"size": least, "divisor": divisor})
     return volumes.collect(prediction.probabilities([model], sample.image, [sample.prepare]), sample.labels.shape)
 
 
 def hard_labels(probs: np.ndarray) -> np.ndarray:
-    """Labels (D, H, W), uint8, of probabilities (D, H, W, C): at least 0.5, or the most probable class."""
+    """Labels (*sides), uint8, of probabilities (*sides, C): at least 0.5, or the most probable class."""
     return (probs[..., 0] >= 0.5 if probs.shape[-1] == 1 else probs.argmax(axis=-1)).astype(np.uint8)
 
 
-def score_volumes(
+def score_samples(
     samples: list, found: Iterable[np.ndarray], names: Sequence[str] = scoring.ONE_CLASS
 ) -> tuple[dict, list[dict]]:
-    """Score probabilities, or masks, (D, H, W, C) for each sample, one after the other.
+    """Score probabilities, or masks, (*sides, C) for each sample, one after the other.
 
     Returns:
-        The scores of the set: means over the volumes `image_dice` and `image_iou`, hard at 0.5, with their 5th
-        percentiles (`_p5`) and minima (`_min`); means of the surface distances `surface` and `hausdorff95` over the
-        volumes where both masks hold something, in millimetres, or in voxels if one of the scans does not say its
+        The scores of the set: means over the samples `image_dice` and `image_iou`, hard at 0.5, with their 5th
+        percentiles (`_p5`) and minima (`_min`); of volumes also means of the surface distances `surface` and
+        `hausdorff95` where both masks hold something, in millimetres, or in voxels if one of the scans does not say its
         spacing (see `lab/evaluate/surfaces.py`). Of several classes each of them by class too, as KEY/NAME. A row per
-        volume with its name and its own.
+        sample with its name and its own.
     """
     rows, known = [], all(sample.spacing for sample in samples)
     for sample, probs in zip(samples, found, strict=True):
         masks = to_masks(sample.labels[None], len(names))
         (row,) = scoring.rows_of_images(masks, np.asarray(probs, np.float32)[None], names)
-        own = {"volume": sample.name} | {name: value for name, value in row.items() if name != "image"}
+        del row["image"]
+        if sample.labels.ndim == 2:
+            height, width = sample.labels.shape
+            rows.append({"image": sample.name, "width": width, "height": height, **row})
+            continue
+        own = {"volume": sample.name, **row}
         steps = 1.0 if not known else sample.spacing if sample.steps is None else sample.steps
         rows.append(own | class_distances(sample.labels[:], hard_labels(probs), names, steps))
     scores = scoring.of_rows(rows, names, ("image_dice", "image_iou"))
-    for key in ("surface", "hausdorff95"):
+    for key in DISTANCES:
         for name in (key, *(f"{key}/{of_class}" for of_class in names if len(names) > 1)):
-            defined = [row[name] for row in rows if row[name] is not None]
+            defined = [row[name] for row in rows if row.get(name) is not None]
             scores |= {name: float(np.mean(defined))} if defined else {}
     return scores, rows
 
 
 def class_distances(true: np.ndarray, found: np.ndarray, names: Sequence[str], spacing=1.0) -> dict[str, float | None]:
     """The surface distances of labels (D, H, W): of several classes of each, and the mean over those that have them."""
-    keys, row = ("surface", "hausdorff95"), {}
+    row = {}
     labelled = true != NOT_LABELLED
     of_class = [
         surfaces.surface_distances(true == k, (found == k) & labelled, spacing) for k in range(1, len(names) + 1)
     ]
-    for i, key in enumerate(keys):
+    for i, key in enumerate(DISTANCES):
         defined = [distances[i] for distances in of_class if distances]
         row[key] = float(np.mean(defined)) if defined else None
         if len(names) > 1:
@@ -93,7 +92,7 @@ def baselines(
     raw: Sequence | None = None,
     names: Sequence[str] = scoring.ONE_CLASS,
 ) -> dict[str, dict]:
-    """Scores on the test volumes of what needs no network, with settings that are the best on the validation patches.
+    """Scores on the test samples of what needs no network, with settings that are the best on the validation patches.
 
     All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS; and where
     grey values are not absolute, the best threshold of the values in the files, which `raw` holds, validation and test.
@@ -103,8 +102,10 @@ def baselines(
         return _class_baselines(validation, test, raw, names)
     from scipy.ndimage import gaussian_filter
 
-    def smooth(volumes, sigma):  # (..., D, H, W, 1)
-        return gaussian_filter(volumes, sigma, axes=(-4, -3, -2)) if sigma else volumes
+    axes = tuple(range(-1 - test[0].labels.ndim, -1))
+
+    def smooth(images, sigma):  # (..., *sides, C)
+        return gaussian_filter(images, sigma, axes=axes) if sigma else images
 
     def best(images, masks):
         return scoring.best_threshold(images, masks, scoring.object_levels(images, masks) if raw else None)
@@ -123,7 +124,7 @@ def baselines(
     }
     if raw:
         masks_of["best threshold, raw values"] = above(raw[1], best(*raw[0])[0])
-    return {name: score_volumes(test, masks)[0] for name, masks in masks_of.items()}
+    return {name: score_samples(test, masks)[0] for name, masks in masks_of.items()}
 
 
 def _class_baselines(validation, test, raw, names):
@@ -135,12 +136,12 @@ def _class_baselines(validation, test, raw, names):
             probs[..., label] = 1
             yield probs
 
-    scores = {name: score_volumes(test, all_in(label), names)[0] for label, name in enumerate(names, 1)}
+    scores = {name: score_samples(test, all_in(label), names)[0] for label, name in enumerate(names, 1)}
     best = max(scores, key=lambda name: scores[name]["image_dice"])
     found = {f"all {best}": scores[best]}
     sets = {"best grey windows": (validation, test), **({"best windows, raw values": raw} if raw else {})}
     for title, (patches, samples) in sets.items():
         windows = scoring.best_windows(*patches)
         hard = (scoring.in_windows(sample.prepare(sample.image[:])[None], windows)[0] for sample in samples)
-        found[title] = {"windows": windows, **score_volumes(test, hard, names)[0]}
+        found[title] = {"windows": windows, **score_samples(test, hard, names)[0]}
     return found

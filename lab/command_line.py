@@ -246,7 +246,9 @@ def check_flag(own: Callable) -> None:
 
 
 def class_flags(own: Callable) -> None:
-    """What the values of the masks mean."""
+    """What the values of the masks mean, and whether to look at them alone."""
+    text = "say what a training would see, write dataset.png and split.json to --out-dir, and end: no training"
+    own("--check", action="store_true", help=text)
     names = (
         "names of the classes, in the order of the masks' values (default: those that a label file in the folder of "
     )

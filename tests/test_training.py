@@ -298,11 +298,9 @@ def test_what_lies_outside_a_small_picture_changes_no_weight_no_loss_and_no_scor
     found = []
     for image, mask in ((images, masks), (other, masks), (images[:, :20, :24], masks[:, :20, :24])):
         keras.utils.set_random_seed(0)
-        channels, activation = masks.shape[-1], "sigmoid" if num_classes == 1 else "softmax"
-        model = keras.Sequential(
-            [keras.Input((None, None, 1)), keras.layers.Conv2D(channels, 1, activation=activation)]
-        )
-        model.compile(keras.optimizers.SGD(1.0), training.choose_loss(name), training.make_metrics())
+        output = keras.layers.Conv2D(masks.shape[-1], 1, activation="sigmoid" if num_classes == 1 else "softmax")
+        model = keras.Sequential([keras.Input((None, None, 1)), output])
+        model.compile(keras.optimizers.SGD(1.0), training.choose_loss(name), metrics=training.make_metrics())
         start = np.concatenate([weight.ravel() for weight in model.get_weights()])
         said = model.test_on_batch(image, mask, return_dict=True)
         rows = scoring.rows_of_images(mask, training.predict(model, image), ("a", "b")[:num_classes])

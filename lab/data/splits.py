@@ -159,30 +159,22 @@ def describe_classes(parts: dict[str, list], classes: Classes) -> list[str]:
 
 
 def describe_parts(parts: dict[str, list], validation: np.ndarray) -> list[str]:
-    """Sentences on what trains, validates and tests: how many pictures or scans, and the masks (N, *sides, C) of the
-    validation's patches."""
+    """Sentences on what trains, validates (masks (N, *sides, C) of patches) and tests, and on small pictures."""
     _, *sides, channels = validation.shape
-    flat, every = len(sides) == 2, [sample for samples in parts.values() for sample in samples]
-    what, piece, unit = ("picture", "crop", "pixels") if flat else ("scan", "patch", "voxels")
-    what = "region" if every[0].is_region else what
+    every = [sample for samples in parts.values() for sample in samples]
+    what, pieces, unit = ("picture", "crops", "pixels") if len(sides) == 2 else ("scan", "patches", "voxels")
+    what, size = "region" if every[0].is_region else what, f"{' x '.join(map(str, sides))} {unit}"
     training, *held_out = (len(parts[part]) for part in ("training", "validation", "test"))
-    objects = (validation == 1)[..., channels > 1 :].reshape(len(validation), -1)
-    empty = np.count_nonzero(~objects.any(axis=1))
+    counts = (folders.count(training, what), *held_out)
+    empty = sum(not (masks[..., channels > 1 :] == 1).any() for masks in validation)
     small = sum(any(np.less(sample.labels.shape, sides)) for sample in every)
-    size = f"{' x '.join(map(str, sides))} {unit}"
-    said = [
-        "{} for training, {} for validation, {} for the test; split.json says which.".format(
-            folders.count(training, what), *held_out
-        ),
-        f"Validation takes {len(validation)} {piece}{'s' if flat else 'es'} of {size}, {empty} of them without an "
-        f"object; the test takes each {what} as a whole.",
+    outside = f"Smaller than {size}: {small} of {len(every)} {what}s; what lies outside is not labelled"
+    return [
+        "{} for training, {} for validation, {} for the test; split.json says which.".format(*counts),
+        f"Validation takes {len(validation)} {pieces} of {size}, {empty} of them without an object; the test takes "
+        f"each {what} as a whole.",
+        *([f"{outside}, and changes no loss and no score."] if small else []),
     ]
-    if small:
-        said.append(
-            f"Smaller than {size}: {small} of {len(every)} {what}s; what lies outside is not labelled, and changes no "
-            "loss and no score."
-        )
-    return said
 
 
 def describe(parts: dict[str, list]) -> str:

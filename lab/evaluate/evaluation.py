@@ -104,8 +104,8 @@ def confusion_files(found: np.ndarray, classes: Classes) -> dict[str, Callable[[
 
 def describe_empty(samples: list, rows: list[dict]) -> str:
     """How many of the samples hold no object, in how many of them one is found, and the mean Dice of the others."""
-    full = [row["image_dice"] for sample, row in zip(samples, rows, strict=True) if sample.classes]
-    empty = [row["image_dice"] for sample, row in zip(samples, rows, strict=True) if not sample.classes]
+    pairs = [(bool(sample.classes), row["image_dice"]) for sample, row in zip(samples, rows, strict=True)]
+    full, empty = ([dice for holds, dice in pairs if holds is wanted] for wanted in (True, False))
     if not empty:
         return ""
     wrong = sum(dice is not None and dice < 0.5 for dice in empty)  # both empty: 1, or nothing that counts
@@ -116,6 +116,7 @@ def describe_empty(samples: list, rows: list[dict]) -> str:
 def titles_of(rows: list[dict], names: list[str]) -> dict[int, str]:
     """Which rows to show, and what is written beside each: kind, name and Dice."""
     examples = plots.choose_examples([1.0 if row["image_dice"] is None else row["image_dice"] for row in rows])
+    names = [name.replace(" (x ", "\n(x ") for name in names]  # of a region: a line of its own
     return {i: f"{kind}: {names[i]}\n{describe_dice(rows[i])}" for i, kind in {i: kind for kind, i in examples}.items()}
 
 

@@ -246,8 +246,7 @@ def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tup
     for brighter in (True, False):
         # A pixel's bin is how many thresholds it reaches, or exceeds: one count of pixels serves all thresholds.
         places = first + np.searchsorted(thresholds, grey, "right" if brighter else "left")
-        chosen = places[masks == 1], places[masks >= 0]  # what is not labelled is no error
-        of_both = [np.bincount(some, minlength=bins * num) for some in chosen]
+        of_both = [np.bincount(places[some], minlength=bins * num) for some in (masks == 1, masks >= 0)]
         hits, pred = np.cumsum(np.reshape(of_both, (2, num, bins)), axis=2)  # as many pixels lie in this bin or below
         true = np.repeat(hits[:, -1:], bins, axis=1)
         if brighter:
@@ -270,11 +269,8 @@ def describe_failure(
     settings: dict | None = None,
     num_seen: float = math.inf,
 ) -> str | None:
-    """What ended in nothing useful and what to try, else None.
-
-    `found` is the `confusion` of the test set; the probabilities were finite, or not; `num_seen` images were trained
-    on, with `settings`.
-    """
+    """What ended in nothing useful, by the test set's `confusion`, and what to try, else None; `num_seen` images were
+    trained on, with `settings`."""
     loss, smooth = ((settings or {}).get(name) for name in ("loss", "smooth"))
     tips = ["training longer (--epochs)"] * (num_seen < FEW) + ["--loss dice+ce"] * (loss != "dice+ce")
     advice = f"Try {', '.join([*tips, 'a lower --learning-rate', 'another --seed'])}, or larger objects"

@@ -24,6 +24,7 @@ class Evaluation:
     failure: str | None  # a sentence, if the network is of no use
     summary: str  # for the console
     files: dict[str, Callable[[Path], object]]  # name -> writes it
+    unit: str | None = None  # of distances
 
 
 def of_images(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
@@ -101,6 +102,7 @@ def of_volumes(network, source: Source, history: dict, settings: dict | None = N
             "predictions.png": lambda path: views.plot_volumes(shown, path, source.classes),
             **confusion_files(scoring.confusion(flat_masks, flat_probs), source.classes),
         },
+        volume_results.unit_of(test),
     )
 
 

@@ -30,8 +30,12 @@ COLUMNS = {  # of the table of scores: key and title
 
 def column_groups(samples: list) -> dict[str, int]:
     """Titles over the columns of a table, with the unit of the distances."""
-    unit = "mm" if all(sample.spacing for sample in samples) else "voxels"
-    return {"hard at 0.5, per volume": 6, f"surface, {unit}": 2}
+    return {"hard at 0.5, per volume": 6, f"surface, {unit_of(samples)}": 2}
+
+
+def unit_of(samples: list) -> str:
+    """The unit of distances: voxels as soon as one of the samples does not say its spacing."""
+    return "mm" if all(sample.spacing for sample in samples) else "voxels"
 
 
 def predict_volume(network, sample, patch: tuple, divisor: int = 8) -> np.ndarray:

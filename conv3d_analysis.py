@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lab import command_line
-from lab.evaluate import plots
+from lab.evaluate import page, plots
 from lab.model import memory
 from lab.model.memory import layer_costs
 from lab.system import backend, output_files
@@ -30,7 +30,7 @@ EXPERIMENT = "3D_Volumetric_Analysis"
 SIMULATION = (
     "loss = 0.05 + 0.65 exp(-step / 8) + 0.01 n1; dice = 0.97 - 0.87 exp(-step / 8) + 0.01 n2; n1, n2 ~ N(0, 1)"
 )
-FILES = ("layers.csv", "simulation.json", "simulated_curves.png")
+FILES = ("layers.csv", "simulation.json", "simulated_curves.png", "index.html")
 FILTERS, BATCHES = (8, 16, 32, 64), (1, 2, 4, 8)  # rows and columns of the table of --fit-in
 
 
@@ -300,6 +300,18 @@ def check_size(args: argparse.Namespace) -> None:
 # From end to end
 
 
+def write_page(path: Path, config: dict, found: dict) -> None:
+    """The page of an analysis: network, what was measured and predicted, the simulated curves, the layers."""
+    page.write(
+        path,
+        f"Conv3D network: {describe_config(config)}",
+        warning="The curves are simulated by a formula: no network was trained.",
+        tables=[page.table_of("Layers", found["layers"])],
+        pictures=[page.picture(path.with_name("simulated_curves.png"), "Simulated loss and Dice by step")],
+        facts={"Settings": config, "Measured": found["measured"], "Predicted, MiB": found["predicted"]},
+    )
+
+
 def log(args: argparse.Namespace, config: dict, found: dict, curves: dict, folder: Path) -> str:
     """Log everything to a run of its own, what is simulated under names that say so; return its id."""
     description = (
@@ -351,6 +363,7 @@ def main(argv=None) -> str:
             what = {"what": "SIMULATED: no network was trained", "seed": args.seed, "formula": SIMULATION}
             output_files.write_json(aside / "simulation.json", what | curves)
             figure.savefig(aside / "simulated_curves.png", dpi=150)
+            write_page(aside / "index.html", config, found)
         run_id = log(args, config, found, curves, aside if aside.exists() else out)
     print(describe(found, curves))
     print(f"\nFiles: {args.out_dir}. MLflow run: {run_id}, to see it: {tracking.how_to_view()}")

@@ -9,8 +9,8 @@ gets NAME_mask.png (0 and 255, of exactly the picture's size) and NAME_overlay.p
 on it). A model of volumes takes NIfTI files and TIFF stacks: NAME_mask.nii.gz lies on the scan in a viewer, for it
 has its affine and header; the overlay is three orthogonal slices. Masks of several classes have the values of the masks
 that the model was trained on, and open in colour, those of scans in ITK-SNAP with labels.txt. predictions.csv gets a
-row per picture as soon as its files are there; rows of pictures that were predicted into the folder before stay. Exit
-code 0: all is done; 1: something could not be read; 2: nothing could be done.
+row per picture as soon as its files are there, objects.csv a row per object, and index.html shows them; what was
+predicted into the folder before stays. Exit code 0: all is done; 1: something could not be read; 2: nothing was done.
 
 Shares of many pictures, by `--shard I/N`, have a folder and a table each; all in one:
 
@@ -18,6 +18,7 @@ Shares of many pictures, by `--shard I/N`, have a folder and a table each; all i
 """
 
 import argparse
+import collections
 import hashlib
 import sys
 import time
@@ -29,7 +30,7 @@ import numpy as np
 from lab import command_line
 from lab.data import folders, grey_values, pictures, scans, volumes
 from lab.data.classes import Classes, itksnap_labels
-from lab.evaluate import label_pictures, plots, sample_scores, views
+from lab.evaluate import label_pictures, objects, page, plots, sample_scores, views
 from lab.model import model_file, timing
 from lab.model.prediction import (
     compare_labels,
@@ -44,7 +45,7 @@ from lab.system import backend, output_files, table
 from lab.system.errors import first_line
 from lab.track import registry
 
-TABLE = "predictions.csv"
+TABLE, OBJECTS = "predictions.csv", "objects.csv"
 LABELS = "labels.txt"  # for ITK-SNAP
 COLUMNS = (
     *("picture", "width", "height", "depth", "foreground", "volume_ml", "objects", "diameter", "confidence", "scale"),
@@ -60,8 +61,8 @@ WITHOUT_VOLUME = "The file names no {}: volume_ml stays empty, diameter and dist
 # Prediction
 
 
-def predict_picture(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> dict:
-    """Predict one picture, write its files into the folder `aside`, return its row of the table."""
+def predict_picture(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> tuple:
+    """Predict one picture, write its files into the folder `aside`, return its row of the table, and its objects'."""
     from PIL import Image
 
     channels, seen = (models[0].preprocessing[key] for key in ("channels", "seen"))
@@ -78,27 +79,30 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
         raise ValueError(f"the mask {truth} is {sizes}.")
     prepare = prepare_pictures(models, image)
     slabs, scale = picture_probabilities(models, image, prepare, args.scale, args.flips, tell=True)
-    labels, figures, kept = segment(slabs, (height, width), args.threshold, args.probabilities)
+    labels, figures, kept, chosen = segment(slabs, (height, width), args.threshold, args.probabilities)
+    rows = objects.find(labels, chosen, image, known.names)
 
     step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
     preview = prepare[0](image[::step, ::step])
     remarks += [figures.pop("remark"), grey_values.describe_strangeness(preview, seen)]
     remarks += [pictures.describe_loss(path, image)]
     row = {"picture": path.name, "width": width, "height": height, "scale": scale, **figures}
-    row |= measure_objects(labels, known.names) | {"remark": " ".join(filter(None, remarks))}
+    row |= measure_objects(labels, known.names, 1, objects.sizes(rows, known.names))
+    row["remark"] = " ".join(filter(None, remarks))
     row |= compare_labels(true, labels, known.names) if truth else {}
     marked, colours = as_drawn(labels, known)
-    shown = label_pictures.with_legend(plots.overlay(preview, marked[::step, ::step], colours=colours), known)
+    shown = plots.overlay(preview, marked[::step, ::step], colours=colours)
+    shown = label_pictures.with_legend(objects.draw_numbers(shown, rows, step) if args.numbers else shown, known)
     mask_name, overlay_name, *probability_names = output_names(path, 2, known)
     label_pictures.picture(labels, known).save(aside / mask_name, compress_level=1)
     Image.fromarray(shown).save(aside / overlay_name, compress_level=1)
     for name, channel in zip(probability_names, foreground_channels(kept), strict=False):
         Image.fromarray(channel).save(aside / name, compress_level=1)
-    return row
+    return row, rows
 
 
-def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> dict:
-    """Predict one scan, write its files into the folder `aside`, return its row of the table.
+def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> tuple:
+    """Predict one scan, write its files into the folder `aside`, return its row of the table, and its objects'.
 
     It is predicted on the grid that the models were trained on, and its mask lies on its own. In memory is a slab.
     """
@@ -115,14 +119,17 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     few = grey_values.few_slices(image)
     prepare = prepare_pictures(models, few)
     slabs = volumes.onto_own_grid(probabilities(models, image, prepare, args.flips, tell=True), scan, grid)
-    labels, figures, kept = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
+    labels, figures, kept, chosen = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
+    voxel, affine = (None, None) if scan.lacks else (scan.voxel, scan.affine)
+    rows = objects.find(labels, chosen, scan.voxels, known.names, voxel, affine)
 
     remarks = [figures.pop("remark"), grey_values.describe_strangeness(prepare[0](few), first["seen"])]
     remarks += [SHEARED] if scan.sheared else []
     remarks += [] if first.get("spacing") else [volumes.describe_spacing(scan.spacing, first.get("spacings_seen"))]
     remarks += [WITHOUT_VOLUME.format(scan.lacks)] if scan.lacks and scan.spacing else []
     row = {"picture": path.name, **dict(zip(("depth", "height", "width"), labels.shape, strict=True)), **figures}
-    row |= measure_objects(labels, known.names, scan.voxel or 1) | {"remark": " ".join(filter(None, remarks))}
+    row |= measure_objects(labels, known.names, scan.voxel or 1, objects.sizes(rows, known.names))
+    row["remark"] = " ".join(filter(None, remarks))
     if not scan.lacks:
         counts = {"volume_ml": np.count_nonzero(labels)}
         for label, name in enumerate(known.names, 1) if known.num > 1 else ():
@@ -142,7 +149,7 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
         scans.write(channel, scan, aside / name)
     if known.num > 1:
         (aside / LABELS).write_text(itksnap_labels(known), encoding="utf-8")
-    return row
+    return row, rows
 
 
 def as_drawn(labels: np.ndarray, known: Classes) -> tuple[np.ndarray, list | None]:
@@ -184,8 +191,8 @@ def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
     """What a prediction depends on beside its picture, for the table and for --continue."""
     digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:8] for path in paths]
     models = [f"{name}@{digest}" for name, digest in zip((args.model, *args.models), digests, strict=True)]
-    flags = [f"threshold {args.threshold:g}", *["flips"] * args.flips, *["probabilities"] * args.probabilities]
-    flags += [f"scale {args.scale:g}"] if args.scale else []
+    switches = [name for name in ("flips", "probabilities", "numbers") if getattr(args, name)]
+    flags = [f"threshold {args.threshold:g}", *switches, *([f"scale {args.scale:g}"] if args.scale else [])]
     return ", ".join([*models, *flags, *[f"masks {args.masks}"] * (args.masks is not None)])
 
 
@@ -233,13 +240,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     probabilities = "write NAME_probability.png too, of several classes one for each; 16 bits: 65535 is 1"
     add("--probabilities", action="store_true", help=probabilities)
     add("--models", nargs="+", default=[], metavar="MODEL", help="more models: the mean is taken")
+    add("--numbers", action="store_true", help="write the objects' numbers into the overlays of pictures")
     scale = "show pictures S times as large; default: 1, or what a model of --recipe photographs is surest of"
     add("--scale", type=float, metavar="S", help=scale)
-    add(
-        "--flips",
-        action="store_true",
-        help="average over mirrored pictures: 4 times as long, scans 8; a little better",
-    )
+    flips = "average over mirrored pictures: 4 times as long, scans 8; a little better"
+    add("--flips", action="store_true", help=flips)
     add("--shard", type=read_shard, metavar="I/N", help="every N-th picture only, into a folder of its own")
     add("--continue", action="store_true", dest="go_on", help="leave pictures alone that are finished already")
     return command_line.parse(parser, check_args, argv)
@@ -279,16 +284,16 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
         raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
     if args.threshold != 0.5 and known_classes.num > 1:
         raise ValueError("--threshold is for models of one class; of several, a pixel gets the most probable one.")
+    if args.numbers and ndim == 3:
+        raise ValueError("--numbers is for pictures; the objects of scans are found by their places in objects.csv.")
     files, truths = find_inputs(args, ndim)
     if not files:
         print("Nothing to do in shard {} of {}: there are fewer pictures than shards.".format(*args.shard))
         return 0
     without = [pictures.readable(path.name) for path in files if args.masks and folders.stem(path) not in truths]
     if without:
-        names = ", ".join(without[:3]) + ", ..." * (len(without) > 3)
-        print(
-            f"WARNING: {len(without)} of {len(files)} get no score: no mask in {args.masks} ({names}).", file=sys.stderr
-        )
+        lacking = f"no mask in {args.masks} ({', '.join(without[:3]) + ', ...' * (len(without) > 3)})"
+        print(f"WARNING: {len(without)} of {len(files)} get no score: {lacking}.", file=sys.stderr)
     out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard) if args.shard else args.out_dir
     with output_files.output_folder(out_dir, reads=(*files, *truths.values())) as folder:
         check_table(folder / TABLE, columns)
@@ -303,15 +308,22 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             if row["picture"] not in known and taken & {*former}:
                 names[row["picture"]] = []
 
+        listed = collections.Counter(row["picture"] for row in table.read(folder / OBJECTS, objects.COLUMNS))
+
         def stays(row):
             path = known.get(row["picture"])
             if path is None or not args.go_on:
                 return False
             truth = truths.get(folders.stem(path))
             sources = [path] if truth is None else [path, truth]
-            return is_finished(row, folder / names[path.name][0], sources, made_with)
+            complete = listed[path.name] == int(row["objects"])
+            return complete and is_finished(row, folder / names[path.name][0], sources, made_with)
 
-        finished = table.begin(folder / TABLE, columns, names, stays)
+        finished = {row["picture"] for row in table.read(folder / TABLE, columns) if stays(row)}
+        without_files: dict[str, list[str]] = {name: [] for name in names}  # they go with the rows of the other table
+        table.begin(folder / OBJECTS, objects.COLUMNS, without_files, lambda row: row["picture"] in finished)
+        table.begin(folder / TABLE, columns, names, lambda row: row["picture"] in finished)
+        gallery = page.Gallery(folder / TABLE, columns, lambda name: output_names(Path(name), ndim, known_classes)[1])
         failures, seconds = 0, []
         left = sum(path.name not in finished for path in files)
         for number, path in enumerate(files, 1):
@@ -339,6 +351,8 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             seconds.append(row["seconds"])
             if rest := timing.describe_rest(seconds, left):
                 print(rest, flush=True)
+            gallery.update()
+        gallery.write()
     skipped = f"; {len(finished)} of {len(files)} finished before" if finished else ""
     failed = f"; {failures} of {len(files)} failed" if failures else ""
     if failures < len(files):
@@ -351,8 +365,9 @@ def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made
     started = time.perf_counter()
     with output_files.written_aside(folder) as aside:
         predict = predict_scan if models[0].preprocessing["ndim"] == 3 else predict_picture
-        row = predict(models, path, truth, args, aside)
+        row, found = predict(models, path, truth, args, aside)
     row |= {"seconds": time.perf_counter() - started, "file": str(path), "made_with": made_with}
+    table.append(folder / OBJECTS, objects.COLUMNS, [{"picture": path.name, **one} for one in found])
     table.append(folder / TABLE, columns, [row])
     return row
 

@@ -20,7 +20,7 @@ import numpy as np
 from lab import command_line
 from lab.data import grey_values
 from lab.data.source import Source
-from lab.evaluate import plots, scoring
+from lab.evaluate import page, plots, scoring
 from lab.evaluate.evaluation import Evaluation
 from lab.model import checkpoints, model_file, timing, training
 from lab.system import backend, output_files, processes
@@ -28,7 +28,7 @@ from lab.track import tracking
 
 FILES = (  # all that a training may leave in its folder
     "model.keras", "history.json", "scores.json", "per_image.csv", "per_volume.csv", "curves.png", "predictions.png",
-    "split.json", "dataset.png", "confusion.csv", "confusion.png",
+    "split.json", "dataset.png", "confusion.csv", "confusion.png", "index.html",
 )  # fmt: skip
 
 
@@ -240,6 +240,7 @@ def write(out: Path, network, source: Source, history: dict, about: dict, evalua
                 "test": evaluation.scores,
                 "baselines": evaluation.baselines,
                 "failure": evaluation.failure,
+                **({"distances": evaluation.unit} if evaluation.unit else {}),
             }
         last = {name: values[-1] for name, values in history.items()}
         pieces = {
@@ -248,6 +249,7 @@ def write(out: Path, network, source: Source, history: dict, about: dict, evalua
             "history.json": lambda path: output_files.write_json(path, history),
             "curves.png": lambda path: plots.plot_curves(history, path, source.classes),
             "scores.json": lambda path: output_files.write_json(path, {"last_epoch": last, **about}),
+            "index.html": lambda path: page.write_training(path, f"U-Net on {source.name}"),  # of the files above
         }
         failures += output_files.write_pieces(aside, pieces)
     return evaluation, aside if aside.exists() else out, failures
@@ -296,6 +298,9 @@ def summarize_folds(scores: list[dict], folder: Path) -> dict[str, float]:
     spread = {name: float(np.std([fold[name] for fold in scores], ddof=1)) for name in scores[0]}
     with output_files.written_aside(folder) as aside:
         output_files.write_json(aside / "folds.json", {"folds": scores, "mean": mean, "standard_deviation": spread})
-    rows = {f"fold {i}": fold for i, fold in enumerate(scores, 1)}
-    print("\n" + scoring.format_table({**rows, "mean": mean, "standard deviation": spread}))
+        folds = {f"fold {i}": fold for i, fold in enumerate(scores, 1)}
+        rows = {**folds, "mean": mean, "standard deviation": spread}
+        links = [(page.link(f"{name.replace(' ', '-')}/{page.NAME}"), name) for name in folds]
+        page.write(aside / page.NAME, f"{len(scores)} folds", tables=[page.scores_of(rows)], beside=links)
+    print("\n" + scoring.format_table(rows))
     return mean

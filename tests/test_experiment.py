@@ -29,7 +29,9 @@ def test_scores_that_fail_leave_the_model_and_end_with_exit_code_1(store, capsys
         main()
     assert stop.value.code == 1
     assert capsys.readouterr().err == "test_experiment.py: the scores failed (no test set).\n"
-    assert {path.name for path in Path("out").iterdir()} == {"model.keras", "history.json", "curves.png", "scores.json"}
+    left = {"model.keras", "history.json", "curves.png", "scores.json", "index.html"}
+    assert {path.name for path in Path("out").iterdir()} == left
+    assert "It has no scores." in Path("out/index.html").read_text()
     assert model_file.load_model(Path("out/model.keras")).network.count_params() > 0
     assert "test" not in json.loads(Path("out/scores.json").read_text())
     (run,) = mlflow.search_runs(experiment_names=["Scores that fail"], output_format="list")

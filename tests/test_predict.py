@@ -140,7 +140,7 @@ def test_one_unreadable_picture_does_not_stop_the_others(model_path, picture_fol
     assert "p11.png cannot be read" in captured.err and "1 of 5 failed" in captured.out
     assert [row["picture"] for row in table(tmp_path / "out")] == ["p0.png", "p1.png", "p2.png", "p3.png"]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert len(names) == 9 and not any("p11" in name or "partial" in name for name in names)
+    assert len(names) == 11 and not any("p11" in name or "partial" in name for name in names)
 
 
 def test_the_settings_come_from_the_model(picture_folder, tmp_path):

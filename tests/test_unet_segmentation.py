@@ -204,7 +204,8 @@ def test_the_recipe_for_photographs_draws_stretched_images_of_many_kinds():
 def test_a_run_writes_its_files(small_run):
     folder, scores, _, console = small_run
     files = {path.name for path in (folder / "out").iterdir()}
-    assert files == {"curves.png", "history.json", "model.keras", "per_image.csv", "predictions.png", "scores.json"}
+    pictures = {"curves.png", "predictions.png", "index.html"}
+    assert files == {"history.json", "model.keras", "per_image.csv", "scores.json", *pictures}
     results = json.loads((folder / "out" / "scores.json").read_text())
     assert results["test"] == scores
     assert results["baselines"]["all background"]["image_dice"] == pytest.approx(0, abs=1e-5)
@@ -234,7 +235,7 @@ def test_a_run_is_tracked_with_each_metric_at_each_epoch(small_run):
     assert {"keras.version", "tensorflow.version", "device"} <= set(run.data.tags)
     assert {tag.value for data in run.inputs.dataset_inputs for tag in data.tags} >= {"training", "validation", "test"}
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert {"curves.png", "predictions.png", "scores.json", "history.json", "per_image.csv"} <= artifacts
+    assert {"curves.png", "predictions.png", "index.html", "scores.json", "history.json", "per_image.csv"} <= artifacts
 
 
 def test_the_tracked_model_and_the_saved_one_are_the_same(small_run):
@@ -268,7 +269,7 @@ def test_a_store_that_breaks_during_training_leaves_complete_files_and_a_warning
 
     monkeypatch.setattr(experiment, "train", train_and_break)
     unet.main([*SMALL, "--epochs", "1", "--train-images", "4", "--precision", "float32", "--out-dir", "out"])
-    assert len(list(Path("out").iterdir())) == 7  # and what the store missed
+    assert len(list(Path("out").iterdir())) == 8  # and what the store missed
     assert "not recorded in MLflow run" in capsys.readouterr().err
 
 

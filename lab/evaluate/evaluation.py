@@ -24,6 +24,7 @@ class Evaluation:
     failure: str | None  # a sentence, if the network is of no use
     summary: str  # for the console
     files: dict[str, Callable[[Path], object]]  # name -> writes it
+    unit: str | None = None  # of distances
 
 
 def of_images(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
@@ -83,6 +84,7 @@ def _evaluation(source, history, settings, scores, rows, baselines, pairs, draw,
             "predictions.png": draw,
             **confusion_files(confusion, source.classes),
         },
+        sample_scores.unit_of(source.test) if len(source.sides) == 3 else None,
     )
 
 

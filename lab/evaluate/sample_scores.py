@@ -24,8 +24,12 @@ def table_columns(samples: list) -> tuple[dict[str, str], dict[str, int]]:
     columns = dict(list(scoring.COLUMNS.items())[:6])
     if samples[0].labels.ndim == 2:
         return columns, {"hard at 0.5, per picture": 6}
-    unit = "mm" if all(sample.spacing for sample in samples) else "voxels"
-    return columns | DISTANCES, {"hard at 0.5, per volume": 6, f"surface, {unit}": 2}
+    return columns | DISTANCES, {"hard at 0.5, per volume": 6, f"surface, {unit_of(samples)}": 2}
+
+
+def unit_of(samples: list) -> str:
+    """The unit of distances: voxels as soon as one of the samples does not say its spacing."""
+    return "mm" if all(sample.spacing for sample in samples) else "voxels"
 
 
 def predict_sample(network, sample, least: Sequence[int], divisor: int = 8) -> np.ndarray:

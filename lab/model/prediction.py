@@ -7,7 +7,7 @@ The same in steps, which `predict.py` needs for its tables and for images that t
 
 prepare = prepare_pictures(models, image)
 slabs = probabilities(models, image, prepare)            # (h, W, 1) or (h, W, K + 1) each, from the first line on
-labels, figures, _ = segment(slabs, image.shape[:-1])
+labels, figures, _, _ = segment(slabs, image.shape[:-1])
 """
 
 import functools
@@ -182,12 +182,12 @@ def segment(slabs: Iterable[np.ndarray], sides: tuple[int, ...], threshold: floa
         Labels (*sides), uint8: of one class 1 where the probability is at least the threshold, else 0; of several
         classes the one of the highest probability, of equal ones the first; a dict of `foreground`, `confidence` (mean
         of the probability of what was chosen) and `remark`; the probabilities (*sides, C) in 16 bits, 65535 for 1, or
-        None unless `keep`.
+        None unless `keep`; of one class its probability, of several that of each pixel's label, (*sides) in 16 bits.
 
     Raises:
         ValueError: if a probability is no number.
     """
-    labels, kept = np.empty(sides, np.uint8), None
+    labels, kept, chosen = np.empty(sides, np.uint8), None, np.empty(sides, np.uint16)
     line, confidence, lowest, highest = 0, 0.0, 1.0, 0.0
     for slab in slabs:
         if not np.isfinite(slab).all():
@@ -198,13 +198,19 @@ def segment(slabs: Iterable[np.ndarray], sides: tuple[int, ...], threshold: floa
         labels[lines] = foreground >= threshold if one else slab.argmax(axis=-1)
         sure = np.maximum(foreground, 1 - foreground) if one else slab.max(axis=-1)
         confidence += sure.sum(dtype=float)
+        chosen[lines] = _in_16_bits(foreground if one else sure)
         lowest, highest = min(lowest, foreground.min()), max(highest, foreground.max())
-        if keep:
+        if keep and not one:
             kept = np.empty((*sides, slab.shape[-1]), np.uint16) if kept is None else kept
-            kept[lines] = np.round(np.clip(slab, 0, 1) * (2**16 - 1))
+            kept[lines] = _in_16_bits(slab)
         line += len(slab)
+    kept = chosen[..., None] if keep and one else kept
     figures = {"foreground": np.count_nonzero(labels) / labels.size, "confidence": confidence / labels.size}
-    return labels, {**figures, "remark": describe_extreme(figures["foreground"], lowest, highest, one)}, kept
+    return labels, {**figures, "remark": describe_extreme(figures["foreground"], lowest, highest, one)}, kept, chosen
+
+
+def _in_16_bits(probs: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(probs, 0, 1) * (2**16 - 1))
 
 
 def describe_extreme(foreground: float, lowest: float, highest: float, threshold: bool = True) -> str | None:
@@ -223,7 +229,7 @@ def compare_masks(true: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     from metrics import DiceCoefficient, IoU
 
     scores = {"dice": DiceCoefficient(), "iou": IoU()}
-    for lines in _slabs(mask):
+    for lines in slab_lines(mask):
         pair = [array[None, lines, ..., None].astype(np.float32) for array in (true, mask)]
         for metric in scores.values():
             metric.update_state(*pair)
@@ -246,11 +252,14 @@ def compare_labels(true: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     return means | {f"dice/{name}": one["dice"] for name, one in scores.items()}
 
 
-def measure_objects(labels: np.ndarray, names: Sequence[str], voxel: float = 1.0) -> dict[str, float]:
+def measure_objects(
+    labels: np.ndarray, names: Sequence[str], voxel: float = 1.0, of_class: dict[str, np.ndarray] | None = None
+) -> dict[str, float]:
     """The number of `objects`, and the median `diameter` of a circle, or a ball, as large as each of them.
 
     The unit is the pixel, or where `voxel` is the area or volume of one, that of its side. Objects of one class that
     touch, also at corners, are one. Of several classes also `foreground/NAME`, `objects/NAME` and `diameter/NAME`.
+    `of_class` are the pixels of each class's objects, where they are known.
     """
     of_unit = {2: math.pi / 4, 3: math.pi / 6}[labels.ndim]  # area or volume at diameter 1
 
@@ -260,7 +269,7 @@ def measure_objects(labels: np.ndarray, names: Sequence[str], voxel: float = 1.0
             found[f"diameter{suffix}"] = (np.median(sizes) * voxel / of_unit) ** (1 / labels.ndim)
         return found
 
-    of_class = {name: object_sizes(labels == label) for label, name in enumerate(names, 1)}
+    of_class = of_class or {name: object_sizes(labels == label) for label, name in enumerate(names, 1)}
     row = described(np.concatenate([*of_class.values()]))
     for name, sizes in of_class.items() if len(names) > 1 else ():
         row |= {f"foreground/{name}": sizes.sum() / labels.size, **described(sizes, f"/{name}")}
@@ -272,10 +281,11 @@ def object_sizes(mask: np.ndarray) -> np.ndarray:
     from scipy.ndimage import label
 
     parts, num = label(mask, np.ones((3,) * mask.ndim))
-    sizes: Any = sum(np.bincount(parts[lines].ravel(), minlength=num + 1) for lines in _slabs(mask))
+    sizes: Any = sum(np.bincount(parts[lines].ravel(), minlength=num + 1) for lines in slab_lines(mask))
     return sizes[1:]
 
 
-def _slabs(mask: np.ndarray) -> Iterator[slice]:
+def slab_lines(mask: np.ndarray) -> Iterator[slice]:
+    """Slices along the first axis that together are the whole, about SLAB pixels each."""
     lines = max(1, SLAB // math.prod(mask.shape[1:]))
     return (slice(first, first + lines) for first in range(0, len(mask), lines))

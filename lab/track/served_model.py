@@ -166,7 +166,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             slabs, _ = prediction.picture_probabilities(self.models, image, prepare)
         else:
             slabs = prediction.probabilities(self.models, image, prepare)
-        labels, figures, kept = prediction.segment(slabs, image.shape[:-1], threshold, keep=True)
+        labels, figures, kept, _ = prediction.segment(slabs, image.shape[:-1], threshold, keep=True)
         seen = prepare[0](grey_values.thin_out(few))
         strange = grey_values.describe_strangeness(seen, self.models[0].preprocessing["seen"])
         return labels, kept, " ".join(filter(None, (figures["remark"], strange)))

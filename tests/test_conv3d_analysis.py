@@ -175,6 +175,7 @@ def test_run_holds_architecture_parameters_and_marked_simulation(finished, monke
         "layers.csv",
         "model",
         "simulated_curves.png",
+        "index.html",
         "simulation.json",
     }
     assert {path.name for path in (folder / "out").iterdir()} == set(conv3d.FILES)

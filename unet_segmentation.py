@@ -394,7 +394,6 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="DIR",
         help="folder of their masks, of the same names: black and one other value, or a value or colour for each class",
     )
-    command_line.check_flag(own)
     command_line.class_flags(own)
     command_line.grey_range_flag(own)
     own("--augment", **switch, default=True, help="flip, turn, brighten and darken the training crops")

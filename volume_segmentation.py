@@ -294,7 +294,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     own = parser.add_argument_group("your own scans, in place of spheres").add_argument
     own("--images", type=Path, metavar="DIR", help="folder of scans: NIfTI (.nii, .nii.gz) or TIFF stacks, of any size")
     own("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: 0, and a value per class")
-    command_line.check_flag(own)
     command_line.class_flags(own)
     own(
         "--spacing",

@@ -95,8 +95,8 @@ def run_side(job: dict) -> dict:
     flags += ["--seed", str(job["seed"]), *job["flags"]]
 
     def source_of(steps: int):
-        settings = script.parse_args([*flags, "--epochs", "1"])
-        settings.train_patches = steps * settings.batch_size
+        patches = str(steps * script.SPHERES["batch_size"])
+        settings = script.parse_args([*flags, "--epochs", "1", "--train-patches", patches])
         parts = {"training": [left], "validation": [left], "test": [right]}
         return settings, script.own_scans(settings, DEEP, parts)
 

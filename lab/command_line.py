@@ -239,12 +239,6 @@ def grey_range_flag(own: Callable) -> None:
     own("--grey-range", choices=("auto", "folder", "picture"), default="auto", help=text)
 
 
-def check_flag(own: Callable) -> None:
-    """To look at what was read before anything is trained."""
-    text = "say what a training would see, write dataset.png and split.json to --out-dir, and end: no training"
-    own("--check", action="store_true", help=text)
-
-
 def class_flags(own: Callable) -> None:
     """What the values of the masks mean, and whether to look at them alone."""
     text = "say what a training would see, write dataset.png and split.json to --out-dir, and end: no training"

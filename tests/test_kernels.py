@@ -45,7 +45,7 @@ predict(np.zeros((18, 24, 32, 1), np.float32))
 network = predict(np.zeros((300, 2000, 1), np.float32))  # three tiles, two at a time
 for num, side in ((1, 32), (17, 36)):
     training.predict(network, np.zeros((num, side, side, 1), np.float32))
-network.compile(training.choose_optimizer("adam", 1e-3, "constant", 1), training.choose_loss("bce"))
+network.compile(training.choose_optimizer("adam", 1e-3, "constant", 1), training.choose_loss("ce"))
 for num, side in ((1, 44), (17, 48)):
     images = np.zeros((num, side, side, 1), np.float32)
     batch = images[[0, 0]], images[[0, 0]]

@@ -10,7 +10,6 @@ background, the noise and the clipping. The network is told none of this.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from data_synth import SHAPES, fill_shape, radius_at, random_turns
 from lab.evaluate.ball_fit import log_likelihood_ratio
@@ -47,6 +46,8 @@ def fit_shapes(
     Returns:
         labels (N, H, W) or (N, D, H, W), uint8: 0 is background, k the k-th of `shapes`.
     """
+    from scipy.optimize import linear_sum_assignment
+
     ratios = log_likelihood_ratio(images[..., 0], contrast, noise)
     labels = np.zeros(ratios.shape, np.uint8)
     for ratio, label in zip(ratios, labels, strict=True):

@@ -313,7 +313,7 @@ def log(args: argparse.Namespace, config: dict, analysis: dict, curves: dict, fo
         params={**vars(args), **config, "parameters": analysis["parameters"]},
         tags={**backend.provenance(), "metrics.source": "simulated"},
         description=description,
-        journal=args.out_dir,
+        folder=args.out_dir,
     ) as run:
         run.text(analysis["architecture"], "model/architecture.json")
         for i, step in enumerate(curves["step"]):

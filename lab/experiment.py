@@ -81,7 +81,7 @@ def run(
             description=f"{network_name} on {source.name} ({source.origin}), recipe `{args.recipe}`, "
             f"seed {args.seed}{fold_words}.",
             resume_run_id=checkpoint.notes.get("run_id"),
-            journal=out,
+            folder=out,
         ) as tracked:
             checkpoint.notes["run_id"] = tracked.run_id
             log_data(tracked, source)

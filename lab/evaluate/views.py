@@ -100,10 +100,10 @@ def _draw_labels(axes, true, found, classes, aspect) -> None:
             drawn[(found == label) & (true != label) & (true != NOT_LABELLED)] = to_rgba(tint, 0.6)
     axes.imshow(drawn, aspect=aspect, interpolation="nearest")
     for label, colour in enumerate(colours, 1):
-        for labels, color, style in ((found, FOUND, "dashed" if several else "solid"), (true, TRUE, "solid")):
+        for labels, line_color, style in ((found, FOUND, "dashed" if several else "solid"), (true, TRUE, "solid")):
             mask = np.zeros(1) if labels is None else labels == label
             if mask.any() and not mask.all():
-                axes.contour(mask, [0.5], colors=[colour] if several else color, linewidths=0.8, linestyles=style)
+                axes.contour(mask, [0.5], colors=[colour] if several else line_color, linewidths=0.8, linestyles=style)
 
 
 def _legend(figure, rows, classes):
@@ -126,7 +126,7 @@ def montage(
 ) -> np.ndarray:
     """The three slices of a volume (D, H, W, C) side by side, its labels or its mask drawn on them: (H, W, 3), uint8.
 
-    Slices are enlarged by repetition, until pixels are as high as wide and slices are large enough to read. Each has its
+    Slices are enlarged by repetition: pixels become as high as wide, and slices are large enough to read. Each has its
     number, from 1 on; if the volume is `oriented`, as a NIfTI file is, also the name of its plane, and letters for left
     (L), right (R), back (P) and front (A).
     """

@@ -386,20 +386,20 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--recipe", choices=RECIPES, help=f"{recipes} (default: lab, with --images own-pictures)")
     parser.add_argument("--shapes", action="store_true", help="draw three classes that differ only in their shape")
     switch: dict = {"action": argparse.BooleanOptionalAction}
-    own = parser.add_argument_group("your own pictures, in place of circles").add_argument
-    own("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
-    own(
+    add = parser.add_argument_group("your own pictures, in place of circles").add_argument
+    add("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
+    add(
         "--masks",
         type=Path,
         metavar="DIR",
         help="folder of their masks, of the same names: black and one other value, or a value or colour for each class",
     )
-    command_line.check_flag(own)
-    command_line.class_flags(own)
-    command_line.grey_range_flag(own)
-    own("--augment", **switch, default=True, help="flip, turn, brighten and darken the training crops")
-    own("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
-    own("--start-from", type=Path, metavar="MODEL", help="begin with the weights of a model file of the same network")
+    command_line.check_flag(add)
+    command_line.class_flags(add)
+    command_line.grey_range_flag(add)
+    add("--augment", **switch, default=True, help="flip, turn, brighten and darken the training crops")
+    add("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
+    add("--start-from", type=Path, metavar="MODEL", help="begin with the weights of a model file of the same network")
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-images", type=int, metavar="N", help="training images (or crops of your own) per epoch")

@@ -291,20 +291,20 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--bodies", action="store_true", help="balls, cubes and octahedra, which differ only in their shape"
     )
-    own = parser.add_argument_group("your own scans, in place of spheres").add_argument
-    own("--images", type=Path, metavar="DIR", help="folder of scans: NIfTI (.nii, .nii.gz) or TIFF stacks, of any size")
-    own("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: 0, and a value per class")
-    command_line.check_flag(own)
-    command_line.class_flags(own)
-    own(
+    add = parser.add_argument_group("your own scans, in place of spheres").add_argument
+    add("--images", type=Path, metavar="DIR", help="folder of scans: NIfTI (.nii, .nii.gz) or TIFF stacks, of any size")
+    add("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: 0, and a value per class")
+    command_line.check_flag(add)
+    command_line.class_flags(add)
+    add(
         "--spacing",
         **command_line.one_or_three(float),
         metavar="MM",
         help="resample all to this spacing: one number, or depth height width",
     )
-    own("--memory", type=float, metavar="GIB", help="memory of a training step; default: 70%% of what is free")
-    command_line.grey_range_flag(own)
-    own("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, turn, vary the grey a little")
+    add("--memory", type=float, metavar="GIB", help="memory of a training step; default: 70%% of what is free")
+    command_line.grey_range_flag(add)
+    add("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, turn, vary the grey a little")
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-patches", type=int, metavar="N", help="training patches per epoch")

@@ -142,4 +142,4 @@ def test_on_jax_one_sentence_says_that_tensorflow_is_needed(tmp_path):
         command, cwd=backend.ROOT, env={**os.environ, "KERAS_BACKEND": "jax"}, capture_output=True, text=True
     )
     assert ended.returncode == 2 and not (tmp_path / "unet.onnx").exists()
-    assert ended.stderr.splitlines()[-1].endswith("unset KERAS_BACKEND. Model files stay valid.")
+    assert ended.stderr.splitlines()[-1].endswith("unset KERAS_BACKEND. Its models work too.")

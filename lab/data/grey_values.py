@@ -5,7 +5,7 @@
     seen = grey_range.prepare(image)                                 # float32
 
 Nothing is clipped, because the object may be brighter than 99% of the pixels: values outside the range are compressed
-by a logarithm, which keeps their order and their differences. The settings lie inside the model file
+by a logarithm, so that their order stays and different values stay different. The settings lie inside the model file
 (`lab/model/model_file.py`): a network cannot be used with another preprocessing than that of its training.
 """
 

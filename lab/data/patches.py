@@ -216,7 +216,7 @@ def predict_tiles(
         predict: tiles (N, *tile, C) of the image's type -> values (N, *tile, K).
         tile: sides of a tile; where the image is smaller, it is reflected.
         overlap: least number of voxels that neighbouring tiles share, in [0, tile).
-        batch: tiles per call of `predict`, from two rows if necessary; only the last call may get fewer.
+        batch: tiles per call of `predict`, also from neighbouring rows; only the last call may get fewer.
 
     Yields:
         Slabs (d, *sides[1:], K) of the result, float32, from the first to the last; one row of tiles is in memory.

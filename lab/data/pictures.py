@@ -112,23 +112,23 @@ def read_picture(path: Path, channels: int | None = None) -> np.ndarray:
     deep = _read_deep_tiff(Path(path))
     image = open_picture(path) if deep is None else None
     if deep is not None:
-        found = _checked(path, deep)
-        if channels == 1 and found.shape[-1] == 3:
-            luma = found @ np.array([0.299, 0.587, 0.114])
-            found = (luma if found.dtype.kind == "f" else luma.round()).astype(found.dtype)[..., None]
-        found = _grey_if_equal(found) if channels is None else found
+        pixels = _checked(path, deep)
+        if channels == 1 and pixels.shape[-1] == 3:
+            luma = pixels @ np.array([0.299, 0.587, 0.114])
+            pixels = (luma if pixels.dtype.kind == "f" else luma.round()).astype(pixels.dtype)[..., None]
+        pixels = _grey_if_equal(pixels) if channels is None else pixels
     elif image.mode == "F":
-        found = _checked(path, np.asarray(image)).astype(np.float32)[..., None]
+        pixels = _checked(path, np.asarray(image)).astype(np.float32)[..., None]
     elif image.mode.startswith("I"):
-        found = _checked(path, np.asarray(image), 2**16 - 1).astype(np.uint16)[..., None]
+        pixels = _checked(path, np.asarray(image), 2**16 - 1).astype(np.uint16)[..., None]
     elif image.mode == "L" and _is_signed(image):
-        found = _checked(path, np.asarray(image).view(np.int8), 127).view(np.uint8)[..., None]
+        pixels = _checked(path, np.asarray(image).view(np.int8), 127).view(np.uint8)[..., None]
     elif channels == 1 or image.mode in ("1", "L", "LA", "La"):
-        found = _decode(image, "L")[..., None]
+        pixels = _decode(image, "L")[..., None]
     else:
-        found = _decode(image, "RGB")
-        found = _grey_if_equal(found) if channels is None else found
-    return np.repeat(found, 3, axis=-1) if channels == 3 and found.shape[-1] == 1 else found
+        pixels = _decode(image, "RGB")
+        pixels = _grey_if_equal(pixels) if channels is None else pixels
+    return np.repeat(pixels, 3, axis=-1) if channels == 3 and pixels.shape[-1] == 1 else pixels
 
 
 def _grey_if_equal(image):
@@ -320,7 +320,7 @@ def read_folder(
         pairs, problems = pair_class_folders(images, of_class)
     else:
         pairs, problems = folders.pair_by_name(images, masks, find_pictures, "picture")
-    found: list[tuple] = []
+    items: list[tuple] = []
     known: dict = {}
     for path, mask_path in pairs:
         try:
@@ -335,11 +335,11 @@ def read_folder(
         twin = known.setdefault(hashlib.sha256(image.tobytes()).digest(), path)
         if twin is not path:
             problems.append(f"{path} shows the same as {twin.name}.")
-        found.append((path, image, mask_path, *mask))
+        items.append((path, image, mask_path, *mask))
     mapping = classes.ONE
     try:
-        found = _by_colour_if_needed(found)
-        seen = [look_at_mask(mask_path, *mask) for _, _, mask_path, *mask in found]
+        items = _by_colour_if_needed(items)
+        seen = [look_at_mask(mask_path, *mask) for _, _, mask_path, *mask in items]
         if of_class:
             mapping = classes.of_folders([folder.name for folder in of_class], names)
         elif seen:
@@ -349,33 +349,33 @@ def read_folder(
     except ValueError as error:
         problems.append(str(error))
     folders.refuse(problems, "picture")
-    colours = sum(image.shape[-1] == 3 for _, image, *_ in found)
-    if 0 < colours < len(found):
-        print(f"Not all pictures in {images} are in colour ({colours} of {len(found)}): all are used in grey.")
-        found = [
-            (path, image if image.shape[-1] == 1 else read_picture(path, 1), *mask) for path, image, *mask in found
+    colours = sum(image.shape[-1] == 3 for _, image, *_ in items)
+    if 0 < colours < len(items):
+        print(f"Not all pictures in {images} are in colour ({colours} of {len(items)}): all are used in grey.")
+        items = [
+            (path, image if image.shape[-1] == 1 else read_picture(path, 1), *mask) for path, image, *mask in items
         ]
-    for sentence, num in Counter(describe_loss(path, image) for path, image, *_ in found).items():
+    for sentence, num in Counter(describe_loss(path, image) for path, image, *_ in items).items():
         if sentence:
-            print(f"{num} of {len(found)} pictures in {images}: {sentence}")
+            print(f"{num} of {len(items)} pictures in {images}: {sentence}")
     return [
         Sample(path.name, image, mapping.to_labels(values), grey_values.range_of(image, grey_values.STRETCHED))
-        for path, image, _, values, *_ in found
+        for path, image, _, values, *_ in items
     ], mapping
 
 
-def _by_colour_if_needed(found: list[tuple]) -> list[tuple]:
+def _by_colour_if_needed(items: list[tuple]) -> list[tuple]:
     """Turn masks with palettes into colours, if palettes differ, or if a mask is black and one other colour.
 
     Each item is (path, image, path of the mask, values, kind, palette). Raises ValueError if palettes differ and two
     numbers of a mask have one colour.
     """
-    palettes = {palette for *_, palette in found if palette}
-    numbers = set().union(*(np.unique(values).tolist() for *_, values, kind, _ in found if kind == "palette"))
-    if not palettes or (len(palettes) == 1 and len(numbers) > 2 and all(kind == "palette" for *_, kind, _ in found)):
-        return found
+    palettes = {palette for *_, palette in items if palette}
+    numbers = set().union(*(np.unique(values).tolist() for *_, values, kind, _ in items if kind == "palette"))
+    if not palettes or (len(palettes) == 1 and len(numbers) > 2 and all(kind == "palette" for *_, kind, _ in items)):
+        return items
     result = []
-    for path, image, mask_path, values, kind, palette in found:
+    for path, image, mask_path, values, kind, palette in items:
         if kind == "palette":
             lookup = _as_colours(np.array(palette, np.uint8).reshape(256, 3))
             used = np.unique(values)

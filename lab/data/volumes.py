@@ -46,7 +46,7 @@ def read_folder(
             and test), no spacing where resampling needs one.
     """
     pairs, problems = folders.pair_by_name(images, masks, find_scans, "scan")
-    found, seen = [], []
+    triples, seen = [], []
     known: dict = {}
 
     def attempt(function, *arguments):
@@ -67,12 +67,12 @@ def read_folder(
             attempt(check_same_grid, scan, mask)
             counts = attempt(count_values, mask)
             seen += [classes.MaskValues(mask_path, counts)] if counts else []
-        found.append((scan, mask, attempt(grid_shape, scan, spacing)))
+        triples.append((scan, mask, attempt(grid_shape, scan, spacing)))
     mapping = attempt(classes.find_classes, seen, names, ignore, masks) if seen else None
     if mapping and not any(of_mask.counts.keys() - {mapping.values[0], mapping.ignore} for of_mask in seen):
         problems.append(f"all masks in {masks} are empty: there is nothing to learn.")
     folders.refuse(problems, "scan")
-    return [_to_grid(scan, to_labels(mask, mapping), grid) for scan, mask, grid in found], mapping
+    return [_to_grid(scan, to_labels(mask, mapping), grid) for scan, mask, grid in triples], mapping
 
 
 def _allow_open_files(num):

@@ -52,9 +52,9 @@ def fonts_with(letters: str) -> tuple[list[str], set[str]]:
     known = font_manager.fontManager.ttflist  # a font of last resort has a box for each letter
     known = [font for font in known if "last" not in font.name.lower() and "mono" not in font.name.lower()]
     for font in sorted(known, key=lambda font: (font.name != "DejaVu Sans", font.weight != 400, font.style)):
-        found = missing & font_manager.get_font(font.fname).get_charmap().keys() if missing else ()
-        families += [font.name] if found and font.name not in families else []
-        missing = missing.difference(found)
+        covered = missing & font_manager.get_font(font.fname).get_charmap().keys() if missing else ()
+        families += [font.name] if covered and font.name not in families else []
+        missing = missing.difference(covered)
     return families, {chr(letter) for letter in missing}
 
 

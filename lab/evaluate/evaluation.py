@@ -34,12 +34,12 @@ def of_images(network, source: Source, history: dict, settings: dict | None = No
     baselines = scoring.baselines(source.validation, source.test, source.raw and source.raw(), names)
     titles = titles_of(rows, [f"image {i}" for i in range(len(images))])
 
-    def draw(path):
+    def plot_examples(path):
         shown = [(title, images[i], masks[i], probs[i]) for i, title in titles.items()]
         plots.plot_predictions(shown, path, source.classes)
 
     what = f"{len(images)} images"
-    return _evaluation(source, history, settings, scores, rows, baselines, [(masks, probs)], draw, what)
+    return _evaluation(source, history, settings, scores, rows, baselines, [(masks, probs)], plot_examples, what)
 
 
 def of_samples(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
@@ -51,7 +51,7 @@ def of_samples(network, source: Source, history: dict, settings: dict | None = N
     titles = titles_of(rows, [sample.name for sample in test])
     pairs = ((to_masks(sample.labels[None], num), values[None]) for sample, values in zip(test, probs, strict=True))
 
-    def draw(path):
+    def plot_examples(path):
         examples = [(title, test[i], probs[i]) for i, title in titles.items()]
         if len(source.sides) == 3:
             shown = [(title, sample, sample_scores.hard_labels(values)) for title, sample, values in examples]
@@ -61,10 +61,10 @@ def of_samples(network, source: Source, history: dict, settings: dict | None = N
 
     what = folders.count(len(test), "volume" if len(source.sides) == 3 else "picture") + describe_empty(test, rows)
     columns = sample_scores.table_columns(test)
-    return _evaluation(source, history, settings, scores, rows, baselines, pairs, draw, what, *columns)
+    return _evaluation(source, history, settings, scores, rows, baselines, pairs, plot_examples, what, *columns)
 
 
-def _evaluation(source, history, settings, scores, rows, baselines, pairs, draw, what, *columns) -> Evaluation:
+def _evaluation(source, history, settings, scores, rows, baselines, pairs, plot_examples, what, *columns) -> Evaluation:
     """The common part: `pairs` of masks and probabilities (N, ..., C), `what` was tested, `columns` of the table."""
     names = source.classes.names
     counts = [(scoring.confusion(masks, probs), np.isfinite(probs).all()) for masks, probs in pairs]
@@ -80,7 +80,7 @@ def _evaluation(source, history, settings, scores, rows, baselines, pairs, draw,
         f"Test set, {what}:\n{table}",
         {
             file: lambda path: output_files.write_table(rows, path),
-            "predictions.png": draw,
+            "predictions.png": plot_examples,
             **confusion_files(confusion, source.classes),
         },
     )

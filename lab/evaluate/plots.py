@@ -87,33 +87,33 @@ def _scale(axes, title: str, shown: list[float], curves: list) -> None:
         axes.text(0.5, 0.5, "not a number", transform=axes.transAxes, ha="center")
 
 
-def shares_of_lines(found: np.ndarray) -> np.ndarray:
+def shares_of_lines(counts: np.ndarray) -> np.ndarray:
     """Counts (K + 1, K + 1) as shares of their line's sum; NaN in empty lines."""
-    totals = found.sum(axis=1, keepdims=True)
-    return np.where(totals > 0, found / np.maximum(totals, 1), np.nan)
+    totals = counts.sum(axis=1, keepdims=True)
+    return np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
 
 
-def plot_confusion(found: np.ndarray, names: Sequence[str], path: Path) -> None:
+def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Draw the confusion matrix: the share of each true class (a line) that was predicted as each class (a column).
 
-    `found` are counts of pixels (K + 1, K + 1), `names` those of background and classes. Up to 10 classes, shares and
+    `counts` are numbers of pixels (K + 1, K + 1), `names` those of background and classes. Up to 10 classes, shares and
     counts are written; up to 20, only shares; beyond that there are only colours. Nothing is written for 0.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import PercentFormatter
 
-    shares, num = shares_of_lines(found), len(found)
+    shares, num = shares_of_lines(counts), len(counts)
     side = num * (0.72 if num <= 11 else 0.46 if num <= 21 else 0.28)
     figure = new_figure(side + 3, side + 2)
     axes = figure.subplots()
     axes.set_facecolor("0.85")  # seen through NaN
     shade = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # so that 1% is no white
-    for line, column in np.argwhere(found > 0) if num <= 21 else ():
+    for line, column in np.argwhere(counts > 0) if num <= 21 else ():
         share, places = shares[line, column], 1 if num <= 11 else 0
         least = 0.1 ** (places + 2)
         sign = "<" if share < least else ">" if 1 - least < share < 1 else ""
         text = f"{sign}{min(max(share, least), 1 - least if sign else 1):.{places}%}"
-        text += f"\n{found[line, column]:,}" if num <= 11 else ""
+        text += f"\n{counts[line, column]:,}" if num <= 11 else ""
         axes.text(column, line, text, ha="center", va="center", fontsize=6.5, color="w" if share > 0.35 else "k")
     labels = [legible(name, 26) for name in names]
     axes.set_xticks(range(num), labels, rotation=90 if num > 5 or max(map(len, labels)) > 10 else 0, fontsize=8)

@@ -10,7 +10,7 @@ number of images, of all sides that the network takes. The rest stands in its me
     tiles          how images are cut (lab/data/patches.py): the `divisor` of the sides, the `smallest` sides, about the
                    `largest` side, the `overlap`; where the divisor is null, all tiles have the smallest sides
 
-README.md shows a program that uses them. A former file is replaced after the new one was compared with the model.
+README.md shows a program that uses them. A former file is replaced if the new one agrees with the Keras model.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def export(path: Path, target: Path) -> str:
     if missing := [name for name in ("tf2onnx", "onnx", "onnxruntime") if not importlib.util.find_spec(name)]:
         raise ValueError(f"{', '.join(missing)} must be installed first: pip install -r requirements-onnx.txt.")
     if (used := backend.import_keras().backend.backend()) != "tensorflow":
-        raise ValueError(f"only TensorFlow writes ONNX files, not {used}: unset KERAS_BACKEND. Model files stay valid.")
+        raise ValueError(f"only TensorFlow writes ONNX files, not {used}: unset KERAS_BACKEND. Its models work too.")
     trained = model_file.load_model(path).network
     network, images = to_float32(trained), draw_images(settings)
     expected, before = ([library_limits.predict_batch(one, batch) for batch in images] for one in (network, trained))

@@ -154,17 +154,17 @@ def _refuse_bomb(archive: zipfile.ZipFile) -> None:
 
 def _check_preprocessing(path: Path, text: bytes) -> dict:
     try:
-        found = json.loads(text)
-        if found["version"] == 2:
-            found = {**found, "version": VERSION, "beyond": "clip", "surroundings": None}
-        if found["version"] == VERSION and _is_sound(found):
-            return found
+        about = json.loads(text)
+        if about["version"] == 2:
+            about = {**about, "version": VERSION, "beyond": "clip", "surroundings": None}
+        if about["version"] == VERSION and _is_sound(about):
+            return about
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ValueError(f"the preprocessing inside {path} is damaged or of another version of this program.")
 
 
-def _is_sound(found: dict) -> bool:
+def _is_sound(about: dict) -> bool:
     def numbers(values, count):
         return (
             isinstance(values, list)
@@ -172,40 +172,40 @@ def _is_sound(found: dict) -> bool:
             and all(type(value) in (int, float) and math.isfinite(value) for value in values)
         )
 
-    stretch, divisor, share = found["stretch"], found["divisor"], found.get("surroundings")
-    window = found.get("window")
+    stretch, divisor, share = about["stretch"], about["divisor"], about.get("surroundings")
+    window = about.get("window")
     return (
-        found["ndim"] in (2, 3)
-        and type(found["channels"]) is int
+        about["ndim"] in (2, 3)
+        and type(about["channels"]) is int
         and (divisor is None or type(divisor) is int and divisor > 0)
-        and numbers(found["size"], found["ndim"])
-        and all(type(side) is int and side > 0 for side in found["size"])
-        and (found.get("spacing") is None or numbers(found["spacing"], 3))
-        and (found.get("spacings_seen") is None or [numbers(ends, 3) for ends in found["spacings_seen"]] == [True] * 2)
+        and numbers(about["size"], about["ndim"])
+        and all(type(side) is int and side > 0 for side in about["size"])
+        and (about.get("spacing") is None or numbers(about["spacing"], 3))
+        and (about.get("spacings_seen") is None or [numbers(ends, 3) for ends in about["spacings_seen"]] == [True] * 2)
         and (
             window is None
             or numbers(window, 2)
-            or (len(window) == 2 and all(numbers(ends, found["channels"]) for ends in window))
+            or (len(window) == 2 and all(numbers(ends, about["channels"]) for ends in window))
         )
-        and found["beyond"] in ("log", "clip")
+        and about["beyond"] in ("log", "clip")
         and (share is None or numbers([share], 1) and 0 < share <= 1)
         and (stretch is None or numbers(stretch, 2) and 0 <= stretch[0] < stretch[1] <= 100)
-        and (found.get("scales") is None or numbers(found["scales"], len(found["scales"])) and min(found["scales"]) > 0)
-        and list(found["seen"]) == ["1%", "50%", "99%"]
-        and all(numbers(values, 2) for values in found["seen"].values())
-        and ("classes" not in found or _are_sound_classes(found["classes"]))
+        and (about.get("scales") is None or numbers(about["scales"], len(about["scales"])) and min(about["scales"]) > 0)
+        and list(about["seen"]) == ["1%", "50%", "99%"]
+        and all(numbers(values, 2) for values in about["seen"].values())
+        and ("classes" not in about or _are_sound_classes(about["classes"]))
     )
 
 
-def _are_sound_classes(found: dict) -> bool:
+def _are_sound_classes(about: dict) -> bool:
     def integers(values, count, below):
         return len(values) == count and all(type(value) is int and 0 <= value < below for value in values)
 
-    names, values, palette, ignore = (found[key] for key in ("names", "values", "palette", "ignore"))
+    names, values, palette, ignore = (about[key] for key in ("names", "values", "palette", "ignore"))
     check_names(names)
-    below = {"grey": 2**32, "palette": 2**8, "colour": 2**24}[found["kind"]]
+    below = {"grey": 2**32, "palette": 2**8, "colour": 2**24}[about["kind"]]
     return (
-        len(found) == 5
+        len(about) == 5
         and isinstance(names, list)
         and 1 <= len(names) <= MOST
         and isinstance(values, list)
@@ -227,7 +227,7 @@ def _check_shapes(path: Path, preprocessing: dict, takes, gives) -> None:
     if gives[1:-1] != takes[1:-1]:
         raise ValueError(f"the model {path} makes {gives} of {takes}, not of equal sides.")
     size = tuple(preprocessing["size"])
-    if any(side not in (None, own) for side, own in zip(takes[1:-1], size, strict=True)):
+    if any(side not in (None, trained) for side, trained in zip(takes[1:-1], size, strict=True)):
         raise ValueError(f"the model {path} takes arrays of shape {takes}, but says that it was trained on {size}.")
     if preprocessing["divisor"] is None and None in takes[1:-1]:
         raise ValueError(f"the model {path} does not say what the sides of its images must be divisible by.")
@@ -263,8 +263,8 @@ def copy_weights(path: Path, model, known: Classes = ONE) -> str | None:
     former = classes_of(preprocessing)
     others = former.num != known.num or known.num > 1 and former.names != known.names
     taken = [one.layers[:-1] if others else one.layers for one in (network, model)]
-    weights, own = ([array for layer in layers for array in layer.get_weights()] for layers in taken)
-    shapes = [[tuple(array.shape) for array in arrays] for arrays in (weights, own)]
+    weights, present = ([array for layer in layers for array in layer.get_weights()] for layers in taken)
+    shapes = [[tuple(array.shape) for array in arrays] for arrays in (weights, present)]
     if shapes[0] != shapes[1]:
         there, here = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), map(len, shapes))
         raise ValueError(

@@ -129,20 +129,20 @@ def choose_precision(wanted: str) -> str:
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
-        found = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
+        versions = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
     elif name == "jax":
         import jax
 
         if jax.default_backend() == "tpu":
             return "mixed_bfloat16"
-        found = [getattr(device, "compute_capability", "0") for device in jax.devices() if device.platform == "gpu"]
-        found = [tuple(int(part) for part in str(capability).split(".")) for capability in found]
+        versions = [getattr(device, "compute_capability", "0") for device in jax.devices() if device.platform == "gpu"]
+        versions = [tuple(int(part) for part in str(capability).split(".")) for capability in versions]
     else:
         import torch
 
-        found = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+        versions = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
     flags = {"avx512_bf16", "amx_bf16"} & set(processor()["flags"])
-    native = min(found) >= (8, 0) if found else flags  # NVIDIA's Ampere and later
+    native = min(versions) >= (8, 0) if versions else flags  # NVIDIA's Ampere and later
     return "mixed_bfloat16" if native else "float32"
 
 
@@ -211,7 +211,7 @@ def device() -> str:
     names: list[str] = []
     try:
         if "jax" in sys.modules:
-            names = [found.device_kind for found in sys.modules["jax"].devices() if found.platform != "cpu"]
+            names = [one.device_kind for one in sys.modules["jax"].devices() if one.platform != "cpu"]
         elif "tensorflow" in sys.modules:
             config = sys.modules["tensorflow"].config
             details = config.experimental.get_device_details

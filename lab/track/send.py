@@ -152,10 +152,10 @@ class Unsent:
         """Print the items that the store does not have, and the command that sends them."""
         if self.missing:
             names = "; ".join(self.missing[:10])
-            more = f" and {len(self.missing) - 10} more" if len(self.missing) > 10 else ""
+            others = f" and {len(self.missing) - 10} more" if len(self.missing) > 10 else ""
             is_kept = self.items and self.file and self.file.exists()
             later = f" Send it later: python -m lab.track.send {shlex.quote(str(self.folder))}" if is_kept else ""
-            warn(f"not recorded in MLflow run {self.run_id}: {names}{more}{because}.{later}")
+            warn(f"not recorded in MLflow run {self.run_id}: {names}{others}{because}.{later}")
 
 
 def _digest(path: Path) -> str:

@@ -259,8 +259,8 @@ def _check_database(file: Path, writes: bool = True) -> None:
 def _experiment_id(client, experiment: str, file: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    existing = client.get_experiment_by_name(experiment)
+    if existing is None:
         location = None  # a server chooses for itself
         if file:
             # Absolute and beside the database; MLflow would take the current directory.
@@ -271,18 +271,18 @@ def _experiment_id(client, experiment: str, file: Path | None) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(experiment)  # another process has created it
-    if found.lifecycle_stage == "deleted":
+            existing = client.get_experiment_by_name(experiment)  # another process has created it
+    if existing.lifecycle_stage == "deleted":
         raise TrackingError(
             f"Experiment {experiment!r} is in MLflow's trash, which keeps its name; bring it back with "
-            f"`mlflow experiments restore -x {found.experiment_id}` or remove it for good with "
-            f"`mlflow gc --experiment-ids {found.experiment_id}`."
+            f"`mlflow experiments restore -x {existing.experiment_id}` or remove it for good with "
+            f"`mlflow gc --experiment-ids {existing.experiment_id}`."
         )
     if file:
         new_name = shlex.quote(f"{experiment}_old")
-        rename = f"`mlflow experiments rename -x {found.experiment_id} --new-name {new_name}`"
-        _check_artifacts(experiment, found.artifact_location, file, rename)
-    return found.experiment_id
+        rename = f"`mlflow experiments rename -x {existing.experiment_id} --new-name {new_name}`"
+        _check_artifacts(experiment, existing.artifact_location, file, rename)
+    return existing.experiment_id
 
 
 def _check_artifacts(experiment: str, location: str, file: Path, rename: str = "") -> None:

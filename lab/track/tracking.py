@@ -80,14 +80,14 @@ def tracked_run(
         try:
             with signals_wait():
                 try:
-                    found = _reopen(client, resume_run_id, first_tags) if resume_run_id else None
-                    found = found or client.create_run(experiment_id, run_name=run_name, tags=first_tags)
+                    entity = _reopen(client, resume_run_id, first_tags) if resume_run_id else None
+                    entity = entity or client.create_run(experiment_id, run_name=run_name, tags=first_tags)
                 except Exception as error:
                     raise TrackingError(
                         f"MLflow cannot start a run in experiment {experiment!r} of {uri} ({first_line(error)}); "
                         "check that the store can be written to."
                     ) from None
-                run = Run(client, found, folder)
+                run = Run(client, entity, folder)
             with signals_raise():  # an exception that foreign code swallowed is raised here, before the status is set
                 run.tags({**about, **(tags or {})})
                 run.params(params or {})
@@ -104,15 +104,15 @@ def tracked_run(
 class Run:
     """An open run. No method raises because the store fails: `missing` names the records that the store lacks."""
 
-    def __init__(self, client, found, folder: str | Path | None):
-        self.run_id = found.info.run_id
+    def __init__(self, client, entity, folder: str | Path | None):
+        self.run_id = entity.info.run_id
         self._client = client
         self._unsent = Unsent(self.run_id, folder)
         # A resumed run has no end yet, and will record its files again. Its params stay: MLflow refuses other values.
         again = ("end", "file", "model")
         self._unsent.items = [item for item in self._unsent.items if item["kind"] not in again]
         waiting = [item["values"] for item in self._unsent.items if item["kind"] == "params"]
-        self._settled = set(found.data.params).union(*waiting)
+        self._settled = set(entity.data.params).union(*waiting)
 
     @property
     def missing(self) -> list[str]:
@@ -237,11 +237,11 @@ def _reopen(client, run_id: str, tags: dict[str, str]):
     from mlflow.entities import RunTag
 
     try:
-        found = client.get_run(run_id)
-        if found.info.lifecycle_stage == "active":
+        entity = client.get_run(run_id)
+        if entity.info.lifecycle_stage == "active":
             client.update_run(run_id, status="RUNNING")
             client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
-            return found
+            return entity
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise

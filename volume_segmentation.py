@@ -273,7 +273,7 @@ def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, ..
 
     step = (args.batch_size, args.optimizer, backend.processor())
     patch, tried = memory.largest_patch(fixed, budget, *step, tuple(shape), 2**DEPTH)
-    print(f"Memory of a training step of {args.batch_size} patches, which may take {budget:.1f} GiB:")
+    print(f"Memory of a training step of {args.batch_size} patches; at most {budget:.1f} GiB:")
     for row in tried:
         taken = ", taken" if row["sides"] == patch else "" if row["fits"] else ", too large"
         print(f"  {' x '.join(map(str, row['sides'])):>15} voxels: {row['gib']:5.1f} GiB{taken}", flush=True)

@@ -134,7 +134,7 @@ def test_a_finished_run_is_told_from_an_unfinished_one(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("results, words", [
-    ({}, "has ended: its test scores are missing. Run it anew, without --resume"),
+    ({}, "has ended: its test scores are missing. Run it again, without --resume"),
     ({"test": 1, "last_epoch": {"loss": None}, "failure": "The loss became NaN."}, "has ended: The loss became NaN. R"),
 ])  # fmt: skip
 def test_a_run_that_failed_is_not_called_finished(results, words, tmp_path):

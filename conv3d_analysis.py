@@ -1,11 +1,11 @@
 """Build a small Conv3D network, account for its memory and arithmetic before any training, and log it to MLflow.
 
     python conv3d_analysis.py                 # one run in the experiment 3D_Volumetric_Analysis
-    python conv3d_analysis.py --fit-in 4      # what trains within 4 GiB
+    python conv3d_analysis.py --fit-in 4      # the patches that train within 4 GiB
 
-7 s on 2 cores; expect a predicted memory within some 15% of the measured one. Nothing is trained
-here (volume_segmentation.py does that): loss and Dice by step are SIMULATED, and named so everywhere. What is measured,
-training steps on noise in a process of their own, is named `measured/`; what follows from the layers alone,
+7 s on 2 cores; expect a predicted memory within about 15% of the measured one. Nothing is trained
+here (volume_segmentation.py does that): loss and Dice by step are SIMULATED, and named so everywhere. Results of
+training steps on noise, in a second process, are named `measured/`; results that follow from the layers alone are named
 `predicted/`. Files go to outputs/conv3d. `python -m benchmarks.memory_study` measures 68 such networks.
 """
 
@@ -40,10 +40,10 @@ FILTERS, BATCHES = (8, 16, 32, 64), (1, 2, 4, 8)  # rows and columns of the tabl
 def build_conv3d(
     input_shape: tuple = (32, 32, 32, 1), filters: int = 8, kernel_size: int = 3, downsampling: str = "late"
 ):
-    """The 3D twin of the U-Net's first steps (Cicek et al. 2016): two poolings, concatenated skips, sigmoid mask.
+    """Build a small 3D U-Net (Cicek et al. 2016): two poolings, concatenated skips, sigmoid mask.
 
-    Blocks of filters and 2 filters, a bottleneck of 4 filters, and back: `build_unet` of depth 2, whose arguments and
-    errors these are.
+    Blocks of filters and 2 filters, a bottleneck of 4 filters, and back. It is `build_unet` of depth 2, and has its
+    arguments and errors.
 
     Returns:
         An uncompiled `keras.Model`: volumes (N, D, H, W, C) -> probabilities (N, D, H, W, 1), float32.
@@ -72,11 +72,11 @@ def make_model(config: dict):
         keras.config.set_dtype_policy(before)
 
 
-# What it takes: predicted and measured
+# Memory and time: predicted and measured
 
 
 def examine(config: dict, go_ahead) -> dict:
-    """Build a network, account for it, and measure training steps where they fit; for a process of its own.
+    """Build a network, predict its memory and arithmetic, and measure training steps if they fit; in a new process.
 
     Args:
         config: `input_shape`, `filters`, `kernel_size`, `downsampling`, `precision`, `batch_size`, `optimizer`.
@@ -84,17 +84,17 @@ def examine(config: dict, go_ahead) -> dict:
 
     Returns:
         `architecture` (JSON), `parameters`, `layers` (see `layer_costs`), `predicted` (see `training_memory`), `caveat`
-        (why that does not hold here, or None), and `measured` (None where the free memory would not do).
+        (why the prediction does not hold here, or None), and `measured` (None if the free memory is too small).
     """
     keras = backend.import_keras()
-    keras.ops.ones(1)  # the backend wakes up
+    keras.ops.ones(1)  # starts the backend
     process = memory.resident_memory()
     started = time.perf_counter()
     model = make_model(config)
     measured = {"build_seconds": time.perf_counter() - started, "process_mib": process / memory.MIB}
     predicted = memory.training_memory(model, config["batch_size"], config["optimizer"], backend.processor())
     fits = memory.MARGIN * predicted["total"] < memory.free_memory() / memory.MIB
-    found = {
+    analysis = {
         "architecture": model.to_json(indent=1),
         "parameters": model.count_params(),
         "layers": layer_costs(model, config["batch_size"]),
@@ -103,17 +103,17 @@ def examine(config: dict, go_ahead) -> dict:
     }
     go_ahead()
     if not fits:
-        return {**found, "measured": None}
+        return {**analysis, "measured": None}
     model.compile(optimizer=config["optimizer"], loss="binary_crossentropy")
-    return {**found, "measured": measured | measure_steps(model, config["batch_size"], process)}
+    return {**analysis, "measured": measured | measure_steps(model, config["batch_size"], process)}
 
 
 def measure_steps(model, batch_size: int, process: int, num_steps: int = 3) -> dict[str, float]:
-    """Train a compiled model for some steps on noise and say what they took.
+    """Train a compiled model for some steps on noise, and measure their time and memory.
 
     Returns:
         `step_seconds` (the fastest, so without the compilation in the first), `forward_seconds` and `peak_mib` (the
-        peak of the process over all steps, less the `process` bytes that it held before).
+        peak of the process over all steps, minus the `process` bytes that it held before).
     """
     volumes = np.random.default_rng(0).random((batch_size, *model.input_shape[1:]), np.float32)
     masks = (volumes[..., :1] > 0.5).astype(np.float32)
@@ -133,7 +133,7 @@ def timed(call) -> float:
 def fit_in(gib: float, config: dict) -> dict[int, list[int]]:
     """Side of the largest cubic patch that trains within `gib` GiB for the whole process, by filters and BATCHES.
 
-    By prediction, with its margin; 0 where not even 16^3 voxels fit. The channels are those of the configuration.
+    The memory is predicted, with its margin; 0 where not even 16^3 voxels fit. The channels are the configuration's.
 
     Raises:
         ValueError: if not even the smallest network fits.
@@ -169,7 +169,7 @@ def simulate(num_steps: int, seed: int) -> dict[str, list[float]]:
 
 
 def draw_simulation(curves: dict):
-    """A figure of loss and Dice by step, with a title that nobody can take for a result."""
+    """A figure of loss and Dice by step; its title says that they are simulated."""
     figure = plots.new_figure(7, 3.6)
     axes = figure.subplots()
     for name, color, style in (("simulated/loss", plots.ORANGE, "-"), ("simulated/dice", plots.BLUE, "--")):
@@ -185,7 +185,7 @@ def draw_simulation(curves: dict):
 
 
 def describe_config(config: dict) -> str:
-    """A run's name: MLflow's own come from Python's random numbers, so that a fixed seed gives every run the same."""
+    """A run's name. (MLflow draws names from Python's random numbers: a fixed seed would give all runs the same.)"""
     sides = "x".join(map(str, config["input_shape"][:3]))
     return (
         f"{sides}, {config['filters']} filters, kernel {config['kernel_size']}, {config['downsampling']}, "
@@ -193,22 +193,22 @@ def describe_config(config: dict) -> str:
     )
 
 
-def describe(found: dict, curves: dict) -> str:
-    """The table of the layers, with a line of sums, and what was predicted, measured and simulated."""
+def describe(analysis: dict, curves: dict) -> str:
+    """The table of the layers, with a line of sums, and the predicted, measured and simulated values."""
     lines = [f"{'layer':18}{'type':17}{'output shape':24}{'parameters':>11}{'10^6 multiply-adds':>20}{'MiB':>8}"]
     total = {"name": "all", "type": "", "output_shape": ""}
     for key in ("parameters", "multiply_adds", "activation_bytes"):
-        total[key] = sum(row[key] for row in found["layers"])
-    for row in (*found["layers"], total):
+        total[key] = sum(row[key] for row in analysis["layers"])
+    for row in (*analysis["layers"], total):
         lines.append(
             f"{row['name']:18}{row['type']:17}{row['output_shape']!s:24}{row['parameters']:11,}"
             f"{row['multiply_adds'] / 1e6:20,.1f}{row['activation_bytes'] / memory.MIB:8.2f}"
         )
-    measured = found["measured"]
+    measured = analysis["measured"]
     lines += [
         f"\nMemory of a training step, beside the {measured['process_mib']:.0f} MiB of the process before it: "
-        f"predicted {found['predicted']['total']:.0f} MiB, measured {measured['peak_mib']:.0f} MiB.",
-        *filter(None, [found["caveat"]]),
+        f"predicted {analysis['predicted']['total']:.0f} MiB, measured {measured['peak_mib']:.0f} MiB.",
+        *filter(None, [analysis["caveat"]]),
         f"Measured: build {measured['build_seconds']:.2f} s, forward {measured['forward_seconds']:.3f} s, "
         f"training step {measured['step_seconds']:.3f} s.",
         f"SIMULATED, not trained: loss {curves['simulated/loss'][-1]:.3f}, Dice {curves['simulated/dice'][-1]:.3f} "
@@ -217,17 +217,17 @@ def describe(found: dict, curves: dict) -> str:
     return "\n".join(lines)
 
 
-def describe_refusal(found: dict) -> str:
+def describe_refusal(analysis: dict) -> str:
     """Why a network is not measured."""
-    gib, free = memory.MARGIN * found["predicted"]["total"] / 1024, memory.free_memory() / memory.GIB
+    gib, free = memory.MARGIN * analysis["predicted"]["total"] / 1024, memory.free_memory() / memory.GIB
     return (
         f"a training step of this network may take {gib:,.1f} GiB of memory, of which {free:.1f} GiB are free. Take "
-        f"fewer voxels, filters or volumes: --fit-in {max(free, 0.1):.1f} shows what fits. {found['caveat'] or ''}"
+        f"fewer voxels, filters or volumes: --fit-in {max(free, 0.1):.1f} shows what fits. {analysis['caveat'] or ''}"
     ).strip()
 
 
 def describe_fit(gib: float, config: dict) -> str:
-    """The table of `fit_in`, and what it holds for."""
+    """The table of `fit_in`, and the settings that it holds for."""
     table = fit_in(gib, config)
     lines = [f"Largest cubic patch (side in voxels, in steps of 16) that trains within {gib:g} GiB, by prediction:"]
     lines.append(f"{'filters':>8}" + "".join(f"{f'batch {batch}':>10}" for batch in BATCHES))
@@ -252,16 +252,16 @@ def parse_args(argv=None) -> argparse.Namespace:
     net("--filters", type=int, default=8, metavar="N", help="channels of the first block, 1 to 4096")
     net("--kernel-size", type=int, default=3, metavar="N", help="side of the kernels, odd, 1 to 31")
     net("--downsampling", choices=("late", "early"), default="late", help="early: a first convolution of stride 2")
-    fit = parser.add_argument_group("training step").add_argument
-    fit("--batch-size", type=int, default=1, metavar="N", help="volumes per step")
-    fit("--optimizer", choices=("adam", "sgd"), default="adam", help="adam keeps two more copies of the weights")
-    fit("--precision", choices=("float32", "mixed_bfloat16"), default="float32", help="of activations and arithmetic")
-    fit("--steps", type=int, default=40, metavar="N", help="simulated steps, 1 to 10000; nothing is trained")
-    fit("--seed", type=int, default=0, metavar="N", help="of the simulation, 0 to 2^32 - 1")
+    step = parser.add_argument_group("training step").add_argument
+    step("--batch-size", type=int, default=1, metavar="N", help="volumes per step")
+    step("--optimizer", choices=("adam", "sgd"), default="adam", help="adam keeps two more copies of the weights")
+    step("--precision", choices=("float32", "mixed_bfloat16"), default="float32", help="of activations and arithmetic")
+    step("--steps", type=int, default=40, metavar="N", help="simulated steps, 1 to 10000; nothing is trained")
+    step("--seed", type=int, default=0, metavar="N", help="of the simulation, 0 to 2^32 - 1")
     out = parser.add_argument_group("output").add_argument
     out("--out-dir", type=Path, default=Path("outputs/conv3d"), metavar="DIR", help="where all files go")
     out("--run-name", metavar="NAME", help="of the MLflow run; the network if none is given")
-    table = "instead: print what trains within this memory, by filters and batch size, channels as in --input-shape"
+    table = "instead: print the largest patches that train within this memory, by filters and batch size"
     out("--fit-in", type=float, metavar="GIB", help=table)
     return command_line.parse(parser, check_args, argv)
 
@@ -280,17 +280,17 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--fit-in must be above 0 and at most 4096 GiB, such as 4; got {args.fit_in:g}.")
     if max(args.input_shape) > 4096:
         raise ValueError(
-            f"--input-shape {tuple(args.input_shape)} is larger than 4096; the memory of no machine holds that."
+            f"--input-shape {tuple(args.input_shape)} is larger than 4096; no machine has the memory for that."
         )
     check_size(args)
 
 
 def check_size(args: argparse.Namespace) -> None:
-    """Raise ValueError for networks that are too large to be built; whether a training step fits, `examine` says."""
+    """Raise ValueError for networks that are too large to be built; `examine` checks whether a training step fits."""
     filters = args.filters if args.fit_in is None else max(FILTERS)
     weights = 4 * args.kernel_size**3 * 46 * filters**2  # bytes of all blocks; 46 = 1 + 2 + 4 + 8 + 16 + 8 + 4 + 2 + 1
     if args.fit_in is not None:
-        memory.check_room(12 * weights, "the networks of the table")  # about as many stand in a row
+        memory.check_room(12 * weights, "the networks of the table")  # a row of it has about 12 of them
         return
     voxels = args.batch_size * np.prod(args.input_shape[:3], dtype=float) / (8 if args.downsampling == "early" else 1)
     least = 4 * weights + 2 * voxels * filters  # weights, gradients, what adam keeps; one tensor of bfloat16
@@ -300,40 +300,40 @@ def check_size(args: argparse.Namespace) -> None:
 # From end to end
 
 
-def write_page(path: Path, config: dict, found: dict) -> None:
+def write_page(path: Path, config: dict, analysis: dict) -> None:
     """The page of an analysis: network, what was measured and predicted, the simulated curves, the layers."""
     page.write(
         path,
         f"Conv3D network: {describe_config(config)}",
         warning="The curves are simulated by a formula: no network was trained.",
-        tables=[page.table_of("Layers", found["layers"])],
+        tables=[page.table_of("Layers", analysis["layers"])],
         pictures=[page.picture(path.with_name("simulated_curves.png"), "Simulated loss and Dice by step")],
-        facts={"Settings": config, "Measured": found["measured"], "Predicted, MiB": found["predicted"]},
+        facts={"Settings": config, "Measured": analysis["measured"], "Predicted, MiB": analysis["predicted"]},
     )
 
 
-def log(args: argparse.Namespace, config: dict, found: dict, curves: dict, folder: Path) -> str:
-    """Log everything to a run of its own, what is simulated under names that say so; return its id."""
+def log(args: argparse.Namespace, config: dict, analysis: dict, curves: dict, folder: Path) -> str:
+    """Log everything to an MLflow run, simulated values under names that say so; return the run's id."""
     description = (
-        f"SIMULATED loss and Dice: what is under `simulated/` comes from a formula (seed {args.seed}), no network was "
-        f"trained. Formula: `{SIMULATION}`. Under `measured/`: training steps of this network on noise, in a process "
-        "of their own. Under `predicted/`: its memory and arithmetic, from the layers alone."
+        f"SIMULATED loss and Dice: values under `simulated/` come from a formula (seed {args.seed}), no network was "
+        f"trained. Formula: `{SIMULATION}`. Under `measured/`: training steps of this network on noise, in a second "
+        "process. Under `predicted/`: its memory and arithmetic, from the layers alone."
     )
     with tracking.tracked_run(
         EXPERIMENT,
         run_name=args.run_name or describe_config(config),
-        params={**vars(args), **config, "parameters": found["parameters"]},
+        params={**vars(args), **config, "parameters": analysis["parameters"]},
         tags={**backend.provenance(), "metrics.source": "simulated"},
         description=description,
-        journal=args.out_dir,
+        folder=args.out_dir,
     ) as run:
-        run.text(found["architecture"], "model/architecture.json")
+        run.text(analysis["architecture"], "model/architecture.json")
         for i, step in enumerate(curves["step"]):
             run.metrics({key: curves[key][i] for key in ("simulated/loss", "simulated/dice")}, step=step)
-        measured = {**found["measured"], "parameters": found["parameters"]}
+        measured = {**analysis["measured"], "parameters": analysis["parameters"]}
         run.metrics({f"measured/{name}": value for name, value in measured.items()})
-        predicted = {f"predicted/{name}_mib": value for name, value in found["predicted"].items()}
-        run.metrics({**predicted, "predicted/multiply_adds": sum(row["multiply_adds"] for row in found["layers"])})
+        predicted = {f"predicted/{name}_mib": value for name, value in analysis["predicted"].items()}
+        run.metrics({**predicted, "predicted/multiply_adds": sum(row["multiply_adds"] for row in analysis["layers"])})
         for name in FILES:
             run.artifact(folder / name)
     return run.run_id
@@ -354,18 +354,18 @@ def main(argv=None) -> str:
         curves = simulate(args.steps, args.seed)
         figure = draw_simulation(curves)
         print("The second process measures training steps; this one waits.", flush=True)
-        found = child.result()
-        if found["measured"] is None:
-            raise ValueError(describe_refusal(found))
+        analysis = child.result()
+        if analysis["measured"] is None:
+            raise ValueError(describe_refusal(analysis))
         print("Writing the files and the MLflow run.\n", flush=True)
         with output_files.written_aside(out, FILES) as aside:
-            output_files.write_table(found["layers"], aside / "layers.csv")
-            what = {"what": "SIMULATED: no network was trained", "seed": args.seed, "formula": SIMULATION}
-            output_files.write_json(aside / "simulation.json", what | curves)
+            output_files.write_table(analysis["layers"], aside / "layers.csv")
+            about = {"what": "SIMULATED: no network was trained", "seed": args.seed, "formula": SIMULATION}
+            output_files.write_json(aside / "simulation.json", about | curves)
             figure.savefig(aside / "simulated_curves.png", dpi=150)
-            write_page(aside / "index.html", config, found)
-        run_id = log(args, config, found, curves, aside if aside.exists() else out)
-    print(describe(found, curves))
+            write_page(aside / "index.html", config, analysis)
+        run_id = log(args, config, analysis, curves, aside if aside.exists() else out)
+    print(describe(analysis, curves))
     print(f"\nFiles: {args.out_dir}. MLflow run: {run_id}, to see it: {tracking.how_to_view()}")
     return run_id
 

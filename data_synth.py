@@ -42,7 +42,7 @@ def make_circles(
     image = clip(0.25 + contrast * mask + noise * n, 0, 1) with n standard normal. A pixel belongs
     to the mask if the distance of its centre to a circle's centre is at most the radius. Every
     circle lies inside the image as a whole, unless `margin` says otherwise; circles that overlap
-    are one region. Of a range (smallest, largest) each image gets its own value, uniform in between.
+    are one region. With a range (smallest, largest) each image gets its own value, uniform in between.
 
     Args:
         num_images: number of images N, at least 1.
@@ -220,10 +220,10 @@ def place_balls(
     """Place discs or balls in `num` images of `shape`; ValueError, with the name `count_name`, where they do not fit.
 
     Returns:
-        Of each image the number of its balls (N), and radii (N, most) and centres (N, most, ndim), of which it has the
-        first ones.
+        For each image the number of its balls (N), and radii (N, most) and centres (N, most, ndim); an image uses the
+        first of them.
     """
-    ends = count if np.ndim(count) else [count]  # one number is refused with two
+    ends = count if np.ndim(count) else [count]  # `check_range` refuses a single number
     fewest, most = map(int, check_range(count_name, [check_integer(count_name, number, low=0) for number in ends]))
     smallest, largest = check_range("radius", radius, low=1)
     margin = check_integer("margin", margin, low=0)
@@ -363,7 +363,7 @@ def check_contrast(contrast: Range) -> list[float]:
     """[smallest, largest] contrast; ValueError unless both lie in (0, 0.75]."""
     smallest, largest = check_range("contrast", contrast, high=1 - BACKGROUND)
     if smallest <= 0:
-        raise ValueError(f"contrast={smallest:g} must be above 0: objects nobody can see must not be labelled.")
+        raise ValueError(f"contrast={smallest:g} must be above 0: invisible objects must not be labelled.")
     return [smallest, largest]
 
 

@@ -9,19 +9,19 @@ With A the true mask, B the prediction, |.| the sum over pixels and A.B the elem
     IoU  J = |A.B| / (|A| + |B| - |A.B|)     Jaccard 1912
     D = 2J / (1 + J),  J = D / (2 - D),  J <= D
 
-A constant `smooth` in numerator and denominator decides the empty masks: both empty scores 1, one
-empty scores 0 (up to `smooth`). "Soft" scores take B as probabilities, "hard" ones as B >= threshold.
+A constant `smooth` in numerator and denominator decides the score of empty masks: 1 if both are empty,
+0 if one is (up to `smooth`). "Soft" scores take B as probabilities, "hard" ones as B >= threshold.
 "Pooled" (average="global") sums over all pixels of all images before it divides, so that large objects
-weigh more; "per image" (average="image") is the mean of the images' own scores. One name each, because
-the same predictions get different numbers.
+weigh more; "per image" (average="image") is the mean of the images' own scores. Each has its own name,
+because the same predictions get different numbers.
 
 One class has masks and probabilities of one channel; -1 in a mask marks a pixel that is not labelled. K > 1 classes
 have K + 1 channels, (N, ..., K + 1), background first; a pixel whose channels are all 0 in the mask is not labelled.
 For several classes the metrics and the loss
 - sum over the sides of an image, not over its channels, and leave the background out;
-- call hard the class of the highest probability, of equal ones the first, whatever the threshold;
+- predict the class of the highest probability (the first of equal ones) where the score is hard, at any threshold;
 - count a pair of image and class if the class is there or predicted, by at least one pixel: a class that is absent
-  and not predicted says nothing, and would hide how badly a rare class is found;
+  and not predicted would score 1, and hide a bad score of a rare class;
 - give a class the mean over the images that count, and the set the mean over the classes that counted.
 What is not labelled changes no score, no loss and no gradient. (torchmetrics and MONAI differ: MONAI's DiceMetric
 leaves out a class that is absent but predicted, so that a false alarm costs nothing there; torchmetrics' DiceScore
@@ -37,7 +37,7 @@ import keras
 import numpy as np
 from keras import ops
 
-WHOLE = 256.0  # sums are kept as so many of these, and a rest
+WHOLE = 256.0  # a sum is stored as a multiple of this, and a rest
 MOST_CLASSES = 32  # beside the background
 
 _ARGS = """
@@ -53,7 +53,7 @@ _ARGS = """
 
     Raises:
         ValueError: if the shapes differ, or if NumPy input holds values out of range (a mask of 0 and
-            255, logits, NaN). Tensors are not read for that: it would stall an accelerator.
+            255, logits, NaN). The values of tensors are not checked: that would stall an accelerator.
     """
 
 
@@ -104,7 +104,7 @@ class _OverlapMetric(keras.metrics.Metric):
             raise ValueError(f"average must be 'global' (pooled) or 'image' (mean over images); got {average!r}.")
         self.threshold, self.average, self.smooth = threshold, average, _check_smooth(smooth)
         self.class_names = None if class_names is None else list(class_names)
-        # Rows, for each class: |A.B|, |A|, |B|; or the sum of the scores. The last row is what counts.
+        # Rows, for each class: |A.B|, |A|, |B|; or the sum of the scores. The last row counts the images.
         # float32 has no number between 2^24 and 2^24 + 2. A total is WHOLE * wholes + rest: exact up to 2^39 pixels.
         shape = (4 if average == "global" else 2, MOST_CLASSES)
         self._wholes = self.add_variable(shape, "zeros", dtype="int32", name="wholes")
@@ -122,12 +122,12 @@ class _OverlapMetric(keras.metrics.Metric):
         zeros = ((0, 0), (0, MOST_CLASSES - rest.shape[-1]))
         rest = ops.pad(ops.concatenate([rest, counts[None]]), zeros)
         wholes = ops.pad(wholes, ((0, 1), zeros[1]))
-        more, rest = _carried(wholes, self._rest + rest)
-        self._wholes.assign_add(ops.cast(more, "int32"))
+        wholes, rest = _carried(wholes, self._rest + rest)
+        self._wholes.assign_add(ops.cast(wholes, "int32"))
         self._rest.assign(rest)
 
     def result(self):
-        """The score of everything added since the last reset, a float32 scalar; 1 if nothing was.
+        """The score of everything added since the last reset, a float32 scalar; 1 if nothing was added.
 
         With `class_names` a dict: the metric's name -> this score, and NAME/CLASS -> the score of each class.
         """
@@ -141,7 +141,7 @@ class _OverlapMetric(keras.metrics.Metric):
     def of_classes(self, num_classes: int = 1):
         """Two float32 tensors (num_classes,): the score of each class, 0 where no image counted, and how many did.
 
-        With `average="global"` the second one is above 0 where the class was there or predicted, and says no more.
+        With `average="global"` the second one only tells whether the class was there or predicted: it is above 0 then.
         """
         return tuple(values[:num_classes] for values in self._of_classes())
 
@@ -152,8 +152,8 @@ class _OverlapMetric(keras.metrics.Metric):
         return self._score(*sums, self.smooth) * ops.cast(counts > 0, "float32"), counts
 
     def get_config(self):
-        own = {"threshold": self.threshold, "average": self.average, "smooth": self.smooth}
-        return {**super().get_config(), **own, "class_names": self.class_names}
+        settings = {"threshold": self.threshold, "average": self.average, "smooth": self.smooth}
+        return {**super().get_config(), **settings, "class_names": self.class_names}
 
 
 _METRIC_ARGS = """
@@ -163,7 +163,7 @@ _METRIC_ARGS = """
         average: "global" pools the pixels of the whole data set; "image" is the mean of its images' scores.
         smooth: >= 0, decides the score of empty masks.
         name: the name in logs and histories.
-        class_names: of several classes, to have the score of each in logs and histories too, as NAME/CLASS.
+        class_names: names of several classes; logs and histories then hold the score of each too, as NAME/CLASS.
 
     Raises:
         ValueError: for settings out of range, unequal shapes, a rank below 2 per image, or sample weights.
@@ -172,7 +172,7 @@ _METRIC_ARGS = """
 
 @keras.saving.register_keras_serializable(package="segmentation_lab")
 class DiceCoefficient(_OverlapMetric):
-    """Dice coefficient over a data set, 2 |A.B| / (|A| + |B|), exact whatever the size of batches and data set.
+    """Dice coefficient over a data set, 2 |A.B| / (|A| + |B|), exact for any size of batches and data set.
 
     Example: A = [[1, 1, 0, 0]], B = [[1, 0, 0, 0]] gives 2/3.
     """
@@ -185,7 +185,7 @@ class DiceCoefficient(_OverlapMetric):
 
 @keras.saving.register_keras_serializable(package="segmentation_lab")
 class IoU(_OverlapMetric):
-    """Intersection over union over a data set, |A.B| / (|A| + |B| - |A.B|), exact whatever the size of batches and set.
+    """Intersection over union over a data set, |A.B| / (|A| + |B| - |A.B|), exact for any size of batches and set.
 
     Example: A = [[1, 1, 0, 0]], B = [[1, 0, 0, 0]] gives 1/2.
     """
@@ -209,8 +209,8 @@ class DiceLoss(keras.losses.Loss):
 
     Args:
         smooth: > 0. On an empty mask the gradient with respect to a pixel is smooth / (|B| + smooth)^2,
-            nothing at 1e-6: the default of 1 keeps one that clears the last false positives. The minimum stays
-            at B = A whatever the value.
+            almost 0 at 1e-6: with the default of 1 it is large enough to clear the last false positives. The
+            minimum is at B = A for every value.
         reduction: "sum_over_batch_size" (mean over images), "sum" or "none", as in every Keras loss.
 
     Raises:
@@ -238,7 +238,7 @@ class DiceLoss(keras.losses.Loss):
 
 
 def _sums(y_true, y_pred, axis=None) -> tuple[Any, Any, Any]:
-    """|A.B|, |A| and |B| over `axis`, in float32 whatever comes in."""
+    """|A.B|, |A| and |B| over `axis`, in float32 for input of any type."""
     return _joined(*_exact_sums(y_true, y_pred, axis))
 
 
@@ -282,9 +282,9 @@ def _foreground(y_true, y_pred):
 
 
 def _class_sums(y_true, y_pred, threshold, per_image: bool):
-    """|A.B|, |A| and |B| of each class, (3, N, K) or, over all images, (3, K), as (wholes, rest); and what counts.
+    """|A.B|, |A| and |B| of each class, (3, N, K) or, over all images, (3, K), as (wholes, rest); and which count.
 
-    Of one class every image counts, 1 each. Of several a class counts if it is there or predicted.
+    Of one class every image counts as 1. Of several a class counts if it is there or predicted.
     """
     axes = _image_axes(y_pred)
     if not _several_classes(y_pred):
@@ -303,8 +303,8 @@ def _class_sums(y_true, y_pred, threshold, per_image: bool):
 
 def _carried(wholes, rest):
     """The same sum, with a rest in [0, WHOLE)."""
-    more = ops.floor(rest / WHOLE)
-    return wholes + more, rest - WHOLE * more
+    carry = ops.floor(rest / WHOLE)
+    return wholes + carry, rest - WHOLE * carry
 
 
 def _joined(wholes, rest):
@@ -323,7 +323,7 @@ def _ratio(numerator, denominator):
 
 
 def _image_axes(y):
-    """All axes but the first: what is summed over for one value per image."""
+    """All axes but the first: a sum over them is one value per image."""
     ndim = len(ops.shape(y))
     if ndim < 2:
         raise ValueError(f"a batch of images has rank 2 or more, such as (N, H, W, 1); got rank {ndim}.")

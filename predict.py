@@ -12,7 +12,7 @@ that the model was trained on, and open in colour, those of scans in ITK-SNAP wi
 row per picture as soon as its files are there, objects.csv a row per object, and index.html shows them; what was
 predicted into the folder before stays. Exit code 0: all is done; 1: something could not be read; 2: nothing was done.
 
-Shares of many pictures, by `--shard I/N`, have a folder and a table each; all in one:
+With `--shard I/N`, each share of many pictures has its own folder and table. This command joins the tables:
 
     awk 'FNR > 1 || NR == 1' outputs/predict/shard-*/predictions.csv > all.csv
 """
@@ -79,7 +79,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
         raise ValueError(f"the mask {truth} is {sizes}.")
     prepare = prepare_pictures(models, image)
     slabs, scale = picture_probabilities(models, image, prepare, args.scale, args.flips, tell=True)
-    labels, figures, kept, chosen = segment(slabs, (height, width), args.threshold, args.probabilities)
+    labels, figures, probs, chosen = segment(slabs, (height, width), args.threshold, args.probabilities)
     rows = objects.find(labels, chosen, image, known.names)
 
     step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
@@ -96,7 +96,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     mask_name, overlay_name, *probability_names = output_names(path, 2, known)
     label_pictures.picture(labels, known).save(aside / mask_name, compress_level=1)
     Image.fromarray(shown).save(aside / overlay_name, compress_level=1)
-    for name, channel in zip(probability_names, foreground_channels(kept), strict=False):
+    for name, channel in zip(probability_names, foreground_channels(probs), strict=False):
         Image.fromarray(channel).save(aside / name, compress_level=1)
     return row, rows
 
@@ -104,7 +104,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
 def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> tuple:
     """Predict one scan, write its files into the folder `aside`, return its row of the table, and its objects'.
 
-    It is predicted on the grid that the models were trained on, and its mask lies on its own. In memory is a slab.
+    The scan is predicted at the spacing of the training; its mask lies on its own grid. Only a slab is in memory.
     """
     from PIL import Image
 
@@ -119,7 +119,7 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     few = grey_values.few_slices(image)
     prepare = prepare_pictures(models, few)
     slabs = volumes.onto_own_grid(probabilities(models, image, prepare, args.flips, tell=True), scan, grid)
-    labels, figures, kept, chosen = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
+    labels, figures, probs, chosen = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
     voxel, affine = (None, None) if scan.lacks else (scan.voxel, scan.affine)
     rows = objects.find(labels, chosen, scan.voxels, known.names, voxel, affine)
 
@@ -145,7 +145,7 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     mask_name, overlay_name, *probability_names = output_names(path, 3, known)
     scans.write(marked if known.num == 1 else known.to_values(labels), scan, aside / mask_name)
     Image.fromarray(label_pictures.with_legend(shown, known)).save(aside / overlay_name, compress_level=1)
-    for name, channel in zip(probability_names, foreground_channels(kept), strict=False):
+    for name, channel in zip(probability_names, foreground_channels(probs), strict=False):
         scans.write(channel, scan, aside / name)
     if known.num > 1:
         (aside / LABELS).write_text(itksnap_labels(known), encoding="utf-8")
@@ -153,42 +153,42 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
 
 
 def as_drawn(labels: np.ndarray, known: Classes) -> tuple[np.ndarray, list | None]:
-    """Labels and colours as `plots.overlay` takes them: of one class a mask, bool, in a colour of its own choice."""
+    """Labels and colours as `plots.overlay` takes them; of one class a bool mask, whose colour it chooses itself."""
     return (labels.view(bool), None) if known.num == 1 else (labels, known.colours)
 
 
-def foreground_channels(kept: np.ndarray | None) -> list[np.ndarray]:
-    """The probabilities (*sides, C) that are written: of one class its own, of several all but the background's."""
-    return [] if kept is None else list(np.moveaxis(kept, -1, 0)[kept.shape[-1] > 1 :])
+def foreground_channels(probs: np.ndarray | None) -> list[np.ndarray]:
+    """The channels of probabilities (*sides, C) to write: of one class the only one, else all but the background's."""
+    return [] if probs is None else list(np.moveaxis(probs, -1, 0)[probs.shape[-1] > 1 :])
 
 
 # Files
 
 
 def find_inputs(args: argparse.Namespace, ndim: int) -> tuple[list[Path], dict[str, Path]]:
-    """The pictures or scans, those of folders included, or this shard's share of them; the true masks by name."""
+    """The pictures or scans, also those in folders, or this shard's share of them; the true masks by name."""
     find = scans.find_scans if ndim == 3 else pictures.find_pictures
-    found = [p for path in args.pictures for p in (find(path) if path.is_dir() else [path])]
+    paths = [p for path in args.pictures for p in (find(path) if path.is_dir() else [path])]
     stems: dict[str, Path] = {}
-    for path in dict.fromkeys(found):
+    for path in dict.fromkeys(paths):
         if ndim == 2 and scans.suffix_of(path).startswith(".nii"):
             raise ValueError(f"{path} is a scan, the model {args.model} is for pictures; train volume_segmentation.py.")
         former = stems.setdefault(folders.stem(path), path)
         if former is not path:
-            raise ValueError(f"{former} and {path} would get the same output names; predict them apart.")
-    found = list(stems.values())
-    if not any(path.exists() for path in found):
-        raise ValueError(f"{found[0]} does not exist.")
+            raise ValueError(f"{former} and {path} would get the same output names; predict them in two runs.")
+    paths = list(stems.values())
+    if not any(path.exists() for path in paths):
+        raise ValueError(f"{paths[0]} does not exist.")
     if args.shard:
         number, count = args.shard
-        found = sorted(found)[number - 1 :: count]
+        paths = sorted(paths)[number - 1 :: count]
     truths, problems = folders.by_stem(find(args.masks) if args.masks else [], folders.stem_of_mask)
     folders.refuse(problems, "mask")
-    return found, truths
+    return paths, truths
 
 
 def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
-    """What a prediction depends on beside its picture, for the table and for --continue."""
+    """The models and flags that a prediction depends on, for the table and for --continue."""
     digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:8] for path in paths]
     models = [f"{name}@{digest}" for name, digest in zip((args.model, *args.models), digests, strict=True)]
     switches = [name for name in ("flips", "probabilities", "numbers") if getattr(args, name)]
@@ -197,7 +197,7 @@ def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
 
 
 def output_names(path: Path, ndim: int, known: Classes) -> list[str]:
-    """All files that a picture or scan may get: mask, overlay and probability, of several classes one of each."""
+    """All files that a picture or scan may get: mask, overlay and probability; of several classes one for each."""
     suffix = scans.suffix_of(path) if ndim == 3 else ".png"
     name = folders.stem(path)
     ends = [f"_{of_class}" for of_class in known.names] if known.num > 1 else [""]
@@ -205,20 +205,20 @@ def output_names(path: Path, ndim: int, known: Classes) -> list[str]:
 
 
 def table_columns(known: Classes, ndim: int) -> tuple[str, ...]:
-    """The columns of the table: those of one class, and of several some for each."""
+    """The columns of the table; of several classes, some columns come for each class too."""
     keys = OF_CLASS_IN_SCANS if ndim == 3 else OF_CLASS
     return COLUMNS + tuple(f"{key}/{name}" for key in keys for name in known.names if known.num > 1)
 
 
 def check_table(path: Path, columns: tuple[str, ...]) -> None:
-    """Raise ValueError for a table of other classes: its rows would go, and their files stay."""
+    """Raise ValueError for a table of other classes: its rows would be deleted, but not their files."""
     former = table.header(path)
     if former not in ((), columns) and any("/" in column for column in former + columns):
         raise ValueError(f"{path} is a table of other classes; name another folder with --out-dir.")
 
 
 def is_finished(row: dict, mask: Path, sources: list[Path], made_with: str) -> bool:
-    """Whether a row was made of these files, the picture first, as they are now, by the same models and flags."""
+    """Whether a row was made from `sources` (the picture first), unchanged since, by the same models and flags."""
     same = (row["file"], row["made_with"]) == (str(sources[0]), made_with)
     there = all(path.exists() for path in (mask, *sources))
     return same and there and mask.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
@@ -234,10 +234,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("model", metavar="MODEL", help="a .keras file, or in MLflow runs:/RUN_ID/model, models:/NAME@ALIAS, ...")
     add("pictures", type=Path, nargs="+", metavar="PICTURE", help="picture files, or folders of them")
     add("--out-dir", type=Path, default=Path("outputs/predict"), metavar="DIR", help="where all files go")
-    threshold = "probability from which on a pixel is object, 0 to 1; with one class"
+    threshold = "least probability of an object's pixel, 0 to 1; for models of one class"
     add("--threshold", type=float, default=0.5, metavar="T", help=threshold)
     add("--masks", type=Path, metavar="DIR", help="true masks of the same names, for Dice and IoU")
-    probabilities = "write NAME_probability.png too, of several classes one for each; 16 bits: 65535 is 1"
+    probabilities = "write NAME_probability.png too, for several classes one for each; 16 bits: 65535 is 1"
     add("--probabilities", action="store_true", help=probabilities)
     add("--models", nargs="+", default=[], metavar="MODEL", help="more models: the mean is taken")
     add("--numbers", action="store_true", help="write the objects' numbers into the overlays of pictures")
@@ -246,7 +246,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     flips = "average over mirrored pictures: 4 times as long, scans 8; a little better"
     add("--flips", action="store_true", help=flips)
     add("--shard", type=read_shard, metavar="I/N", help="every N-th picture only, into a folder of its own")
-    add("--continue", action="store_true", dest="go_on", help="leave pictures alone that are finished already")
+    add("--continue", action="store_true", dest="go_on", help="skip pictures that are finished already")
     return command_line.parse(parser, check_args, argv)
 
 
@@ -276,9 +276,9 @@ def main(argv=None) -> int:
 
 
 def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
-    """What `main` does with the models' files."""
-    found = [model_file.read_preprocessing(path) for path in paths]  # before Keras is imported: told at once
-    ndim, known_classes = found[0]["ndim"], model_file.classes_of(found[0])
+    """Predict every picture with the models in the files `paths`; return the exit code."""
+    settings = [model_file.read_preprocessing(path) for path in paths]  # before Keras is imported: errors come at once
+    ndim, known_classes = settings[0]["ndim"], model_file.classes_of(settings[0])
     columns = table_columns(known_classes, ndim)
     if args.scale is not None and ndim == 3:
         raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
@@ -303,7 +303,7 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
         known = {path.name: path for path in files}
         names = {path.name: output_names(path, ndim, known_classes) for path in files}
         taken = {name for of_picture in names.values() for name in of_picture}
-        for row in table.read(folder / TABLE, columns):  # a.bmp gets the files that a.png had: no row stays without
+        for row in table.read(folder / TABLE, columns):  # a.bmp gets the files of a former a.png: its row must go
             former = output_names(Path(row["picture"]), ndim, known_classes)
             if row["picture"] not in known and taken & {*former}:
                 names[row["picture"]] = []
@@ -332,7 +332,7 @@ def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
             left -= 1
             try:
                 row = run_picture(models, path, truths.get(folders.stem(path)), args, folder, made_with, columns)
-            except Exception as error:  # whatever it is: the other pictures can do without this one
+            except Exception as error:  # of any kind: the other pictures do not need this one
                 failures += 1
                 print(f"predict.py: error: {explain(error, path)}", file=sys.stderr)
                 continue

@@ -5,14 +5,14 @@
 5 minutes on 2 cores without bfloat16; expect a mean Dice of 0.995 on 512 unseen images. Everything goes to
 outputs/unet (model.keras, scores.json, per_image.csv, history.json, curves.png, predictions.png) and into the MLflow
 experiment 2D_UNet_Segmentation. A run that was stopped goes on with `--resume`. `--recipe report` trains as a textbook
-would: Dice loss pooled over the batch, Adam at 1e-3, 256 fixed images; expect 0.990, or nothing at all (1 of 5 runs).
+does: Dice loss pooled over the batch, Adam at 1e-3, 256 fixed images; expect 0.990, but 1 of 5 runs finds nothing.
 
     python unet_segmentation.py --images my/pictures --masks my/masks
 
-trains on your own pictures instead, a mask of the same name for each, of one class or several; dataset.png shows what
-was read, split.json what became of each. `--check` writes these two and ends. `--shapes` draws discs, squares and
-triangles, three classes that only their shape tells apart; expect a mean Dice of 0.98. `--recipe photographs` draws
-circles under many kinds of light and surface, for use on photographs.
+trains on your own pictures instead. Each has a mask of the same name, of one class or several. dataset.png shows what
+was read, and split.json tells which pictures train, validate and test. `--check` writes these two files and ends.
+`--shapes` draws discs, squares and triangles: three classes that differ only in their shape; expect a mean Dice of
+0.98. `--recipe photographs` draws circles under many kinds of light and surface, for use on photographs.
 """
 
 import argparse
@@ -38,16 +38,16 @@ EXPERIMENT = "2D_UNet_Segmentation"
 TRAIN, VALIDATION, TEST, TYPICAL = range(4)  # streams of the seed: sets that share no image
 SHAPES = ("disc", "square", "triangle")
 NUM_FITTED = 64  # test images to which shapes are fitted: each takes a quarter of a second
-LEAST = 32  # side of the crops that are taken where pictures are small: less shows hardly more than one object
+LEAST = 32  # smallest side of crops from small pictures: a smaller crop hardly shows more than one object
 
-# What `--recipe` sets; each of these is a flag of its own too. The comments say what each ingredient is for.
+# What `--recipe` sets; each of these is also a flag. The comments give the reason for each value.
 LAB: dict = {
     "epochs": 15,
     "size": 128,
     "train_images": 256,
     "fixed_images": False,  # new images every epoch: the network cannot learn them by heart
-    # Half as wide and high as --size: what teaches is the circle's contour, and most of a full image is background.
-    # An image costs a quarter (nnU-Net trains on patches too: Isensee et al. 2021).
+    # Half as wide and high as --size: the network learns from the circle's contour, and most of a full image is
+    # background. A small image costs a quarter (nnU-Net trains on patches too: Isensee et al. 2021).
     "train_size": 64,
     "circles": (1, 1),
     "radius": (8, 25),
@@ -56,7 +56,7 @@ LAB: dict = {
     "batch_size": 8,
     "optimizer": "muon",  # see lab/model/muon.py and benchmarks/ablation.py
     "learning_rate": 4e-3,
-    "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017): ends settled
+    "schedule": "cosine",  # up over the first tenth, then down to 0 (Loshchilov and Hutter 2017)
     # Dice alone can fall into an empty mask and stay there; cross-entropy pulls it out (Isensee et al. 2021).
     "loss": "dice+ce",
     "filters": 32,
@@ -64,7 +64,7 @@ LAB: dict = {
 }
 RECIPES = {
     "lab": LAB,
-    "own-pictures": {**LAB, "size": None, "train_size": None},  # what --images means, unless a recipe is named
+    "own-pictures": {**LAB, "size": None, "train_size": None},  # the default with --images
     "report": {
         **LAB,
         "fixed_images": True,
@@ -74,7 +74,7 @@ RECIPES = {
         "schedule": "constant",
         "loss": "pooled-dice",
     },
-    "shapes": {  # full images, for three shapes need room; half as many, so that an epoch has as many steps
+    "shapes": {  # full images, because three shapes need room; half as many, in batches half as large
         **LAB,
         "train_images": 128,
         "train_size": 128,
@@ -84,7 +84,7 @@ RECIPES = {
     "photographs": {
         **LAB,
         "train_images": 128,
-        "train_size": 128,  # several circles: a small image would hold them too close
+        "train_size": 128,  # several circles lie too close together in a small image
         "circles": scenes.VARIED["num_circles"],
         "contrast": scenes.VARIED["contrast"],
         "noise": scenes.VARIED["noise"],
@@ -134,12 +134,12 @@ def build_unet(
             None for any such side.
         filters: channels of the first block, at least 1.
         depth: number of poolings, at least 1.
-        skips: False leaves the concatenations out, "add" adds instead, to see what they are for.
-        num_classes: K, beside the background.
+        skips: False leaves out the concatenations, "add" replaces them by sums; both show what they are for.
+        num_classes: K, the number of classes without the background.
         kernel_size: side of the blocks' kernels, odd.
         downsampling: "early" puts a convolution of stride 2 in front and a transposed one behind: no block then works
-            at full resolution. Sides must be divisible by twice as much.
-        name: of the model.
+            at full resolution. Sides must then be divisible by 2^(depth + 1).
+        name: name of the model.
 
     Returns:
         An uncompiled `keras.Model`: images (N, H, W, C) -> probabilities (N, H, W, 1), or of K > 1 classes
@@ -173,7 +173,7 @@ def build_unet(
         x = conv_block(x, filters * 2**level, f"decoder{level + 1}", kernel_size)
     if downsampling == "early":
         x = transposed(filters, 2, strides=2, padding="same", activation="relu", name="restore")(x)
-    # float32 whatever the precision of the rest: bfloat16 has no number between 0.996 and 1.
+    # float32, also where the other layers use bfloat16, which has no number between 0.996 and 1.
     channels, activation = (1, "sigmoid") if num_classes == 1 else (num_classes + 1, "softmax")
     mask = convolution(channels, 1, activation=activation, dtype="float32", name="mask")(x)
     return keras.Model(inputs, mask, name=name)
@@ -184,7 +184,7 @@ def check_network(
 ) -> None:
     """Raise ValueError for a network that `build_unet` cannot build."""
     if num_classes < 1:
-        raise ValueError(f"num_classes counts the classes beside the background, at least 1; got {num_classes}.")
+        raise ValueError(f"num_classes counts the classes without the background, at least 1; got {num_classes}.")
     if len(input_shape) not in (3, 4):
         raise ValueError(f"the input shape must be (height, width, channels), or with a depth; got {input_shape}.")
     if not 1 <= filters <= 4096 or depth < 1:
@@ -204,7 +204,7 @@ def check_network(
 
 
 def build(args: argparse.Namespace, source: Source):
-    """The network of the command line for the data, for images of any size."""
+    """Build the network that the command line asks for, for images of any size with the source's channels."""
     network = {"filters": args.filters, "skips": args.skips, "num_classes": source.classes.num}
     model = build_unet((None, None, source.channels), **network)
     if args.images:
@@ -212,34 +212,34 @@ def build(args: argparse.Namespace, source: Source):
     fixed = build_unet((*source.sides, source.channels), **network)
     memory.check_step(fixed, args.batch_size, args.optimizer, "images")
     if args.start_from:
-        said = model_file.copy_weights(args.start_from, model, source.classes)
-        if said:
-            print(said)
+        remark = model_file.copy_weights(args.start_from, model, source.classes)
+        if remark:
+            print(remark)
     return model
 
 
 # The data
 
 
-def epochs(args: argparse.Namespace, draw: Callable) -> Callable[[int], Iterator[tuple]]:
-    """The batches of an epoch: of new images, or with --fixed-images of the same ones in another order.
+def epochs(args: argparse.Namespace, make_images: Callable) -> Callable[[int], Iterator[tuple]]:
+    """A function epoch -> its batches: new images, or with --fixed-images the same images in another order.
 
-    `draw(num, *stream)` gives (images, masks) of a stream of the seed. Only what is needed is ever in memory.
+    `make_images(num, *stream)` gives (images, masks) of a stream of the seed. New images are in memory batch by batch.
     """
-    fixed = draw(args.train_images) if args.fixed_images else None
+    fixed = make_images(args.train_images) if args.fixed_images else None
 
     def batches(epoch):
         order = np.random.default_rng((args.seed, epoch)).permutation(args.train_images)
         for batch, start in enumerate(range(0, args.train_images, args.batch_size)):
             chosen = order[start : start + args.batch_size]  # the last batch may be shorter
-            yield tuple(array[chosen] for array in fixed) if fixed else draw(len(chosen), epoch, batch)
+            yield tuple(array[chosen] for array in fixed) if fixed else make_images(len(chosen), epoch, batch)
 
     return batches
 
 
 def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: int | None = None, raw: bool = False):
-    """Images and masks of one stream of the seed: (N, size, size, 1) each, by default of `--size`; scenes for
-    photographs as the network sees them, or `raw`."""
+    """Images and masks (N, size, size, 1) of one stream of the seed; `size` is `--size` by default. Scenes for
+    photographs are prepared as the network sees them, unless they are `raw`."""
     settings = {"num_circles": args.circles, "radius": args.radius}
     for name in ("contrast", "noise"):  # one value each, or the ends of a range
         value = getattr(args, name)
@@ -268,9 +268,9 @@ def circles(args: argparse.Namespace) -> Source:
         validation=validation,
         test=test,
         num_test=args.test_images,
-        # Objects of photographs have other sizes than circles here.
+        # Objects in photographs have other sizes than these circles.
         preprocessing={**grey_values.STRETCHED, "scales": scale.SCALES} if photographs else grey_values.ABSOLUTE,
-        # Of full size: small images hold more of a circle, and with it other grey values, than pictures to predict.
+        # Of full size: circles fill more of the small training images, whose grey values differ for that reason.
         typical=lambda: make_circles(args, 128, TYPICAL)[0],
         raw=(lambda: [make_circles(args, n, s, raw=True) for s, n in held_out.items()]) if photographs else None,
         settings={"data": "circles"},
@@ -290,7 +290,7 @@ def shapes(args: argparse.Namespace) -> Source:
     validation, test = draw(args.val_images, VALIDATION), draw(args.test_images, TEST)
 
     def references():
-        """What no rule per pixel exceeds, for all shapes have one grey value and equal areas; and the best fits."""
+        """The highest Dice of a rule per pixel (all shapes have one grey value and equal areas); the best fits."""
         images, masks = (array[:NUM_FITTED] for array in test)
         fitted = to_masks(shape_fit.fit_shapes(images, shapes=SHAPES, **looks), classes.num)
         scores, _ = scoring.score(masks, fitted, classes.names)
@@ -324,7 +324,7 @@ def draw_circles(args: argparse.Namespace, num: int, *stream: int):
 def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict], int]:
     """The user's classes; the pictures by part, training, validation and test, for each fold; the side of the crops.
 
-    Without `--size` it is the largest that leaves each region of one or two pictures room for a crop with objects.
+    Without `--size`, each region of one or two pictures must have room for a crop: the side is the largest possible.
     """
     samples, classes = pictures.read_folder(args.images, args.masks, args.classes, args.ignore)
     least = max(LEAST if len(samples) < 3 else LAB["size"], args.train_size or 0)
@@ -382,36 +382,36 @@ def describe_sizes(train_size: int, size: int) -> str:
 def parse_args(argv=None) -> argparse.Namespace:
     """Read and check the command line; a bad one ends in one sentence and exit code 2."""
     parser = command_line.make_parser(__doc__)
-    recipes = "sets the flags with several defaults: the lab's, the textbook's of the lab report, one for photographs"
+    recipes = "sets all flags that have several defaults; report: as in a textbook"
     parser.add_argument("--recipe", choices=RECIPES, help=f"{recipes} (default: lab, with --images own-pictures)")
-    parser.add_argument("--shapes", action="store_true", help="three classes that only their shape tells apart")
+    parser.add_argument("--shapes", action="store_true", help="draw three classes that differ only in their shape")
     switch: dict = {"action": argparse.BooleanOptionalAction}
-    own = parser.add_argument_group("your own pictures, in place of circles").add_argument
-    own("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
-    own(
+    add = parser.add_argument_group("your own pictures, in place of circles").add_argument
+    add("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
+    add(
         "--masks",
         type=Path,
         metavar="DIR",
         help="folder of their masks, of the same names: black and one other value, or a value or colour for each class",
     )
-    command_line.class_flags(own)
-    command_line.grey_range_flag(own)
-    own("--augment", **switch, default=True, help="flip, turn, brighten and darken the training crops")
-    own("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
-    own("--start-from", type=Path, metavar="MODEL", help="begin with the weights of a model file of the same network")
+    command_line.class_flags(add)
+    command_line.grey_range_flag(add)
+    add("--augment", **switch, default=True, help="flip, turn, brighten and darken the training crops")
+    add("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
+    add("--start-from", type=Path, metavar="MODEL", help="begin with the weights of a model file of the same network")
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-images", type=int, metavar="N", help="training images (or crops of your own) per epoch")
     chosen("--fixed-images", **switch, help="the same training images every epoch, instead of new ones")
     chosen("--train-size", type=int, metavar="PIXELS", help="side of the training images, at most --size")
     data("--val-images", type=int, default=64, metavar="N", help="validation images (or crops of your own)")
-    tested = "circles or shapes to test on, seen by the final scores alone; of your own all test pictures are taken"
+    tested = "circles or shapes for the final scores; of your own pictures, all test pictures are taken"
     data("--test-images", type=int, default=512, metavar="N", help=tested)
-    sides = "side of the images, divisible by 8; of one or two small pictures the largest that splits them by regions"
+    sides = "side of the images, divisible by 8; for one or two small pictures the largest that fits their regions"
     chosen("--size", type=int, metavar="PIXELS", help=sides)
     ends = {"type": float, "nargs": "+", "metavar": "V"}
     chosen("--circles", type=int, nargs=2, metavar=("MIN", "MAX"), help="circles per image; 0 to allow empty masks")
-    radius = "pixels, 1 to (size - 1) / 2; of shapes that of the disc of their area"
+    radius = "pixels, 1 to (size - 1) / 2; for shapes the radius of a disc of their area"
     chosen("--radius", type=float, nargs=2, metavar=("MIN", "MAX"), help=radius)
     chosen("--contrast", **ends, help="circle above background in grey values, above 0, up to 0.75; or MIN MAX")
     chosen("--noise", **ends, help="standard deviation of the noise in grey values, 0 or more; or MIN MAX")
@@ -434,7 +434,7 @@ def check_args(args: argparse.Namespace) -> None:
     if args.folds and args.distributed:
         raise ValueError("--folds trains one network after the other on this host; give it without --distributed.")
     if (args.shapes or args.recipe == "shapes") and (args.images or args.recipe != "shapes"):
-        raise ValueError("--shapes draws its images, by a recipe of its own; give it without --images and --recipe.")
+        raise ValueError("--shapes draws its images and has its own recipe; give it without --images and --recipe.")
     if args.images and args.recipe == "photographs":
         raise ValueError("--recipe photographs draws circles; your own pictures are varied by --augment, which is on.")
     for name in ("contrast", "noise"):
@@ -446,8 +446,8 @@ def check_args(args: argparse.Namespace) -> None:
         check_network((side, side, 1), args.filters, depth=3)
     if train_size > size:
         raise ValueError(f"--train-size {train_size} is larger than --size {size}; take at most that.")
-    kept = args.val_images + (args.images is None) * args.test_images + args.fixed_images * args.train_images
-    memory.check_room(3 * 4 * kept * size**2, "images, masks and probabilities")  # float32
+    stored = args.val_images + (args.images is None) * args.test_images + args.fixed_images * args.train_images
+    memory.check_room(3 * 4 * stored * size**2, "images, masks and probabilities")  # float32
     if args.recipe == "shapes":
         data_synth.make_shapes(1, args.train_size, shapes=SHAPES, radius=args.radius, contrast=args.contrast[0])
     elif args.images is None:
@@ -455,11 +455,11 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def check_circles(args: argparse.Namespace) -> None:
-    """Raise ValueError for circles that cannot be drawn, or that small training images would not teach.
+    """Raise ValueError for circles that cannot be drawn, or that cannot be learned from small training images.
 
-    Small images suit one circle that covers at most a quarter of them, on average: with less background each circle has
-    nearly the same place, and the network learns that and fails on full images. Several circles, or none, stay in full
-    images, which decide how crowded they are.
+    Small images suit one circle that covers at most a quarter of them, on average. With less background, all circles
+    lie at nearly the same place: the network learns the place and fails on full images. Several circles, or none, need
+    full images, because small ones would be more crowded than the images to test on.
     """
     make_circles(args, 1, TEST)
     make_circles(args, 1, TEST, size=args.train_size)
@@ -474,7 +474,7 @@ def check_circles(args: argparse.Namespace) -> None:
 
 @command_line.script
 def main(argv=None) -> dict:
-    """Train, score, plot and track one network, or one per fold; return the test scores, of folds the mean."""
+    """Train, score, plot and track one network, or one per fold; return the test scores, or their mean over folds."""
     args = parse_args(argv)
     score = evaluation.of_samples if args.images else evaluation.of_images
     evaluate = functools.partial(score, settings=vars(args))
@@ -483,7 +483,7 @@ def main(argv=None) -> dict:
         return run(functools.partial(shapes if args.recipe == "shapes" else circles, args))
     classes, folds, size = split_pictures(args)
     if size < (args.size or LAB["size"]):
-        print(f"--size {size}: the largest that splits so few and small pictures by regions.", flush=True)
+        print(f"--size {size}: the largest at which these few small pictures can be split by regions.", flush=True)
     sources = [functools.partial(own_pictures, args, classes, parts, size) for parts in folds]
     if not args.folds:
         return run(*sources)

@@ -41,13 +41,13 @@ VOLUMES = 8  # of spheres: new ones for every epoch, and as many to validate on
 BODIES = ("ball", "cube", "octahedron")
 NUM_FITTED = 8  # test volumes to which bodies are fitted: each takes 2 seconds
 LARGEST = 128  # side of the patches that are planned: larger ones would take minutes per step
-# Voxels of the patches that are planned where there is no graphics card, unless --memory asks for more: steps are worth
-# more than size. White matter in six blocks of a brain: 1,350 steps of 24 x 64 x 64 in 5 minutes give a Dice of 0.96
+# Voxels of a planned patch where there is no graphics card, unless --memory asks for more: more steps help more than
+# larger patches. White matter in six blocks of a brain: 1,350 steps of 24 x 64 x 64 in 5 minutes give a Dice of 0.96
 # (benchmarks/grey_values.py). On a processor without AVX-512 the largest patches, 32 x 128 x 104, took 21 minutes.
 MOST_VOXELS = 2**17
 
-# What trains on spheres and, with --images, on scans; each of these is a flag of its own too. See unet_segmentation.py
-# for what each ingredient is for.
+# The settings for spheres and, with --images, for scans; each of these is also a flag. unet_segmentation.py gives the
+# reason for each.
 SPHERES = {
     "epochs": 15,
     "size": 64,
@@ -60,7 +60,7 @@ SPHERES = {
     "learning_rate": 8e-3,
     "schedule": "cosine",
     "loss": "dice+ce",
-    "filters": 8,  # steps are worth more than width
+    "filters": 8,  # more steps help more than a wider network
     "precision": "auto",
 }
 RECIPES = {
@@ -71,21 +71,21 @@ RECIPES = {
         "epochs": 30,
         "patch": None,
         "learning_rate": 6e-3,
-        # A tissue's grey value tells which it is, and bfloat16 keeps 8 bits of it. White matter in six blocks of a
+        # The grey value tells which tissue it is, and bfloat16 keeps only 8 bits of it. White matter in six blocks of a
         # brain, 810 steps at 4e-3: test Dice 0.94 in float32, 0.88 in bfloat16; on the unseen half 0.96 and 0.92.
         "precision": "float32",
     },
 }
-# How much the grey values of scans are varied, beside flips and turns. Varied as much as those of pictures, they hardly
-# tell tissues apart (250 steps at 6e-3 on the data of benchmarks/brain.py, one seed: Dice 0.82, without it 0.90).
+# How much the grey values of scans are varied, beside flips and turns. The larger changes of pictures would make
+# tissues look alike (250 steps at 6e-3 on the data of benchmarks/brain.py, one seed: Dice 0.82, without it 0.90).
 VARIED = {"contrast": 0.05, "brightness": 0.03, "noise": 0.05}
-# Where the folder has one range, grey values are absolute, and stay as they are (six blocks as above, 1,350 steps at
+# Where the folder has one range, grey values are absolute and are not varied (six blocks as above, 1,350 steps at
 # 4e-3: test Dice 0.949 varied as above, 0.957 nearly as they are).
 ABSOLUTE = {"contrast": 0.0, "brightness": 0.0, "noise": 0.0}
 
 
 def build(args: argparse.Namespace, source: Source):
-    """The network of the command line for volumes of any size."""
+    """Build the network that the command line asks for, for volumes of any size."""
     network = (args.filters, DEPTH, args.skips, source.classes.num)
     memory.check_step(build_unet((*source.sides, 1), *network), args.batch_size, args.optimizer, "patches")
     model = build_unet((None, None, None, 1), *network)
@@ -97,7 +97,7 @@ def build(args: argparse.Namespace, source: Source):
 
 
 def make_spheres(args: argparse.Namespace, num_volumes: int, *stream: int) -> list[Sample]:
-    """Volumes of one stream of the seed, of spheres in noise."""
+    """Volumes of spheres in noise, from one stream of the seed."""
     looks = {"radius": args.radius, "contrast": args.contrast, "noise": args.noise}
     seed = (args.seed, *stream)
     images, masks = data_synth.make_spheres(num_volumes, args.size, seed=seed, num_spheres=args.spheres, **looks)
@@ -107,18 +107,18 @@ def make_spheres(args: argparse.Namespace, num_volumes: int, *stream: int) -> li
 
 
 def spheres(args: argparse.Namespace) -> Source:
-    """Random patches of spheres in noise, of new volumes in every epoch; whole ones to test on."""
+    """Random patches of spheres in noise, from new volumes in every epoch; whole volumes to test on."""
     parts = {"validation": make_spheres(args, VOLUMES, VALIDATION), "test": make_spheres(args, args.test_volumes, TEST)}
 
     def batches(epoch):
         return random_batches(args, make_spheres(args, VOLUMES, TRAIN, epoch), args.patch, epoch)
 
     def likeliest_sphere():
-        """Of volumes that are known to hold one: the fit that knows it."""
+        """The best fit of one sphere, for volumes that are known to hold one."""
         looks = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius}
         balls = ball_fit.fit_balls(np.stack([sample.image for sample in parts["test"]]), **looks)
-        found = ball_fit.draw_balls(balls, (args.size,) * 3)
-        return {"likeliest sphere": sample_scores.score_samples(parts["test"], found)[0]}
+        fitted = ball_fit.draw_balls(balls, (args.size,) * 3)
+        return {"likeliest sphere": sample_scores.score_samples(parts["test"], fitted)[0]}
 
     return source_of(
         args,
@@ -147,10 +147,10 @@ def bodies(args: argparse.Namespace) -> Source:
         return random_batches(args, draw(VOLUMES, TRAIN, epoch), args.patch, epoch, num_classes=classes.num)
 
     def references():
-        """What no rule per pixel exceeds, for all bodies have one grey value and equal volumes; and the best fits."""
+        """The highest Dice of a rule per voxel (all bodies have one grey value and equal volumes); the best fits."""
         few = parts["test"][:NUM_FITTED]
-        found = shape_fit.fit_shapes(np.stack([sample.image for sample in few]), shapes=BODIES, **looks)
-        scores, _ = sample_scores.score_samples(few, to_masks(found, classes.num), classes.names)
+        fitted = shape_fit.fit_shapes(np.stack([sample.image for sample in few]), shapes=BODIES, **looks)
+        scores, _ = sample_scores.score_samples(few, to_masks(fitted, classes.num), classes.names)
         title = f"likeliest bodies, {len(few)} volumes"
         return {"any rule per voxel, at most": {"image_dice": 1 / classes.num}, title: scores}
 
@@ -176,7 +176,7 @@ def split_scans(args: argparse.Namespace) -> tuple[Classes, dict[str, list[Sampl
 
 
 def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[Sample]], remarks=()) -> Source:
-    """Random patches of the user's scans; whole ones to test on."""
+    """Random patches of the user's scans; whole scans to test on."""
     grey, parts, remark = grey_values.settle(split, args.grey_range)
     patch = args.patch or shared_patch(args, parts["training"])
     raw = {part: grey_values.raw(samples) for part, samples in parts.items()}
@@ -201,10 +201,10 @@ def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[
     )
 
 
-def source_of(args: argparse.Namespace, parts: dict, patch: tuple, batches: Callable, remarks=(), **more) -> Source:
-    """A source of patches, whose parts "validation" and "test" are samples, and "training" too if they are read."""
+def source_of(args: argparse.Namespace, parts: dict, patch: tuple, batches: Callable, remarks=(), **fields) -> Source:
+    """A source of patches; `parts` holds the samples "validation" and "test", and "training" if they are files."""
     sides = " x ".join(map(str, patch))
-    validation = validation_patches(args, parts, patch, more.get("classes", ONE).num)
+    validation = validation_patches(args, parts, patch, fields.get("classes", ONE).num)
     counts = splits.describe_parts(parts, validation[1]) if "training" in parts else []
     return Source(
         batches=batches,
@@ -215,8 +215,8 @@ def source_of(args: argparse.Namespace, parts: dict, patch: tuple, batches: Call
         test=parts["test"],
         num_test=len(parts["test"]),
         typical=lambda: np.concatenate([images for images, _ in itertools.islice(batches(0), 32)]),
-        remarks=(*counts, *remarks, f"{more['name']}: trained on patches of {sides} voxels"),
-        **more,
+        remarks=(*counts, *remarks, f"{fields['name']}: trained on patches of {sides} voxels"),
+        **fields,
     )
 
 
@@ -228,14 +228,14 @@ def validation_patches(args: argparse.Namespace, parts: dict, patch: tuple, num_
 def random_batches(
     args: argparse.Namespace, samples: list[Sample], patch: tuple, epoch: int, augment=None, num_classes: int = 1
 ) -> Iterator:
-    """Yield the (images, masks) of one epoch: (N, *patch, 1), and masks as `sample.to_masks` says."""
+    """Yield the (images, masks) of one epoch: (N, *patch, 1), and masks as `sample.to_masks` makes them."""
     for batch, start in enumerate(range(0, args.train_patches, args.batch_size)):
         num = min(args.batch_size, args.train_patches - start)  # the last batch may be shorter
         yield patches.random_patches(samples, num, patch, (args.seed, TRAIN, epoch, batch), augment, num_classes)
 
 
 def turning_planes(samples: list[Sample], patch: tuple) -> list[tuple[int, int]]:
-    """Pairs of axes along which patches may be turned by quarters: those of equal sides and, in all scans, spacings."""
+    """Pairs of axes in which patches may be turned by quarters: of equal sides and, in all scans, equal spacings."""
     steps = np.array([sample.spacing or (1, 1, 1) for sample in samples])
 
     def alike(a, b):
@@ -245,15 +245,15 @@ def turning_planes(samples: list[Sample], patch: tuple) -> list[tuple[int, int]]
 
 
 def shared_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, int, int]:
-    """The patch of a stopped run that goes on, else the planned one. Process 0 decides: others may have less memory
-    free, or not see the folder."""
+    """The patch of the run that is resumed, else the planned one. Process 0 decides: other processes may have less
+    free memory, or may not see the folder."""
     former = checkpoints.settings_of_then(args.out_dir).get("patch") if args.resume else None
     sides = map(int, re.findall(r"\d+", str(former))) if former else plan_patch(args, samples)
     return tuple(json.loads(processes.from_first_process(json.dumps(list(sides)).encode())))
 
 
 def longest_side(shape: np.ndarray, most: int) -> int:
-    """The longest side of a cube, up to LARGEST, that has at most so many voxels once a scan's shape cuts it off."""
+    """The longest side of a cube, up to LARGEST, of which at most `most` voxels lie inside a scan of this shape."""
     sides = range(2**DEPTH, LARGEST + 1, 2**DEPTH)
     return max(side for side in sides if side == sides[0] or np.minimum(shape, side).prod() <= most)
 
@@ -273,7 +273,7 @@ def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, ..
 
     step = (args.batch_size, args.optimizer, backend.processor())
     patch, tried = memory.largest_patch(fixed, budget, *step, tuple(shape), 2**DEPTH)
-    print(f"Memory of a training step of {args.batch_size} patches, of which {budget:.1f} GiB may be taken:")
+    print(f"Memory of a training step of {args.batch_size} patches; at most {budget:.1f} GiB:")
     for row in tried:
         taken = ", taken" if row["sides"] == patch else "" if row["fits"] else ", too large"
         print(f"  {' x '.join(map(str, row['sides'])):>15} voxels: {row['gib']:5.1f} GiB{taken}", flush=True)
@@ -289,31 +289,31 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Read and check the command line; a bad one ends in one sentence and exit code 2."""
     parser = command_line.make_parser(__doc__)
     parser.add_argument(
-        "--bodies", action="store_true", help="balls, cubes, octahedra: only their shape tells them apart"
+        "--bodies", action="store_true", help="balls, cubes and octahedra, which differ only in their shape"
     )
-    own = parser.add_argument_group("your own scans, in place of spheres").add_argument
-    own("--images", type=Path, metavar="DIR", help="folder of scans: NIfTI (.nii, .nii.gz) or TIFF stacks, of any size")
-    own("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: 0, and a value per class")
-    command_line.class_flags(own)
-    own(
+    add = parser.add_argument_group("your own scans, in place of spheres").add_argument
+    add("--images", type=Path, metavar="DIR", help="folder of scans: NIfTI (.nii, .nii.gz) or TIFF stacks, of any size")
+    add("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: 0, and a value per class")
+    command_line.class_flags(add)
+    add(
         "--spacing",
         **command_line.one_or_three(float),
         metavar="MM",
         help="resample all to this spacing: one number, or depth height width",
     )
-    own("--memory", type=float, metavar="GIB", help="what a training step may take; default: 70%% of what is free")
-    command_line.grey_range_flag(own)
-    own("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, turn, vary the grey a little")
+    add("--memory", type=float, metavar="GIB", help="memory of a training step; default: 70%% of what is free")
+    command_line.grey_range_flag(add)
+    add("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, turn, vary the grey a little")
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-patches", type=int, metavar="N", help="training patches per epoch")
-    sides = "side of the patches, or depth height width, divisible by 8; of scans the largest that --memory allows"
+    sides = "side of the patches, or depth height width, divisible by 8; for scans the largest that --memory allows"
     chosen("--patch", **command_line.one_or_three(int), metavar="VOXELS", help=sides)
     data("--val-patches", type=int, default=64, metavar="N", help="validation patches, at most")
     data("--test-volumes", type=int, default=32, metavar="N", help="volumes of spheres or bodies to test on")
     chosen("--size", type=int, metavar="VOXELS", help="side of the volumes of spheres or bodies")
     data("--spheres", type=int, nargs=2, default=(2, 6), metavar=("MIN", "MAX"), help="spheres per volume")
-    radius = "voxels, 1 to (size - 1) / 2; of bodies that of the ball of their volume"
+    radius = "voxels, 1 to (size - 1) / 2; for bodies the radius of a ball of their volume"
     chosen("--radius", type=float, nargs=2, metavar=("MIN", "MAX"), help=radius)
     data("--contrast", type=float, default=0.5, metavar="C", help="sphere above background, above 0, up to 0.75")
     chosen("--noise", type=float, metavar="S", help="standard deviation of the noise, 0 or more")

@@ -1,1 +1,1 @@
-"""What the scripts share, one subject a file."""
+"""The code that the scripts share, one subject in each file."""

@@ -6,9 +6,9 @@
         with output_files.output_folder(args.out_dir, reads=(args.images,)):
             ...
 
-A failure of a script is one sentence on the error stream and an exit code, never a traceback: 2 where nothing was done
-yet (a flag, a file, a store that cannot be used), 1 where something that was begun could not be finished, 130, 143 or
-129 after Ctrl-C, SIGTERM or SIGHUP. LAB_TRACEBACK=1 shows the traceback too.
+A failure of a script is one sentence on the error stream and an exit code, never a traceback: 2 if nothing was done
+(a flag, a file or a store cannot be used), 1 if something that was begun could not be finished, 130, 143 or 129 after
+Ctrl-C, SIGTERM or SIGHUP. LAB_TRACEBACK=1 shows the traceback too.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from lab.system.errors import first_line
 from lab.system.processes import LostProcess
 from lab.system.signals import Stopped, signals_raise
 
-NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or, as paths, say nothing of it
+NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or are only paths
     "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory", "minutes",
     "check",
 )  # fmt: skip
@@ -39,14 +39,14 @@ EXIT_CODES = """exit codes:
 
 
 class Unfinished(RuntimeError):
-    """Something that was begun could not be finished; the message says what, and what there is. Exit code 1."""
+    """Something that was begun could not be finished; the message says what is missing. Exit code 1."""
 
 
 # Errors and signals
 
 
 def script(main: Callable) -> Callable:
-    """Decorate a script's `main(argv=None)`: whatever goes wrong becomes one sentence and a SystemExit with a code."""
+    """Decorate a script's `main(argv=None)`: any failure becomes one sentence and a SystemExit with a code."""
 
     @functools.wraps(main)
     def wrapper(argv=None):
@@ -61,7 +61,7 @@ def script(main: Callable) -> Callable:
         sentence, code = describe(failure)
         if sentence:
             print(f"{name}: {sentence}", file=sys.stderr, flush=True)
-        if processes.several_processes():  # who is stopped, or alone, must not wait for those that may hang
+        if processes.several_processes():  # a process that is stopped must not wait for others: they may hang
             sys.stdout.flush()
             os._exit(code)
         raise SystemExit(code) from None
@@ -70,7 +70,7 @@ def script(main: Callable) -> Callable:
 
 
 def describe(error: BaseException) -> tuple[str | None, int]:
-    """The sentence and the exit code of a failure; notes that were added to it (`add_note`) follow the sentence."""
+    """The sentence and the exit code of a failure; its notes (`add_note`) follow the sentence."""
     notes = " ".join(getattr(error, "__notes__", ()))
     if isinstance(error, KeyboardInterrupt):
         return f"stopped by Ctrl-C. {notes}".strip(), 130
@@ -89,13 +89,13 @@ def describe(error: BaseException) -> tuple[str | None, int]:
 
 
 def _foreign(error: BaseException) -> bool:
-    """Whether a message was not written here: libraries add pages of context to theirs."""
+    """Whether a library wrote the message, and may have added pages of context."""
     return not isinstance(error, ValueError | Unfinished | LostProcess) and type(error).__name__ != "TrackingError"
 
 
 @contextlib.contextmanager
 def _patient_output() -> Iterator[None]:
-    """Let the work go on where nobody reads its console any more (`| head -1`, a log on a full disk)."""
+    """Let the work go on if its console can no longer be written to (`| head -1`, a log on a full disk)."""
 
     class Patient:
         def __init__(self, stream):
@@ -122,7 +122,7 @@ def _patient_output() -> Iterator[None]:
         sys.stdout = stream
         try:
             stream.flush()
-        except (OSError, ValueError):  # else Python complains of it on its way out
+        except (OSError, ValueError):  # else Python reports it at its end
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
@@ -136,10 +136,10 @@ def parse(
     recipe_of: Callable[[argparse.Namespace], str] | None = None,
     recipes: dict[str, dict] | None = None,
 ) -> argparse.Namespace:
-    """Parse a command line and check it; a bad one is one sentence and exit code 2. Touches nothing on disk.
+    """Parse a command line and check it; a bad one ends in one sentence and exit code 2. Nothing is written to disk.
 
-    Where there are `recipes`, flags that are not given have the values of the row that `recipe_of(args)` names. What is
-    returned is complete: nobody writes to it.
+    With `recipes`, flags that are not given have the values of the row that `recipe_of(args)` names. The result is
+    complete and is not changed later.
     """
     if recipe_of:
         first = parser.parse_args(argv)
@@ -165,7 +165,7 @@ def make_parser(doc: str, usage: str = "%(prog)s [options]") -> argparse.Argumen
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Shows a default behind the help of its flag: where there is one, once, and as it is typed."""
+    """Shows a flag's default after its help, once, and as it is typed."""
 
     def _get_help_string(self, action):
         shown = action.default is not False and action.default not in (None, [], argparse.SUPPRESS)
@@ -190,7 +190,7 @@ def one_or_three(kind: type) -> dict:
 
 
 def recipe_flag(add: Callable, recipes: dict[str, dict], flag: str, **options) -> None:
-    """Add a flag whose default stands in the table of recipes; --help shows it for each of them."""
+    """Add a flag whose default stands in the table of recipes; --help shows the default of each recipe."""
     name = flag.lstrip("-").replace("-", "_")
     shown = {recipe: " ".join(map(str, _list(row[name]))) for recipe, row in recipes.items() if row[name] is not None}
     first = next(iter(recipes))
@@ -205,11 +205,11 @@ def _list(value) -> list:
 
 
 def add_training_flags(group, recipes: dict[str, dict], what: str) -> None:
-    """The flags of a training, the same in every script that trains; `what` is an image or a patch."""
-    fit, length = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    chosen = functools.partial(recipe_flag, fit, recipes)
+    """Add the flags of a training, the same in every script that trains; `what` is "image" or "sample"."""
+    add, length = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    chosen = functools.partial(recipe_flag, add, recipes)
     recipe_flag(length, recipes, "--epochs", type=int, metavar="N", help=f"passes over the training {what}s")
-    minutes = "instead: as many epochs as fit into M minutes, by steps that are timed first; folds take the first one's"
+    minutes = "instead: as many epochs as fit into M minutes, after timing some steps; all folds take the same number"
     length("--minutes", type=float, metavar="M", help=minutes)
     chosen("--batch-size", type=int, metavar="N", help=f"{what}s per step")
     chosen("--optimizer", choices=("muon", "adam"), help="muon needs fewer epochs, adam is the textbook's")
@@ -218,41 +218,37 @@ def add_training_flags(group, recipes: dict[str, dict], what: str) -> None:
     chosen(
         "--loss",
         choices=("dice", "ce", "dice+ce", "pooled-dice"),
-        help="what is minimised; pooled-dice is the lab report's",
+        help="the loss to minimise; pooled-dice is the lab report's",
     )
     weights = "weight the classes in cross-entropy by 1 / their share of the pixels"
-    fit("--class-weights", action=argparse.BooleanOptionalAction, default=False, help=weights)
+    add("--class-weights", action=argparse.BooleanOptionalAction, default=False, help=weights)
     smooth = "constant in numerator and denominator of the Dice losses, above 0 (default: 1, pooled-dice 1e-6)"
-    fit("--smooth", type=float, metavar="S", help=smooth)
+    add("--smooth", type=float, metavar="S", help=smooth)
     chosen("--filters", type=int, metavar="N", help="channels of the first block")
-    fit("--skips", action=argparse.BooleanOptionalAction, default=True, help="the skip connections")
+    add("--skips", action=argparse.BooleanOptionalAction, default=True, help="the skip connections")
     precisions = ("auto", "float32", "mixed_bfloat16")
     chosen("--precision", choices=precisions, help="auto: bfloat16 where the hardware has it")
-    fit("--seed", type=int, default=0, metavar="N", help="of the weights and the data, 0 to 2^32 - 1")
-    fit("--deterministic", action="store_true", help="ask TensorFlow for bit-for-bit repeatable operations")
-    fit("--distributed", action="store_true", help="share each batch with processes on other hosts; needs JAX")
+    add("--seed", type=int, default=0, metavar="N", help="of the weights and the data, 0 to 2^32 - 1")
+    add("--deterministic", action="store_true", help="ask TensorFlow for bit-for-bit repeatable operations")
+    add("--distributed", action="store_true", help="share each batch with processes on other hosts; needs JAX")
 
 
-def grey_range_flag(own: Callable) -> None:
-    """Whether all pictures or scans of a folder share a grey range."""
-    text = "one range of grey values for the folder, or one for each picture; auto: where the objects agree better"
-    own("--grey-range", choices=("auto", "folder", "picture"), default="auto", help=text)
+def grey_range_flag(add: Callable) -> None:
+    """Add the flag that says whether all pictures or scans of a folder share a grey range."""
+    text = "one range of grey values for the folder, or one for each picture; auto: where objects agree better"
+    add("--grey-range", choices=("auto", "folder", "picture"), default="auto", help=text)
 
 
-def class_flags(own: Callable) -> None:
-    """What the values of the masks mean, and whether to look at them alone."""
-    text = "say what a training would see, write dataset.png and split.json to --out-dir, and end: no training"
-    own("--check", action="store_true", help=text)
+def class_flags(add: Callable) -> None:
+    """Add the flags that say what the values of the masks mean, and the one that shows them without training."""
+    text = "print what a training would see, write dataset.png and split.json to --out-dir, and end without training"
+    add("--check", action="store_true", help=text)
     names = (
         "names of the classes, in the order of the masks' values (default: those that a label file in the folder of "
     )
-    own("--classes", nargs="+", metavar="NAME", help=names + "masks gives, else the values)")
-    own(
-        "--ignore",
-        type=_value,
-        metavar="VALUE",
-        help="the masks' value, or #colour, of what is not labelled, often 255",
-    )
+    add("--classes", nargs="+", metavar="NAME", help=names + "masks gives, else the values)")
+    ignored = "value, or #colour, of pixels in masks that are not labelled, often 255"
+    add("--ignore", type=_value, metavar="VALUE", help=ignored)
 
 
 def _value(text: str) -> int:
@@ -260,13 +256,13 @@ def _value(text: str) -> int:
     return int(text[1:], 16) if text.startswith("#") else int(text)
 
 
-def add_output_flags(out: Callable, folder: str) -> None:
-    """Where everything goes, and what becomes of a run that was stopped."""
-    out("--out-dir", type=Path, default=Path(folder), metavar="DIR", help="where all files go")
-    out("--resume", action="store_true", help="go on with the run that was stopped, from its last finished epoch")
-    out("--overwrite", action="store_true", help="begin anew where a run was stopped, whose checkpoints are deleted")
-    out("--run-name", metavar="NAME", help="of the MLflow run; default: data, recipe, what differs from it, seed")
-    out("--register", metavar="NAME", help="make the model the newest version of models:/NAME in MLflow")
+def add_output_flags(add: Callable, folder: str) -> None:
+    """Add the flags for the output folder, for stopped runs and for MLflow."""
+    add("--out-dir", type=Path, default=Path(folder), metavar="DIR", help="where all files go")
+    add("--resume", action="store_true", help="go on with the run that was stopped, from its last finished epoch")
+    add("--overwrite", action="store_true", help="delete the checkpoints of a stopped run, and begin again")
+    add("--run-name", metavar="NAME", help="of the MLflow run; default: data, recipe, flags that differ from it, seed")
+    add("--register", metavar="NAME", help="make the model the newest version of models:/NAME in MLflow")
 
 
 def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> None:
@@ -298,10 +294,10 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
         raise ValueError(f"--register takes a name of letters, digits, spaces and _ . -; got {args.register!r}.")
 
 
-def training_settings(args: argparse.Namespace, **more) -> dict[str, str]:
-    """What a training depends on, by name: its flags but those of the output, and `more`, such as the data's digest."""
-    found = {**vars(args), **more}
-    return {name: str(value) for name, value in found.items() if name not in NOT_OF_THE_TRAINING}
+def training_settings(args: argparse.Namespace, **others) -> dict[str, str]:
+    """All that a training depends on, by name: its flags without those of the output, and `others` (such as `data`)."""
+    settings = {**vars(args), **others}
+    return {name: str(value) for name, value in settings.items() if name not in NOT_OF_THE_TRAINING}
 
 
 def flag_of(name: str) -> str:
@@ -309,12 +305,12 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def run_name(what: str, args: argparse.Namespace, recipes: dict[str, dict], **more) -> str:
-    """A run's name: data, recipe, what differs from it, seed; `more` is what holds in place of an argument. (MLflow's
-    own names come from Python's random numbers, so that a fixed seed gives every run the same.)"""
-    found = {**vars(args), **more}
-    changed = [name for name, value in recipes[args.recipe].items() if _list(found[name]) != _list(value)]
-    differences = [f"{flag_of(name)[2:]} {' '.join(map(str, _list(found[name])))}" for name in changed]
+def run_name(what: str, args: argparse.Namespace, recipes: dict[str, dict], **others) -> str:
+    """A run's name: data, recipe, flags that differ from it, seed; `others` replace arguments of the same names.
+    (MLflow draws its names from Python's random numbers: a fixed seed would give all runs the same name.)"""
+    settings = {**vars(args), **others}
+    changed = [name for name, value in recipes[args.recipe].items() if _list(settings[name]) != _list(value)]
+    differences = [f"{flag_of(name)[2:]} {' '.join(map(str, _list(settings[name])))}" for name in changed]
     return args.run_name or ", ".join(dict.fromkeys([what, args.recipe, *differences, f"seed {args.seed}"]))
 
 

@@ -1,8 +1,8 @@
-"""One training from begin to end: the one way for images and volumes, resumed or not, on one host or several.
+"""One training from beginning to end, for images and volumes, new or resumed, on one host or several.
 
     scores = experiment.run("2D_UNet_Segmentation", args, RECIPES, make_source, build, evaluate)
 
-What differs comes as values and plain functions: where the data come from, which network is built, how it is scored.
+The scripts pass what differs, as values and plain functions: the data, the network, the evaluation.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def run(
     evaluate: Callable[[Any, Source, dict], Evaluation],
     fold: int | None = None,
 ) -> dict[str, float]:
-    """Train, score, write, track and tell of one network; return its test scores.
+    """Train one network, score it, write its files, track the run, print the results; return the test scores.
 
     Args:
         experiment: the name in MLflow.
@@ -49,18 +49,18 @@ def run(
         recipes: the table that `args.recipe` is a row of.
         make_source: reads or draws the data.
         build: command line, source -> an uncompiled network for images of any size.
-        evaluate: network, source, history -> what the test set says.
-        fold: of `args.folds`, from 1 on; its files go to a folder of its own.
+        evaluate: network, source, history -> the evaluation on the test set.
+        fold: number of the fold, 1 to `args.folds`; its files go to a folder of its own.
     """
     process = processes.connect(args.distributed)
     if process > 0:
         return follow(args, make_source, build)
-    which = f", fold {fold} of {args.folds}" if fold else ""
+    fold_words = f", fold {fold} of {args.folds}" if fold else ""
     folder = args.out_dir / f"fold-{fold}" if fold else args.out_dir
     with output_files.output_folder(folder, reads=(args.images, args.masks)) as out:
         if args.check:
             return check(args, make_source, out)
-        tracking.open_store(experiment, out)  # before Keras is imported: an unusable store is told in seconds
+        tracking.open_store(experiment, out)  # before Keras is imported: a bad store is reported in seconds
         source, model, precision = prepare(args, make_source, build)
         epochs = choose_epochs(model, source, args, folder_of_then(args, folder, fold))
         settings = command_line.training_settings(args, epochs=epochs, precision=precision, **source.settings)
@@ -75,13 +75,13 @@ def run(
         show_data(source, out)
         with tracking.tracked_run(
             experiment,
-            run_name=command_line.run_name(source.name, args, recipes, epochs=epochs) + which,
+            run_name=command_line.run_name(source.name, args, recipes, epochs=epochs) + fold_words,
             params={**settings, "out_dir": out, "parameters": model.count_params()},
             tags=backend.provenance(),
             description=f"{network_name} on {source.name} ({source.origin}), recipe `{args.recipe}`, "
-            f"seed {args.seed}{which}.",
+            f"seed {args.seed}{fold_words}.",
             resume_run_id=checkpoint.notes.get("run_id"),
-            journal=out,
+            folder=out,
         ) as tracked:
             checkpoint.notes["run_id"] = tracked.run_id
             log_data(tracked, source)
@@ -105,10 +105,10 @@ def run(
 
 
 def check(args: argparse.Namespace, make_source: Callable, out: Path) -> dict:
-    """Say and show what a training would see, and train nothing."""
+    """Print and draw what a training would see, and train nothing."""
     if (out / "scores.json").exists():
         raise ValueError(f"{out} holds the results of a training: name another --out-dir for --check.")
-    backend.start(args.precision, args.deterministic, args.seed)  # a patch is planned by the precision
+    backend.start(args.precision, args.deterministic, args.seed)  # the precision decides how large a patch fits
     failures = show_data(make_source(), out)
     if failures:
         raise command_line.Unfinished(" ".join(failures))
@@ -117,9 +117,9 @@ def check(args: argparse.Namespace, make_source: Callable, out: Path) -> dict:
 
 
 def show_data(source: Source, out: Path) -> list[str]:
-    """Say what the network will see, and write the files that show it; return a sentence for each that failed.
+    """Print what the network will see, and write the files that show it; return a sentence for each file that failed.
 
-    Results of a former training keep theirs until the new results replace them as a set.
+    Where the folder holds results of a former training, nothing is written: new results replace them later, as a set.
     """
     print(*source.remarks, sep="\n", flush=True)
     if not source.files or (out / "scores.json").exists():
@@ -129,7 +129,7 @@ def show_data(source: Source, out: Path) -> list[str]:
 
 
 def judge(history: dict, evaluation: Evaluation | None, failures: list[str]) -> None:
-    """Warn of a network that is of no use; raise Unfinished for what a training lacks."""
+    """Warn if the network is of no use; raise Unfinished if files are missing or the loss is no finite number."""
     broken = not all(math.isfinite(loss) for loss in history["loss"])
     useless = evaluation.failure if evaluation else None
     if useless and not broken:
@@ -153,7 +153,7 @@ def prepare(args: argparse.Namespace, make_source: Callable, build: Callable) ->
 
 
 def follow(args: argparse.Namespace, make_source: Callable, build: Callable) -> dict:
-    """Take part in the training of process 0: the same steps on other rows, and nothing written."""
+    """Take part in the training of process 0: do the same steps on other rows, and write nothing."""
     source, model, _ = prepare(args, make_source, build)
     epochs = choose_epochs(model, source, args)
     if not processes.from_first_process(b""):
@@ -163,8 +163,8 @@ def follow(args: argparse.Namespace, make_source: Callable, build: Callable) -> 
 
 
 def folder_of_then(args: argparse.Namespace, folder: Path, fold: int | None) -> Path | None:
-    """The folder of the training whose number of epochs holds: one that goes on, or the first fold."""
-    if fold and fold > 1:  # folds are compared: all are trained for as long
+    """The folder of a former training whose number of epochs is taken: the resumed one, or the first fold."""
+    if fold and fold > 1:  # folds are compared: all are trained for the same number of epochs
         return args.out_dir / "fold-1"
     return folder if args.resume else None
 
@@ -172,7 +172,7 @@ def folder_of_then(args: argparse.Namespace, folder: Path, fold: int | None) -> 
 def choose_epochs(model, source: Source, args: argparse.Namespace, then: Path | None = None) -> int:
     """The number of epochs: `--epochs`, that of the training in the folder `then`, or what fits into `--minutes`.
 
-    Process 0 decides, for all must take as many steps.
+    Process 0 decides, because all processes must take the same number of steps.
     """
     if args.minutes is None:
         return args.epochs
@@ -201,8 +201,8 @@ def compile_model(model, source: Source, args: argparse.Namespace, epochs: int) 
 def train(
     model, source: Source, args: argparse.Namespace, checkpoint=None, on_epoch_end=None, epochs: int | None = None
 ) -> dict[str, list]:
-    """Compile and fit, for `--epochs` or so many; the weights of the last epoch remain. Return the history (see
-    `training.fit`)."""
+    """Compile the model and train it for `epochs`, by default `--epochs`; it keeps the weights of the last epoch.
+    Return the history (see `training.fit`)."""
     epochs = epochs or args.epochs
     steps = compile_model(model, source, args, epochs)
     return training.fit(
@@ -224,12 +224,12 @@ def class_weights(source: Source) -> list[float]:
 
 
 def write(out: Path, network, source: Source, history: dict, about: dict, evaluate: Callable):
-    """Write the files of a finished training, as one set: the model first of all, for it is what took the time.
+    """Write the files of a finished training, as one set: the model first, because it took the time.
 
-    What fails costs nothing but itself.
+    If one file cannot be written, the others still are.
 
     Returns:
-        What the test set says, None where that failed; the folder of the files; a sentence for each failure.
+        The evaluation, or None if it failed; the folder of the files; a sentence for each failure.
     """
     with output_files.written_aside(out, FILES) as aside:
         failures = output_files.write_pieces(aside, {"model.keras": functools.partial(save_model, network, source)})
@@ -256,13 +256,13 @@ def write(out: Path, network, source: Source, history: dict, about: dict, evalua
 
 
 def save_model(network, source: Source, path: Path) -> None:
-    """Write the model file, with what training saw of grey values, and the classes."""
+    """Write the model file, with the grey values that training saw and with the classes."""
     seen = grey_values.describe_training(source.typical(), source.preprocessing)
     model_file.save_model(network, path, {**seen, **source.classes.stored()})
 
 
 def log_data(tracked: tracking.Run, source: Source) -> None:
-    """Record the three sets of data: shapes, a checksum, where they come from."""
+    """Record the three sets of data: their shapes, a checksum and their origin."""
     first = (
         source.test
         if isinstance(source.test, tuple)

@@ -63,7 +63,7 @@ def test_a_file_gives_what_the_model_gives_in_float32_and_says_what_images_need(
     run_export(tmp_path / "model.keras", tmp_path / "unet.onnx")
     told = capsys.readouterr().out
     assert float(re.search(r"up to ([\d.e+-]+)", told)[1]) <= export.TOLERANCE
-    assert ("In the precision of its training" in told) == (precision != "float32")
+    assert ("In the training's precision" in told) == (precision != "float32")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.keras", "unet.onnx"]
 
     session = onnxruntime.InferenceSession(tmp_path / "unet.onnx")
@@ -142,4 +142,4 @@ def test_on_jax_one_sentence_says_that_tensorflow_is_needed(tmp_path):
         command, cwd=backend.ROOT, env={**os.environ, "KERAS_BACKEND": "jax"}, capture_output=True, text=True
     )
     assert ended.returncode == 2 and not (tmp_path / "unet.onnx").exists()
-    assert ended.stderr.splitlines()[-1].endswith("unset KERAS_BACKEND. Its models will do.")
+    assert ended.stderr.splitlines()[-1].endswith("unset KERAS_BACKEND. Its models work too.")

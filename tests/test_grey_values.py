@@ -304,7 +304,7 @@ def test_strange_grey_values_are_said():
     training = rng.uniform(0.2, 0.4, (5, 16, 16, 1))
     seen = grey_values.describe_training(training, grey_values.ABSOLUTE)["seen"]
     assert grey_values.describe_strangeness(training[0], seen) is None
-    assert "outside what training saw (darkest 1%: 0.70, in training 0.20 to" in grey_values.describe_strangeness(
+    assert "outside those of the training (darkest 1%: 0.70, in training 0.20 to" in grey_values.describe_strangeness(
         training[0] + 0.5, seen
     )
 

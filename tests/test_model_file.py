@@ -76,7 +76,7 @@ def test_a_divisor_without_skips_and_of_another_factor_is_found():
     )
     assert [model_file.find_divisor(model) for model in (plain, thirds, network(None, None))] == [4, 3, 1]
     shrinking = keras.Sequential([keras.Input((None, None, 1)), layers.Conv2D(1, 3)])
-    with pytest.raises(ValueError, match="does not give masks as large as its images"):
+    with pytest.raises(ValueError, match="gives masks of other sides than its images"):
         model_file.find_divisor(shrinking)
 
 
@@ -128,7 +128,7 @@ def bad_models(folder):
     return {
         "missing": "does not exist", "half": "no Keras model, or a damaged one", "text": "no Keras model",
         "folder": "no Keras model", "pipe": "no Keras model", "zip": "but no Keras model",
-        "plain": "does not say how pictures", "brace": "damaged", "list": "no Keras model", "deep": "damaged",
+        "plain": "not say how to prepare pictures", "brace": "damaged", "list": "no Keras model", "deep": "damaged",
         "other": "damaged", "weightless": "damaged", "weights": "damaged", "lambda": "has code in it",
         "class": "has code in it", "registered": "has code in it", "wrapper": "has code in it",
         "channels": "takes arrays of shape", "volume": "takes arrays of shape", "sides": "says that it was trained on",

@@ -158,7 +158,7 @@ def test_the_settings_come_from_the_model(picture_folder, tmp_path):
     [
         (20, 0.5, "All background"),
         (240, 0.5, "All foreground"),
-        (250, 0.5, "outside what training saw"),
+        (250, 0.5, "outside those of the training"),
         (40, 0, "All"),
     ],
 )
@@ -538,7 +538,7 @@ def test_own_pictures_are_trained_on_and_predicted(store, tmp_path, capsys):
     assert model_file.read_preprocessing(tmp_path / "out/model.keras")["stretch"] == [1, 99]
     assert model_file.read_preprocessing(tmp_path / "out/model.keras")["divisor"] == 8
     assert predict.main(["out/model.keras", "pictures", "--masks", "masks"]) == 0
-    assert "outside what training saw" not in capsys.readouterr().err
+    assert "outside those of the training" not in capsys.readouterr().err
 
     (tmp_path / "masks/8.png").unlink()
     for bad, words in ((flags, "8.tif has no mask"), ("--images pictures", "belong together")):

@@ -737,7 +737,7 @@ def test_server_that_dies_mid_run_costs_seconds_and_two_lines_of_which_the_last_
     with serving() as (address, end):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         begin = time.monotonic()
-        with tracked_run("Lab", journal=Path(".")) as run:
+        with tracked_run("Lab", folder=Path(".")) as run:
             run.metrics({"loss": 1.0}, step=0)
             assert run.missing == unsent_files() == []
             end()
@@ -756,7 +756,7 @@ def test_neither_the_warnings_of_a_run_nor_its_file_show_a_password(store, monke
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with serving() as (address, end):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("//", "//me:s3cret@"))
-        with tracked_run("Lab", journal=store) as run:
+        with tracked_run("Lab", folder=store) as run:
             end()
             run.tags({"a": "b"})
             run.text("a", "a.txt")
@@ -792,7 +792,7 @@ def dump():
 
 
 def test_after_a_failure_nothing_is_sent_until_the_end_unless_another_start_sends_it(store, capfd):
-    with tracked_run("Lab", journal=store) as run:
+    with tracked_run("Lab", folder=store) as run:
         run.metrics({"loss": 1.0}, step=1)
         assert unsent_files() == []
         mend = spoil()
@@ -800,7 +800,7 @@ def test_after_a_failure_nothing_is_sent_until_the_end_unless_another_start_send
         mend()
         run.tags({"a": "b"})
         assert run.missing == ["metrics at step 2", "tags a"] and steps(run) == [1] and len(unsent_files()) == 1
-        open_store("Lab", journal=store)
+        open_store("Lab", folder=store)
         assert steps(run) == [1, 2] and only_run().info.status == "RUNNING" and unsent_files() == []
         run.metrics({"loss": 1.0}, step=3)
         assert steps(run) == [1, 2] and len(unsent_files()) == 1
@@ -824,7 +824,7 @@ def test_command_sends_all_that_an_outage_missed_and_sending_it_twice_changes_no
     model, *_ = model_file_in(store / "out")
     Path("out/curves.png").write_bytes(b"png")
     images = np.zeros((4, 8, 6, 1), "float32")
-    with pytest.raises(ZeroDivisionError), tracked_run("Lab", journal="out") as run:
+    with pytest.raises(ZeroDivisionError), tracked_run("Lab", folder="out") as run:
         run.metrics({"loss": 0.5}, step=1, timestamp=1_700_000_000_000)
         mend = spoil()
         for step in (1, 2):  # the first one is there already
@@ -869,7 +869,7 @@ OUTAGE = """
 import time
 from pathlib import Path
 from lab.track.tracking import tracked_run
-with tracked_run("Lab", journal=".") as run:
+with tracked_run("Lab", folder=".") as run:
     Path("mlflow.db").rename("away")
     Path("mlflow.db").write_bytes(b"overwritten" * 1000)
     run.metrics({"loss": 1.0}, step=1, timestamp=4_000_000_000_000)
@@ -884,22 +884,22 @@ def test_next_start_sends_what_a_killed_run_had_missed_and_closes_it(store, capf
     process.kill()
     process.communicate()
     Path("away").replace("mlflow.db")
-    open_store("Lab", journal=store)
+    open_store("Lab", folder=store)
     assert only_run().data.metrics == {"loss": 1.0} and unsent_files() == []
     assert (only_run().info.status, only_run().info.end_time) == ("KILLED", 4_000_000_000_000)
     assert f"run {run_id} now has what it had missed" in capfd.readouterr().err
-    open_store("Lab", journal=store)
+    open_store("Lab", folder=store)
     assert capfd.readouterr().err == ""
 
 
 def test_resumed_run_keeps_its_id_its_params_and_what_could_not_yet_be_sent(store):
-    with pytest.raises(KeyboardInterrupt), tracked_run("Lab", journal=store) as first:
+    with pytest.raises(KeyboardInterrupt), tracked_run("Lab", folder=store) as first:
         mend = spoil()
         first.params({"epochs": 3})
         first.metrics({"loss": 1.0}, step=1, timestamp=1_700_000_000_000)
         raise KeyboardInterrupt
     mend()
-    with tracked_run("Lab", params={"epochs": 4}, resume_run_id=first.run_id, journal=store) as run:
+    with tracked_run("Lab", params={"epochs": 4}, resume_run_id=first.run_id, folder=store) as run:
         assert only_run().info.status == "RUNNING" and run.missing[:2] == ["params epochs", "metrics at step 1"]
         for step in (1, 2):
             run.metrics({"loss": 1.0}, step=step, timestamp=1_700_000_000_000)
@@ -911,7 +911,7 @@ def test_what_another_store_does_not_know_is_kept_and_named_and_no_later_file_is
     store, monkeypatch, migrated_database, capfd
 ):
     Path("curves.png").write_bytes(b"of the first run")
-    with tracked_run("Lab", journal=store) as run:
+    with tracked_run("Lab", folder=store) as run:
         mend = spoil()
         run.metrics({"loss": 1.0}, step=1)
         run.artifact("curves.png")
@@ -919,19 +919,19 @@ def test_what_another_store_does_not_know_is_kept_and_named_and_no_later_file_is
     shutil.copy(migrated_database, "other.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     capfd.readouterr()
-    open_store("Lab", journal=store)
+    open_store("Lab", folder=store)
     (line,) = capfd.readouterr().err.splitlines()
     assert run.run_id in line and "does not hold the run" in line and len(unsent_files()) == 1
     Path("curves.png").write_bytes(b"of the next run")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    open_store("Lab", journal=store)
+    open_store("Lab", folder=store)
     assert steps(run) == [1] and unsent_files() == []
     first, last = capfd.readouterr().err.splitlines()
     assert "curves.png is gone, or another file lies there" in first and "not recorded" in last and "curves.png" in last
 
 
 def test_folder_that_cannot_be_written_does_not_stop_the_work(store, capfd):
-    with tracked_run("Lab", journal=store / "gone") as run:
+    with tracked_run("Lab", folder=store / "gone") as run:
         mend = spoil()
         for step in (1, 2):
             run.metrics({"loss": 1.0}, step=step)
@@ -941,7 +941,7 @@ def test_folder_that_cannot_be_written_does_not_stop_the_work(store, capfd):
 
 
 def test_what_mlflow_refuses_is_named_and_not_sent_again(store, capfd):
-    with tracked_run("Lab", params={"a": 1}, journal=store) as run:
+    with tracked_run("Lab", params={"a": 1}, folder=store) as run:
         run.params({"a": 2})
         run.metrics({"loss": 1.0}, step=1)
         assert steps(run) == [1]
@@ -953,7 +953,7 @@ def test_what_mlflow_refuses_is_named_and_not_sent_again(store, capfd):
 
 def test_artifact_store_that_fails_alone_costs_no_number_and_leaves_no_half_model(store):
     model, *_ = model_file_in(store)
-    with tracked_run("Lab", journal=store) as run:
+    with tracked_run("Lab", folder=store) as run:
         Path("mlruns/Lab").rmdir()
         Path("mlruns/Lab").write_text("a file")
         assert run.model(model, register="circles") is None
@@ -962,7 +962,7 @@ def test_artifact_store_that_fails_alone_costs_no_number_and_leaves_no_half_mode
     ended = only_run().info
     assert steps(run) == [1] and ended.status == "FINISHED"
     Path("mlruns/Lab").unlink()
-    open_store("Lab", journal=store)
+    open_store("Lab", folder=store)
     assert unsent_files() == [] and only_run().info.end_time == ended.end_time
     models = client().search_logged_models([ended.experiment_id])
     assert sorted(model.status for model in models) == ["FAILED", "FAILED", "READY"]

@@ -126,7 +126,7 @@ def test_a_run_never_goes_on_or_deletes_by_itself(tmp_path):
 
 def test_a_finished_run_is_told_from_an_unfinished_one(tmp_path, capsys):
     checkpoint, scores = checkpoints.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
-    assert checkpoint.begin(True, False, scores) is None and "begins anew" in capsys.readouterr().out
+    assert checkpoint.begin(True, False, scores) is None and "a new run begins" in capsys.readouterr().out
     scores.write_text(json.dumps({"settings": checkpoint.settings, "test": 1}))
     assert checkpoint.begin(True, False, scores)["test"] == 1
     with pytest.raises(ValueError, match="seed was 0, is 1"):
@@ -134,7 +134,7 @@ def test_a_finished_run_is_told_from_an_unfinished_one(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("results, words", [
-    ({}, "has ended: its test scores are missing. Run it anew, without --resume"),
+    ({}, "has ended: its test scores are missing. Run it again, without --resume"),
     ({"test": 1, "last_epoch": {"loss": None}, "failure": "The loss became NaN."}, "has ended: The loss became NaN. R"),
 ])  # fmt: skip
 def test_a_run_that_failed_is_not_called_finished(results, words, tmp_path):

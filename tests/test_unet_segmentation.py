@@ -438,7 +438,7 @@ def test_a_check_writes_what_was_read_and_ends_without_a_run(store, own_pictures
     assert unet.main([*own_pictures.split(), "--check", "--out-dir", "out"]) == {}
     said = capsys.readouterr().out
     assert {path.name for path in Path("out").iterdir()} == {"dataset.png", "split.json"}
-    assert said.startswith("4 pictures for training, 1 for validation, 1 for the test; split.json says which.\n")
+    assert said.startswith("4 pictures for training, 1 for validation, 1 for the test; split.json names them.\n")
     assert "Validation takes 4 crops of 32 x 32 pixels, 0 of them without an object" in said
     assert "trained on crops of 32 x 32 pixels, in grey" in said and "Smaller than" not in said
     size = Path("mlflow.db").stat().st_size
@@ -469,8 +469,8 @@ def test_pictures_smaller_than_a_crop_are_counted(store, own_pictures):
     flags = own_pictures.replace("--size 32", "--size 48").split()
     classes, folds, size = unet.split_pictures(unet.parse_args(flags))
     remarks = unet.own_pictures(unet.parse_args(flags), classes, folds[0], size).remarks
-    small = "Smaller than 48 x 48 pixels: 6 of 6 pictures; what lies outside is not labelled, and changes no loss and "
-    assert f"{small}no score." in remarks
+    small = "Smaller than 48 x 48 pixels: 6 of 6 pictures; the part outside them is not labelled, and changes "
+    assert f"{small}no loss and no score." in remarks
 
 
 def test_a_training_starts_from_another_ones_weights_and_refuses_another_network(store, own_pictures, capsys):
@@ -509,7 +509,7 @@ def test_one_small_picture_is_split_by_the_largest_crops_or_as_was_asked_for(sma
     source = unet.own_pictures(args, classes, folds[0], found)
     assert found == size and source.settings["size"] == size
     assert source.sides == source.validation[0].shape[1:3] == (size, size)
-    assert source.remarks[0] == "1 region for training, 1 for validation, 1 for the test; split.json says which."
+    assert source.remarks[0] == "1 region for training, 1 for validation, 1 for the test; split.json names them."
     assert source.remarks[1].endswith("the test takes each region as a whole.")
     assert [test.name for test in source.test] == [test.name for test in folds[0]["test"]]
 
@@ -531,5 +531,5 @@ def test_three_pictures_are_never_split_and_keep_the_usual_size(small_picture):
 def test_the_size_that_is_taken_is_said_in_one_line_and_recorded(store, small_picture, capsys):
     flags = "--filters 1 --epochs 1 --train-images 2 --val-images 1 --precision float32 --out-dir out"
     unet.main([*small_picture.split(), *flags.split()])
-    assert capsys.readouterr().out.startswith("--size 96: the largest that splits so few and small pictures")
+    assert capsys.readouterr().out.startswith("--size 96: the largest at which these few small pictures")
     assert json.loads(Path("out/scores.json").read_text())["settings"]["size"] == "96"

@@ -96,7 +96,7 @@ def test_a_check_of_scans_writes_what_was_read_and_ends_without_a_run(store, sca
     assert run(store / "out", *flags) == {}
     assert {path.name for path in (store / "out").iterdir()} == {"dataset.png", "split.json"}
     said = capsys.readouterr().out
-    assert said.startswith("2 scans for training, 1 for validation, 1 for the test; split.json says which.\n")
+    assert said.startswith("2 scans for training, 1 for validation, 1 for the test; split.json names them.\n")
     assert "patches of 16 x 16 x 16 voxels" in said and said.endswith(f"Nothing was trained. Files: {store / 'out'}.\n")
 
 

@@ -1,1 +1,1 @@
-"""What is seen: pictures, scans and drawn scenes as samples with grey values, patches and splits."""
+"""Data: pictures, scans and drawn scenes as samples with grey values, patches and splits."""

@@ -1,10 +1,11 @@
-"""Which values of the masks mean which class: one mapping for the whole folder, found, checked and described.
+"""Which values of the masks mean which class: one mapping for the whole folder.
 
     classes = find_classes([MaskValues(path, Counter(values.flat)), ...], names=None, ignore=None, folder=masks)
     labels = classes.to_labels(values)               # uint8: 0 background, 1 to K the classes, 255 not labelled
-    values = classes.to_values(labels)               # what the user's own files hold
+    values = classes.to_values(labels)               # values as in the user's own files
 
-Masks of two values are black and one other value, whatever it is: the object. More values are classes, in rising order.
+In masks of two values, black is the background and the other value, any number, is the object. More values are classes,
+in rising order.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 
 NOT_LABELLED = 255  # among labels
 MOST = 32  # classes
-# Told apart by all (Okabe and Ito 2008), then Matplotlib's tab20.
+# Colours for all kinds of colour vision (Okabe and Ito 2008), then Matplotlib's tab20.
 COLOURS = (
     *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
     *("#1f77b4", "#aec7e8", "#ff7f0e", "#ffbb78", "#2ca02c", "#98df8a", "#d62728", "#ff9896", "#9467bd", "#c5b0d5"),
@@ -28,22 +29,22 @@ COLOURS = (
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """What the values of a folder's masks mean."""
+    """The classes that the values of a folder's masks mean."""
 
     names: tuple[str, ...] = ("object",)  # of the classes 1 to K
     values: tuple[int, ...] = (0, 1)  # in the files: the background's, then the classes'; a colour is 0xRRGGBB
     kind: str = "grey"  # "grey": numbers; "palette": numbers with `palette`; "colour"
     palette: tuple[int, ...] | None = None  # 768 numbers: red, green, blue of 0 to 255
-    ignore: int | None = None  # the value of what is not labelled
+    ignore: int | None = None  # the value of pixels that are not labelled
 
     @property
     def num(self) -> int:
-        """The number of classes beside the background, K."""
+        """K, the number of classes without the background."""
         return len(self.names)
 
     @property
     def colours(self) -> list[tuple[int, ...]]:
-        """Red, green and blue of each class, 0 to 255: those of the masks where they have colours."""
+        """Red, green and blue of each class, 0 to 255: those of the masks, if they have colours."""
         if self.kind == "colour":
             return [_rgb(value) for value in self.values[1:]]
         if self.kind == "palette" and self.palette:
@@ -52,7 +53,7 @@ class Classes:
 
     @property
     def two_valued(self) -> bool:
-        """Whether black and any other value are all that a mask may hold."""
+        """Whether a mask holds only black and one other value, which may be any number."""
         return self.num == 1 and self.values[0] == 0 and self.ignore is None
 
     @property
@@ -85,7 +86,7 @@ class Classes:
         return labels
 
     def to_values(self, labels: np.ndarray) -> np.ndarray:
-        """Labels 0 to K -> the values of the user's files, of the smallest unsigned type; of colours uint32."""
+        """Labels 0 to K -> the values of the user's files, of the smallest unsigned type; colours are uint32."""
         kind = np.min_scalar_type(max(self.values))
         return np.array(self.values, kind)[labels]
 
@@ -94,11 +95,11 @@ class Classes:
         return f"#{int(value):06x}" if self.kind == "colour" else f"{value:g}"
 
     def settings(self) -> dict[str, str]:
-        """What a resumed training has to meet again, beside the labels: nothing of one class."""
+        """Settings that a resumed training must have again, beside the labels; none for one class."""
         return {} if self.num == 1 else {"class_names": ", ".join(self.names)}
 
     def stored(self) -> dict:
-        """For the model file: nothing of one class that black and one other value tell."""
+        """Entries of the model file; none for one class without a name, of black and one other value."""
         return {} if self.names == ONE.names and self.ignore is None else {"classes": dataclasses.asdict(self)}
 
     def describe(self, samples: Sequence) -> str:
@@ -118,7 +119,7 @@ ONE = Classes()  # black, and one other value
 
 @dataclasses.dataclass(frozen=True)
 class MaskValues:
-    """What one mask holds."""
+    """The values that one mask holds."""
 
     path: Path
     counts: Counter  # value -> pixels
@@ -132,9 +133,9 @@ def values_between(values: np.ndarray) -> frozenset:
     from scipy.ndimage import maximum_filter, minimum_filter
 
     soft = (minimum_filter(values, 3) < values) & (maximum_filter(values, 3) > values)
-    found, counts = np.unique(values, return_counts=True)
+    present, counts = np.unique(values, return_counts=True)
     edges = dict(zip(*np.unique(values[soft], return_counts=True), strict=True))
-    return frozenset(value for value, num in zip(found, counts, strict=True) if edges.get(value, 0) >= 0.9 * num)
+    return frozenset(value for value, num in zip(present, counts, strict=True) if edges.get(value, 0) >= 0.9 * num)
 
 
 def find_classes(
@@ -143,24 +144,24 @@ def find_classes(
     """The classes of a folder of masks.
 
     Args:
-        masks: what each mask holds.
-        names: of the classes, in the order of their values; by default those that a file of `folder` gives.
+        masks: the values of each mask.
+        names: of the classes, in the order of their values; by default those in a file of `folder`.
         ignore: the value of pixels that are not labelled.
         folder: of the masks; `dataset.json` (nnU-Net), `labelmap.txt` (CVAT) or a label file of ITK-SNAP in it names
             classes.
 
     Raises:
-        ValueError: for masks that are no classes: of too many values, with soft edges, of instances, of another kind
-            each; for names that do not go with them.
+        ValueError: for masks that do not hold classes: with too many values, soft edges, numbers of instances, or of
+            different kinds; for a wrong number of names.
     """
-    found = sorted(set().union(*(mask.counts for mask in masks)))
+    present = sorted(set().union(*(mask.counts for mask in masks)))
     one_each = all(len(mask.counts.keys() - {0}) <= 1 for mask in masks)
-    if one_each and names is None and (len({mask.kind for mask in masks}) > 1 or set(found) <= {0, 1, 255}):
-        return dataclasses.replace(ONE, ignore=ignore)  # black and one other value in each, however it is stored
+    if one_each and names is None and (len({mask.kind for mask in masks}) > 1 or set(present) <= {0, 1, 255}):
+        return dataclasses.replace(ONE, ignore=ignore)  # black and one other value in each, of any kind
     kind, palette = _common_kind(masks)
-    if ignore is None and kind == "palette" and _is_voc(palette) and NOT_LABELLED in found:
+    if ignore is None and kind == "palette" and _is_voc(palette) and NOT_LABELLED in present:
         ignore = NOT_LABELLED
-    values = [value for value in found if value != ignore]
+    values = [value for value in present if value != ignore]
     if sum(value != 0 for value in values) < 2 or (len(values) == len(names or ()) and 0 not in values):
         values = [0, *(value for value in values if value != 0)]  # the background, also where no pixel belongs to it
     if len(values) == 1:
@@ -183,7 +184,7 @@ def find_classes(
         draft = dataclasses.replace(draft, names=tuple(map(known.get, values[1:], other)))
     elif len(names) != len(values) - 1:
         raise ValueError(
-            f"--classes takes a name for each value of the masks beside the background, here {len(values) - 1} "
+            f"--classes takes a name for each value of the masks except the background's, here {len(values) - 1} "
             f"({', '.join(map(draft.shown, values[1:]))}, the last one in {_holding(masks, values[-1])}); got "
             f"{len(names)}: {' '.join(names)}."
         )
@@ -202,7 +203,7 @@ def of_folders(folders: Sequence[str], names: Sequence[str] | None = None) -> Cl
         raise ValueError(f"the folders of masks name the classes {', '.join(folders)}; leave --classes out.")
     check_names(folders)
     if len(folders) > MOST:
-        raise ValueError(f"at most {MOST} classes can be told apart; got {len(folders)} folders of masks.")
+        raise ValueError(f"at most {MOST} classes are possible; got {len(folders)} folders of masks.")
     return Classes(tuple(folders), tuple(range(len(folders) + 1)))
 
 
@@ -212,7 +213,7 @@ def check_names(names: Sequence[str]) -> None:
         if not re.fullmatch(r"[\w][\w. -]*", name) or name.strip() != name:
             raise ValueError(f"a class's name is of letters, digits, spaces and _ . -; got {name!r}.")
         if list(names).count(name) > 1:
-            raise ValueError(f"the name {name!r} is given to two classes; give each a name of its own.")
+            raise ValueError(f"the name {name!r} is given to two classes; give each another name.")
 
 
 def _common_kind(masks):
@@ -231,12 +232,12 @@ _kind_words = {"grey": "numbers", "palette": "numbers with a palette", "colour":
 
 
 def _is_voc(palette) -> bool:
-    """Whether a palette is that of PASCAL VOC, where 255 marks what is not labelled."""
+    """Whether a palette is that of PASCAL VOC, where 255 marks pixels that are not labelled."""
     return palette is not None and tuple(palette[3:6]) == (128, 0, 0) and tuple(palette[765:768]) == (224, 224, 192)
 
 
 def _refuse_soft(masks, values):
-    """Raise ValueError for values that come of JPEG or of soft edges."""
+    """Raise ValueError for values that JPEG or soft edges have made."""
     for mask in masks:
         if mask.path.suffix.lower() in (".jpg", ".jpeg") and len(mask.counts) > 2:
             raise ValueError(
@@ -254,13 +255,13 @@ def _refuse_soft(masks, values):
 
 
 def _refuse_instances(masks, values):
-    """Raise ValueError for more values than there can be classes, or for numbers of objects."""
+    """Raise ValueError for more than MOST classes, or for values that number the objects."""
     most = max(masks, key=lambda mask: len(mask.counts))
     if len(values) > MOST + 1:
         raise ValueError(
             f"masks hold {len(values)} values ({most.path}: {listed(sorted(most.counts))}), where at most {MOST} "
             "classes and a background are expected. JPEG and soft edges make values between classes: save PNG without "
-            "smoothing. If each object has a number of its own, make all numbers one: this lab finds classes, not "
+            "smoothing. If each object has its own number, make all numbers one: this lab finds classes, not "
             "instances."
         )
     tops = [max(mask.counts) for mask in masks]
@@ -296,15 +297,15 @@ def names_in(folder: Path) -> dict[int, str]:
         if (folder / name).is_file():
             return _clean(reader((folder / name).read_text(errors="replace")))
     for path in sorted(folder.glob("*.txt")) + sorted(folder.glob("*.label")):
-        found = _names_of_itksnap(path.read_text(errors="replace"))
-        if found:
-            return _clean(found)
+        names = _names_of_itksnap(path.read_text(errors="replace"))
+        if names:
+            return _clean(names)
     return {}
 
 
-def _clean(found: dict[int, str]) -> dict[int, str]:
-    """Names as MLflow's keys can hold them."""
-    return {value: re.sub(r"[^\w. -]", " ", name).strip() for value, name in found.items() if name.strip()}
+def _clean(names: dict[int, str]) -> dict[int, str]:
+    """Names without the letters that MLflow's keys cannot hold."""
+    return {value: re.sub(r"[^\w. -]", " ", name).strip() for value, name in names.items() if name.strip()}
 
 
 def _names_of_nnunet(text: str) -> dict[int, str]:

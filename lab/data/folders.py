@@ -1,4 +1,4 @@
-"""Folders to train on: which image and which mask belong together, and all that is wrong, in one error.
+"""Folders to train on: which image and which mask belong together; one error lists all problems.
 
     pairs, problems = folders.pair_by_name(Path("images"), Path("masks"), pictures.find_pictures, "picture")
     folders.refuse(problems, "picture")
@@ -35,12 +35,12 @@ def by_stem(paths: Iterable[Path], stem_of: Callable[[Path], str]) -> tuple[dict
 def pair_by_name(
     images: Path, masks: Path, find: Callable[[Path], list[Path]], what: str
 ) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """The images of one folder with their masks of another: NAME goes with NAME or NAME_mask, whatever the suffixes.
+    """Pair the images of one folder with the masks of another: NAME with NAME or NAME_mask, with any suffixes.
 
     Args:
         images, masks: the folders.
         find: the files of a folder, or ValueError.
-        what: one image, for the sentences: "picture" or "scan".
+        what: the word for an image in sentences: "picture" or "scan".
 
     Returns:
         Pairs (image, mask), sorted by name, and a sentence for each file without a partner, for each name that comes
@@ -62,7 +62,7 @@ def pair_by_name(
         return files
 
     of_image, of_mask = files_of(images, stem), files_of(masks, stem_of_mask)
-    if of_image and of_mask:  # of an empty folder one sentence is enough
+    if of_image and of_mask:  # an empty folder has its sentence already
         problems += [f"{path} has no mask in {masks}." for name, path in of_image.items() if name not in of_mask]
         problems += [f"{path} has no {what} in {images}." for name, path in of_mask.items() if name not in of_image]
     return [(of_image[name], of_mask[name]) for name in sorted(of_image.keys() & of_mask.keys())], problems
@@ -81,5 +81,5 @@ def count(number: int, what: str) -> str:
 
 
 def describe_sides(sides: Sequence[int]) -> str:
-    """Width first, as a viewer says it: (H, W) = (4, 6) -> "6 x 4"."""
+    """Width first, as in a viewer: (H, W) = (4, 6) -> "6 x 4"."""
     return " x ".join(str(side) for side in reversed(sides))

@@ -1,12 +1,12 @@
-"""Grey values as a network sees them: of each channel, one value becomes 0 and another 1. Defined here alone.
+"""Grey values as a network sees them: in each channel, one value becomes 0 and another 1. Only defined here.
 
-    settings, parts, said = grey_values.settle(parts, "auto")        # one range for the folder, or one for each picture
+    settings, parts, remark = grey_values.settle(parts, "auto")      # one range for the folder, or one for each picture
     grey_range = grey_values.range_of(image, settings)               # of a new picture (H, W, C) or volume (D, H, W, C)
     seen = grey_range.prepare(image)                                 # float32
 
-Nothing is clipped, for what is brighter than 99% of the pixels may be the object: values outside the range are
-compressed by a logarithm, so that their order stays and neighbours stay apart. The settings travel inside the model
-file (`lab/model/model_file.py`), so that a network cannot be used with another preprocessing than it was trained with.
+Nothing is clipped, because the object may be brighter than 99% of the pixels: values outside the range are compressed
+by a logarithm, so that their order stays and different values stay different. The settings lie inside the model file
+(`lab/model/model_file.py`): a network cannot be used with another preprocessing than that of its training.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ import numpy as np
 ABSOLUTE = {"grey": "ITU-R 601 luma, transparent is black", "stretch": None, "beyond": "log"}
 STRETCHED: dict = {**ABSOLUTE, "stretch": [1, 99], "surroundings": 0.25}
 QUANTILES = (1, 50, 99)  # percentiles of an image that are compared with those seen in training
-WIDEST = 2.0  # the prepared value that is drawn as white at most: 2.7 times the range above its lower end
+WIDEST = 2.0  # prepared values from here on are drawn as white: 2.7 times the range above its lower end
 
 
 @dataclasses.dataclass(frozen=True)
 class GreyRange:
-    """The values of each channel that become 0 and 1, and what becomes of the values outside."""
+    """The values of each channel that become 0 and 1, and what happens to values outside them."""
 
     low: np.ndarray  # (C,)
     high: np.ndarray  # (C,), above `low`
@@ -55,8 +55,8 @@ class GreyRange:
 
 def raw(samples: Sequence) -> list:
     """The same samples with their values as they are in the file."""
-    one = GreyRange(np.zeros(1, np.float32), np.ones(1, np.float32), "keep")
-    return [dataclasses.replace(sample, grey_range=one) for sample in samples]
+    unchanged = GreyRange(np.zeros(1, np.float32), np.ones(1, np.float32), "keep")
+    return [dataclasses.replace(sample, grey_range=unchanged) for sample in samples]
 
 
 # The range of one image
@@ -66,9 +66,9 @@ def range_of(image: np.ndarray, settings: dict) -> GreyRange:
     """The grey range of a picture (H, W, C) or a volume (D, H, W, C), as the settings say.
 
     `window`: the same two values for every image, or two for each channel. Else `stretch`: two percentiles of each
-    channel of the image itself, without its `surroundings` (see `without_surroundings`). Where both percentiles are
-    one value, objects are the few pixels that differ from it: there the least and the largest value are taken. Else the
-    limits of the image's type.
+    channel of the image itself, without its `surroundings` (see `without_surroundings`). If both percentiles are equal,
+    the objects are the few pixels that differ from this value, and the least and the largest value are taken. Without
+    both settings: the limits of the image's type.
     """
     channels, beyond = image.shape[-1], settings["beyond"]
     if settings.get("window"):
@@ -94,11 +94,11 @@ def _apart(low, high, least=0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def without_surroundings(pixels: np.ndarray, share: float | None) -> np.ndarray:
-    """Pixels (n, C) without the most frequent value of each channel, where at least a `share` of them has it.
+    """Pixels (n, C) without the most frequent value of each channel, if at least a `share` of them has it.
 
-    The empty surroundings of a scan, or the ground of a drawing, say nothing about how bright a tissue is, but how much
-    there is of them would decide the percentiles. nnU-Net leaves out what is 0 for the same reason, from the same share
-    on (Isensee et al. 2021).
+    The empty surroundings of a scan, or the ground of a drawing, do not show how bright a tissue is, but their size
+    would decide the percentiles. nnU-Net leaves out zeros for the same reason, from the same share on (Isensee et al.
+    2021).
     """
     if share is None:
         return pixels
@@ -118,13 +118,13 @@ def thin_out(image: np.ndarray, most: int = 2**20) -> np.ndarray:
 
 
 def least_range(channel: np.ndarray) -> float:
-    """The smallest range of values (*sides) that may become 0 to 1: so that a flat channel stays flat.
+    """The smallest range of values (*sides) that may become 0 to 1. It keeps a flat channel flat.
 
-    It follows from the channel alone, so that its type, its exposure and its unit do not matter. What distinguishes
-    noise from a picture is that neighbours do not share it: its standard deviation is estimated from the differences
-    of neighbouring pixels, to which the steps between the levels add their own; what is left in means of 8 x 8 pixels
-    is structure. The range is at least 10 noise (noise / structure)^2, at most 20 noise: nothing where objects stand
-    out as much as the noise, and noise alone takes a quarter of the range.
+    It follows from the channel alone, so that its type, its exposure and its unit do not matter. Noise differs from
+    structure, because neighbours do not share it: its standard deviation is estimated from the differences of
+    neighbouring pixels, to which the steps between the levels add theirs. The structure is the range of the means of
+    8 x 8 pixels. The least range is 10 noise (noise / structure)^2, but at most 20 noise: it is small where objects
+    stand out clearly, and where there is only noise, the noise takes a quarter of the range.
     """
     blocks = _blocks(channel)
     values = np.unique(blocks)
@@ -154,15 +154,15 @@ def _blocks(channel: np.ndarray, most: int = 2**20) -> np.ndarray:
 def settle(parts: dict[str, list], wanted: str) -> tuple[dict, dict[str, list], str]:
     """Give the samples of a folder their grey ranges: one for all, or each its own.
 
-    Pictures of one camera, or scans in absolute units, keep their absolute values by a range for the folder; scans of
-    two scanners need ranges of their own. Taken is what makes the objects agree better (see `disagreement`).
+    Pictures of one camera, or scans in absolute units, keep their absolute values with a range for the folder; scans of
+    two scanners need a range for each. "auto" takes the one by which the objects agree better (see `disagreement`).
 
     Args:
         parts: training, validation and test samples (see `lab/data/sample.py`), which have their own `grey_range` each.
         wanted: "folder", "picture", or "auto" to measure which of the two suits the training samples.
 
     Returns:
-        The settings for the model file, the parts with their ranges, and a sentence that says what was taken.
+        The settings for the model file, the parts with their ranges, and a sentence about the choice.
     """
     training = parts["training"]
     window = folder_range(training)
@@ -178,25 +178,25 @@ def settle(parts: dict[str, list], wanted: str) -> tuple[dict, dict[str, list], 
             for name, samples in parts.items()
         }
         ends = ", ".join(f"{low:.4g} to {high:.4g}" for low, high in zip(window.low, window.high, strict=True))
-        said = f"one range for the folder, {ends}"
+        remark = f"one range for the folder, {ends}"
     else:
-        settings, said = dict(STRETCHED), "a range for each picture"
+        settings, remark = dict(STRETCHED), "a range for each picture"
     if figures["folder"] is not None:
         both = ", ".join(f"{figures[name]:.3f} with one for {what}" for name, what in RANGES.items())
-        said += f"; objects and what surrounds them differ from picture to picture by so much of their contrast: {both}"
-    return settings, parts, f"Grey values: {said}. (--grey-range)"
+        remark += f"; objects and surroundings differ from picture to picture by this share of their contrast: {both}"
+    return settings, parts, f"Grey values: {remark}. (--grey-range)"
 
 
-TIE = 0.01  # of the contrast: where the two differ by less, absolute values are kept
+TIE = 0.01  # of the contrast: if the two differ by less, absolute values are kept
 RANGES = {"folder": "the folder", "picture": "each picture"}
 
 
 def folder_range(samples: Sequence) -> GreyRange:
     """One range for all samples: the percentiles of all of them together, without their surroundings.
 
-    Where zero lies inside the grey values of every sample, as in CT's Hounsfield units, the percentiles are air and
-    bone, and what tells soft tissues apart would be lost between them: there the range is three times as wide as the
-    objects' grey values (percentiles 1 to 99) and has them in its middle. Hounsfield units of 20 to 50, the brain's,
+    If zero lies inside the grey values of every sample, as in CT's Hounsfield units, the percentiles are air and bone,
+    and the small differences of soft tissues would be lost between them. The range is then three times as wide as the
+    objects' grey values (percentiles 1 to 99), with these in its middle. Example: the brain's 20 to 50 Hounsfield units
     give -10 to 80.
     """
     stretch, share = STRETCHED["stretch"], STRETCHED["surroundings"]
@@ -220,13 +220,13 @@ def _has_zero_inside(image: np.ndarray) -> bool:
 
 
 def disagreement(samples: Iterable, common: GreyRange | None = None) -> float | None:
-    """How much grey values differ from sample to sample, as a share of what tells objects from what surrounds them.
+    """How much grey values differ from sample to sample, as a share of the contrast of objects and surroundings.
 
         sqrt(sum over channels of (var(m) + var(b)) / 2) / median(|m - b|)
 
-    m and b (C,) are a sample's medians of its objects, and of what surrounds them, as prepared: by the `common` range,
-    or by each sample's own. Of several classes it is the mean over those that two samples or more have; None where
-    there is no such class.
+    m and b (C,) are the medians of a sample's objects and of their surroundings, prepared with the `common` range or
+    with the sample's own. With several classes it is the mean over those that two samples or more have; None if there
+    is no such class.
     """
     middles: dict[int, list] = {}
     for sample in samples:
@@ -235,21 +235,21 @@ def disagreement(samples: Iterable, common: GreyRange | None = None) -> float | 
             both = _around_objects(sample, label)
             if all(map(len, both)):
                 middles.setdefault(label, []).append([np.median(prepare(values), axis=0) for values in both])
-    found = [_spread(np.array(of_class)) for of_class in middles.values() if len(of_class) > 1]
-    return float(np.mean(found)) if found else None
+    spreads = [_spread(np.array(of_class)) for of_class in middles.values() if len(of_class) > 1]
+    return float(np.mean(spreads)) if spreads else None
 
 
 def _spread(middles: np.ndarray) -> float:
-    """What `disagreement` says of one class, of its middles (samples, 2, C)."""
+    """The `disagreement` of one class, from its medians (samples, 2, C)."""
     contrast = np.median(np.linalg.norm(middles[:, 0] - middles[:, 1], axis=-1))
     return math.sqrt(middles.var(axis=0).sum() / 2) / max(float(contrast), 1e-6)
 
 
 def _around_objects(sample, label: int, most: int = 2**12) -> tuple[np.ndarray, np.ndarray]:
-    """Values (n, C) of pixels of a class, and of some near them of another one; from a sample on disk, few are read.
+    """Values (n, C) of pixels of a class, and of pixels near them of another one; few are read from a sample on disk.
 
-    What is near is tried in steps: pixels at a random distance of up to 4 along each axis, then 8, 16, ..., until a
-    tenth of them lie outside the class.
+    Near pixels lie at a random distance of up to 4 along each axis, then 8, 16, ..., until a tenth of them lie outside
+    the class.
     """
     rng, sides = np.random.default_rng(0), np.array(sample.labels.shape)
     objects = sample.places[label]
@@ -264,37 +264,37 @@ def _around_objects(sample, label: int, most: int = 2**12) -> tuple[np.ndarray, 
 
 
 def few_slices(image: np.ndarray, most: int = 2**24) -> np.ndarray:
-    """Every k-th line or slice, so that about `most` pixels are left: of a scan on disk, no more is read."""
+    """Every k-th line or slice, so that about `most` pixels are left; no others are read from disk."""
     return image[:: math.ceil(math.prod(image.shape) / most)]
 
 
-# What training saw
+# Grey values seen in training
 
 
 def describe_training(images: np.ndarray, settings: dict) -> dict:
-    """What goes into the model file: `settings`, the input size, the range of each of QUANTILES over `images`."""
-    found = np.percentile(images, QUANTILES, axis=tuple(range(1, images.ndim)))  # (quantiles, N)
-    seen = {f"{q}%": [float(row.min()), float(row.max())] for q, row in zip(QUANTILES, found, strict=True)}
+    """Entries of the model file: `settings`, the input size, the range of each of QUANTILES over `images`."""
+    quantiles = np.percentile(images, QUANTILES, axis=tuple(range(1, images.ndim)))  # (quantiles, N)
+    seen = {f"{q}%": [float(row.min()), float(row.max())] for q, row in zip(QUANTILES, quantiles, strict=True)}
     return {**settings, "size": list(images.shape[1:-1]), "seen": seen}
 
 
 def describe_strangeness(image: np.ndarray, seen: dict, tolerance: float = 0.05) -> str | None:
-    """A sentence if the values of a prepared picture lie outside what training saw, else None."""
+    """A sentence if the values of a prepared picture lie outside those of the training, else None."""
     for (name, (low, high)), value in zip(seen.items(), np.percentile(image, QUANTILES), strict=True):
         if not low - tolerance <= value <= high + tolerance:
             what = {"1%": "darkest 1%", "50%": "median", "99%": "brightest 1%"}[name]
             return (
-                f"its grey values lie outside what training saw ({what}: {value:.2f}, in training {low:.2f} to "
+                f"its grey values lie outside those of the training ({what}: {value:.2f}, in training {low:.2f} to "
                 f"{high:.2f}): another exposure, inverted contrast or another kind of picture; "
                 f"train on {'scans like it' if image.ndim == 4 else 'pictures like it, or with --recipe photographs'}."
             )
     return None
 
 
-# To be drawn
+# For figures
 
 
 def shown_range(images: np.ndarray) -> GreyRange:
-    """From black to white for prepared images (..., C): values beyond 0 and 1 stay visible, up to WIDEST."""
+    """The range from black to white for prepared images (..., C): values beyond 0 and 1 stay visible, up to WIDEST."""
     low, high = min(0.0, float(images.min())), max(1.0, float(images.max()))
     return GreyRange(np.array([max(low, 1 - WIDEST)]), np.array([min(high, WIDEST)]), "clip")

@@ -5,7 +5,7 @@
 
 Patches are cut from samples (see `lab/data/sample.py`). Every image has a trailing channel axis: a picture is
 (H, W, C), a volume (D, H, W, C). Labels come without it. Either may be an array, a memory map, or any object with
-`shape`, `dtype` and slicing by a tuple of slices: no more than the patch is read from it.
+`shape`, `dtype` and slicing by a tuple of slices: only the patch is read from it.
 """
 
 import functools
@@ -33,7 +33,7 @@ def reflect(places: np.ndarray, length: int) -> np.ndarray:
 
 
 def cut_patch(array, starts: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """The patch of `size` at `starts` of (*sides) or (*sides, C), reflected where it reaches over the end."""
+    """The patch of `size` at `starts` of an array (*sides) or (*sides, C), reflected beyond the array's end."""
     axes = zip(array.shape, starts, size, strict=False)  # not along the channels
     places = [reflect(np.arange(start, start + side), length) for length, start, side in axes]
     firsts = [axis.min() for axis in places]
@@ -45,7 +45,7 @@ def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, np.ndarr
     """Tiles along one axis: (start, weights) each. The weights of all tiles that hold a voxel sum to 1.
 
     Evenly spaced, from the first voxel to the last, neighbours overlapping by at least `overlap`; their weights
-    rise and fall as a cosine over `overlap` voxels (Tukey window). One tile where the axis is not longer than it.
+    rise and fall as a cosine over `overlap` voxels (Tukey window). An axis that is not longer than a tile has one.
     """
     from scipy.signal.windows import tukey
 
@@ -63,7 +63,7 @@ def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, np.ndarr
 
 
 def per_axis(value: Any, ndim: int) -> tuple[int, ...]:
-    """One number per axis, from one for all of them or one for each."""
+    """One number per axis, from one number for all axes or one for each."""
     values = (value,) * ndim if np.ndim(value) == 0 else tuple(value)
     if len(values) != ndim:
         raise ValueError(f"one number for all {ndim} axes was expected, or one for each; got {value}.")
@@ -78,16 +78,16 @@ def random_patches(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patches to train on, each from a sample and a place drawn at random.
 
-    Every second one holds a voxel of an object, if its sample has any: else small objects are hardly ever seen. The
-    class is drawn first, evenly among those of the sample, then one of its voxels: a rare class is seen as often as a
-    frequent one. Whether the first patch does is drawn too, so that half of them do in batches of one as well.
+    Every second patch holds a voxel of an object, if its sample has any: otherwise small objects are hardly ever seen.
+    The class is drawn first, evenly among those of the sample, then one of its voxels: a rare class is seen as often as
+    a frequent one. Whether the first patch holds one is drawn at random, so that half of them do in batches of one too.
 
     Args:
         samples: see `lab/data/sample.py`.
         num: number of patches.
         size: sides of a patch; a sample that is smaller is reflected.
-        seed: whatever `np.random.default_rng` takes.
-        augment: image (*size, C), labels (*size), rng -> both, varied: such as `vary`.
+        seed: a seed for `np.random.default_rng`.
+        augment: image (*size, C), labels (*size), rng -> varied image and labels, such as `vary`.
         num_classes: K, see `to_masks`.
 
     Returns:
@@ -113,7 +113,7 @@ def random_patches(
 
 
 def grid_patches(samples: Sequence, size: Size, most: int, num_classes: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Patches that cover every sample, never augmented; where there are more than `most`, that many, evenly spread.
+    """Patches that cover every sample, never augmented; if they are more than `most`, so many of them, evenly spread.
 
     Returns:
         images (N, *size, C) and masks (N, *size, 1), or (N, *size, K + 1) of several classes, float32.
@@ -129,7 +129,7 @@ def grid_patches(samples: Sequence, size: Size, most: int, num_classes: int = 1)
 
 
 def _cut_pair(sample, starts, size):
-    """Image and labels of a patch; what lies outside the sample is reflected in the image, and not labelled."""
+    """Image and labels of a patch; outside the sample the image is reflected, and the labels are "not labelled"."""
     labels = cut_patch(sample.labels, starts, size).astype(np.uint8, copy=False)
     for axis, (start, length) in enumerate(zip(starts, labels.shape, strict=True)):
         outside = max(0, start + length - sample.labels.shape[axis])
@@ -157,18 +157,18 @@ def vary(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Augment an image (*size, C) and its labels (*size): flips and quarter turns; the image's grey values too.
 
-    Nothing is clipped: what is brighter than the rest stays so.
+    Nothing is clipped: the brightest pixels stay the brightest.
 
     Args:
-        image: what the network would see.
+        image: a prepared image.
         labels: its labels.
-        rng: where the chances come from.
+        rng: the source of the random numbers.
         flips: axes that may be flipped; by default all of them.
-        planes: pairs of axes in which quarter turns are made; by default all pairs of equal sides.
+        planes: pairs of axes that span the planes of quarter turns; by default all pairs of equal sides.
         contrast: grey values are spread around 0.5 by 1 - contrast to 1 + contrast.
         brightness: -brightness to brightness is added to them.
-        tint: of colours, each channel is raised to a power of 1 - tint to 1 + tint of its own, as more or less of a
-            stain does it: what passes through n layers of dye is the n-th power of what passes through one.
+        tint: each channel of a colour image is raised to its own power of 1 - tint to 1 + tint, like more or less of a
+            stain: the light that passes n layers of dye is the n-th power of the light that passes one.
         noise: largest standard deviation of Gaussian noise.
     """
     axes = range(labels.ndim)
@@ -192,7 +192,7 @@ def vary(
 
 
 def power(image: np.ndarray, exponent: np.ndarray) -> np.ndarray:
-    """Values raised to a power; those below 0 as their opposites are."""
+    """Values raised to a power; a negative value keeps its sign: -x becomes -(x^exponent)."""
     return np.sign(image) * np.abs(image) ** exponent
 
 
@@ -215,11 +215,11 @@ def predict_tiles(
         image: of any size and type; read tile by tile.
         predict: tiles (N, *tile, C) of the image's type -> values (N, *tile, K).
         tile: sides of a tile; where the image is smaller, it is reflected.
-        overlap: voxels that neighbouring tiles share, at least, in [0, tile).
-        batch: tiles per call of `predict`, from one row and the next if need be; only the last call may get fewer.
+        overlap: least number of voxels that neighbouring tiles share, in [0, tile).
+        batch: tiles per call of `predict`, also from neighbouring rows; only the last call may get fewer.
 
     Yields:
-        Slabs (d, *sides[1:], K) of the result, float32, from the first to the last: in memory is one row of tiles.
+        Slabs (d, *sides[1:], K) of the result, float32, from the first to the last; one row of tiles is in memory.
     """
     sides = image.shape[:-1]
     overlap = per_axis(overlap, len(sides))

@@ -1,11 +1,11 @@
-"""Pictures and masks from disk: reading, folders to train on, pages to look at.
+"""Pictures and masks from disk: single files, and folders to train on.
 
     from lab.data import pictures
     from lab.evaluate import plots
     image = pictures.read_picture("coins.png")                            # (H, W, 1) or, in colour, (H, W, 3)
     samples, classes = pictures.read_folder(Path("pictures"), Path("masks"))
 
-What a network sees of the grey values is defined in `lab/data/grey_values.py`.
+`lab/data/grey_values.py` defines how grey values are prepared for a network.
 """
 
 import contextlib
@@ -40,15 +40,15 @@ def find_pictures(folder: Path) -> list[Path]:
     """The picture files directly in `folder`, sorted by name; ValueError if it is no folder or holds none."""
     try:
         names = sorted(folder.iterdir())
-        found = [path for path in names if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-        found = [path for path in found if not path.is_dir()]
+        paths = [path for path in names if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+        paths = [path for path in paths if not path.is_dir()]
     except NotADirectoryError:
         raise ValueError(f"{folder} is not a folder.") from None
     except OSError as error:
         raise ValueError(f"the folder {folder} cannot be read: {error.strerror}.") from None
-    if not found:
+    if not paths:
         raise ValueError(f"the folder {folder} holds no picture ({', '.join(SUFFIXES)}).")
-    return found
+    return paths
 
 
 def open_picture(path: Path):
@@ -60,12 +60,12 @@ def open_picture(path: Path):
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow's would refuse 16,000 x 16,000
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow's limit refuses 16,000 x 16,000
     image = None
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would wait
             raise ValueError("it is no file, but a folder, a pipe or a device")
-        # Pillow maps a file that it opens itself, and takes a TIFF's rows that a tag turns for columns.
+        # Pillow maps a file that it opens itself, and then confuses rows and columns of a TIFF that a tag turns.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             problem = _frame_problem(image)
             if problem is None:
@@ -74,7 +74,7 @@ def open_picture(path: Path):
                 return image
     except FileNotFoundError:
         problem = "does not exist"
-    except Exception as error:  # whatever a decoder makes of foreign bytes
+    except Exception as error:  # foreign bytes may raise any error
         reason = first_line(error)
         if isinstance(error, UnidentifiedImageError):
             reason = "it is no PNG, JPEG, TIFF or BMP"
@@ -88,7 +88,7 @@ def open_picture(path: Path):
 
 
 def _frame_problem(image) -> str | None:
-    """What forbids to decode an opened picture."""
+    """The reason not to decode an opened picture, None if there is none."""
     pixels = math.prod(image.size)
     if not 0 < pixels <= MAX_PIXELS:
         return f"has {pixels:,} pixels, where 1 to {MAX_PIXELS:,} can be read; cut it into parts"
@@ -100,10 +100,10 @@ def _frame_problem(image) -> str | None:
 
 
 def read_picture(path: Path, channels: int | None = None) -> np.ndarray:
-    """Read a picture: (H, W, 1) if it is grey, (H, W, 3) if it is in colour, or with as many `channels` as are wanted.
+    """Read a picture: (H, W, 1) if it is grey, (H, W, 3) if it is in colour, or with `channels` channels.
 
-    uint8, uint16 or float32, as the file holds them; what is lost `describe_loss` says. Transparent parts become black.
-    A picture whose three colours are the same everywhere is grey. With `channels=1`, colours become luma,
+    uint8, uint16 or float32, as in the file; `describe_loss` says what is lost. Transparent parts become black. A
+    picture whose three colours are the same everywhere is grey. With `channels=1`, colours become luma,
     0.299 R + 0.587 G + 0.114 B (ITU-R 601); with `channels=3`, grey is repeated.
 
     Raises:
@@ -112,23 +112,23 @@ def read_picture(path: Path, channels: int | None = None) -> np.ndarray:
     deep = _read_deep_tiff(Path(path))
     image = open_picture(path) if deep is None else None
     if deep is not None:
-        found = _checked(path, deep)
-        if channels == 1 and found.shape[-1] == 3:
-            luma = found @ np.array([0.299, 0.587, 0.114])
-            found = (luma if found.dtype.kind == "f" else luma.round()).astype(found.dtype)[..., None]
-        found = _grey_if_equal(found) if channels is None else found
+        pixels = _checked(path, deep)
+        if channels == 1 and pixels.shape[-1] == 3:
+            luma = pixels @ np.array([0.299, 0.587, 0.114])
+            pixels = (luma if pixels.dtype.kind == "f" else luma.round()).astype(pixels.dtype)[..., None]
+        pixels = _grey_if_equal(pixels) if channels is None else pixels
     elif image.mode == "F":
-        found = _checked(path, np.asarray(image)).astype(np.float32)[..., None]
+        pixels = _checked(path, np.asarray(image)).astype(np.float32)[..., None]
     elif image.mode.startswith("I"):
-        found = _checked(path, np.asarray(image), 2**16 - 1).astype(np.uint16)[..., None]
+        pixels = _checked(path, np.asarray(image), 2**16 - 1).astype(np.uint16)[..., None]
     elif image.mode == "L" and _is_signed(image):
-        found = _checked(path, np.asarray(image).view(np.int8), 127).view(np.uint8)[..., None]
+        pixels = _checked(path, np.asarray(image).view(np.int8), 127).view(np.uint8)[..., None]
     elif channels == 1 or image.mode in ("1", "L", "LA", "La"):
-        found = _decode(image, "L")[..., None]
+        pixels = _decode(image, "L")[..., None]
     else:
-        found = _decode(image, "RGB")
-        found = _grey_if_equal(found) if channels is None else found
-    return np.repeat(found, 3, axis=-1) if channels == 3 and found.shape[-1] == 1 else found
+        pixels = _decode(image, "RGB")
+        pixels = _grey_if_equal(pixels) if channels is None else pixels
+    return np.repeat(pixels, 3, axis=-1) if channels == 3 and pixels.shape[-1] == 1 else pixels
 
 
 def _grey_if_equal(image):
@@ -143,7 +143,7 @@ def _read_deep_tiff(path: Path) -> np.ndarray | None:
         ValueError: if it has neither one nor three channels, transparency apart.
     """
     try:
-        with open(path, "rb") if path.is_file() else io.BytesIO() as file:  # a pipe would be waited for
+        with open(path, "rb") if path.is_file() else io.BytesIO() as file:  # reading a pipe would wait
             if file.read(4) not in TIFF_STARTS:
                 return None
         import tifffile
@@ -160,7 +160,7 @@ def _read_deep_tiff(path: Path) -> np.ndarray | None:
             ):
                 return None
             alpha = bool(extra and extra[-1])
-            colours = samples - alpha - (photometric == 2 and extra == [0])  # RGBX: Pillow leaves X out too
+            colours = samples - alpha - (photometric == 2 and extra == [0])  # RGBX: Pillow ignores X too
             image = None
             if colours in (1, 3):
                 read_by_pillow = page.dtype == np.uint8 and (photometric == 2 or colours == 1)
@@ -168,14 +168,14 @@ def _read_deep_tiff(path: Path) -> np.ndarray | None:
                     return None
                 image = page.asarray() if page.planarconfig == 1 else np.moveaxis(page.asarray(), 0, -1)
                 orientation = page.tags.valueof(274, default=1)
-    except Exception:  # Pillow says what is wrong with it, or reads what tifffile cannot unpack
+    except Exception:  # Pillow reports the fault, or reads a file that tifffile cannot
         return None
     if image is None:
         raise ValueError(
             f"{path} has {samples} channels, where 1 (grey), 3 (colour) or 4 (with transparency) can be read; save the "
             "one that shows the objects as a grey picture, or three as RGB (ImageJ: Image > Color > Split Channels)."
         )
-    if extra and extra[-1] == 2:  # not multiplied with it yet
+    if extra and extra[-1] == 2:  # colours are not multiplied by it yet
         part = image[..., -1:] / (1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max)
         image = (image * part if image.dtype.kind == "f" else (image * part).round()).astype(image.dtype)
     image = image[..., :colours] if orientation <= 4 else image[..., :colours].swapaxes(0, 1)
@@ -183,7 +183,7 @@ def _read_deep_tiff(path: Path) -> np.ndarray | None:
 
 
 def describe_loss(path: Path, image: np.ndarray) -> str | None:
-    """A sentence on what `read_picture` left out of the file when it read `image`, else None."""
+    """A sentence if `read_picture` left out a part of the file when it read `image`, else None."""
     from PIL import Image
 
     with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
@@ -192,7 +192,7 @@ def describe_loss(path: Path, image: np.ndarray) -> str | None:
         if ";16" in stored and image.dtype == np.uint8:
             return "Of 16 bits per channel 8 are read; a grey or RGB TIFF, not compressed or by deflate, keeps all."
         if "RGBX" in stored:
-            return "Its fourth channel is left out, for the file does not say what it is."
+            return "Its fourth channel is left out, because the file does not say what it is."
     return None
 
 
@@ -232,7 +232,7 @@ def _checked(path, values, maximum=None):
 
 
 def read_values(path: Path) -> tuple[np.ndarray, str, tuple[int, ...] | None]:
-    """Read what a mask holds: its values (H, W), integers, with their kind and palette as `classes.Classes` has them.
+    """Read a mask: its values (H, W), integers, with their kind and palette as in `classes.Classes`.
 
     Colours are 0xRRGGBB. Raises ValueError as `open_picture` does, and for values that are no integers.
     """
@@ -257,7 +257,7 @@ def _as_colours(colours: np.ndarray) -> np.ndarray:
 
 
 def look_at_mask(path: Path, values: np.ndarray, kind: str, palette) -> classes.MaskValues:
-    """What `find_classes` has to know of a mask."""
+    """The values of a mask, as `find_classes` needs them."""
     counts = Counter(dict(zip(*(array.tolist() for array in np.unique(values, return_counts=True)), strict=True)))
     few = kind == "grey" and 2 < len(counts) <= classes.MOST + 2
     between = classes.values_between(values) if few else frozenset()
@@ -265,19 +265,19 @@ def look_at_mask(path: Path, values: np.ndarray, kind: str, palette) -> classes.
 
 
 def read_labels(path: Path, known: classes.Classes = classes.ONE) -> np.ndarray:
-    """Read a mask as labels (H, W), uint8, of known classes: of one, black is background and one other value is it.
+    """Read a mask as labels (H, W), uint8, of known classes; for one class, black and one other value are allowed.
 
-    Raises ValueError as `read_values` does, and for a value that is none of theirs.
+    Raises ValueError as `read_values` does, and for a value that is no class.
     """
     values, kind, palette = read_values(path)
     if kind == "palette" and (known.kind == "colour" or known.two_valued):
         values, kind = _as_colours(np.array(palette, np.uint8).reshape(256, 3))[values], "colour"
     if known.two_valued:
-        found = np.unique(values)
-        if np.count_nonzero(found) > 1:
+        present = np.unique(values)
+        if np.count_nonzero(present) > 1:
             raise ValueError(
-                f"{path} is no mask of one object: it holds {classes.listed(found, kind)}, where 0 and one other value "
-                "were expected. Save masks as PNG: JPEG blurs their edges."
+                f"{path} is no mask of one object: it holds {classes.listed(present, kind)}, where 0 and one other "
+                "value were expected. Save masks as PNG: JPEG blurs their edges."
             )
     elif (kind == "colour") != (known.kind == "colour"):
         raise ValueError(
@@ -290,7 +290,7 @@ def read_labels(path: Path, known: classes.Classes = classes.ONE) -> np.ndarray:
 
 
 def readable(name: str) -> str:
-    """A file's name as any terminal, table or plot can show it: what cannot be decoded or printed becomes "?"."""
+    """A file's name for terminals, tables and plots: letters that cannot be decoded or printed become "?"."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
@@ -300,27 +300,27 @@ def readable(name: str) -> str:
 def read_folder(
     images: Path, masks: Path, names: Sequence[str] | None = None, ignore: int | None = None
 ) -> tuple[list[Sample], classes.Classes]:
-    """Read all pictures of a folder with their masks of another, by name, each with a grey range of its own.
+    """Read all pictures of a folder with their masks in another, by name, each with its own grey range.
 
-    All in colour give samples of three channels; if one is grey, all are read as grey. Everything stays in memory: a
-    byte per pixel and channel, two with 16 bits, and one for the labels. Where `masks` holds folders instead of
-    pictures, each is a class, with masks of its own.
+    If all are in colour, samples have three channels; if one is grey, all are read as grey. Everything stays in memory:
+    a byte per pixel and channel, two with 16 bits, and one for the labels. If `masks` holds folders instead of
+    pictures, each of them has the masks of one class.
 
     Args:
         images, masks: the folders.
         names, ignore: see `classes.find_classes`.
 
     Raises:
-        ValueError: with all that is wrong, a line each: files without a partner, unreadable ones, different
-            sizes, wrong mask values, one name twice, one picture twice (it would be trained on and tested on),
-            no object in any mask.
+        ValueError: with all problems, a line each: files without a partner, unreadable files, different sizes,
+            wrong mask values, one name twice, one picture twice (it could be in training and test), no object in any
+            mask.
     """
     of_class = class_folders(masks)
     if of_class:
         pairs, problems = pair_class_folders(images, of_class)
     else:
         pairs, problems = folders.pair_by_name(images, masks, find_pictures, "picture")
-    found: list[tuple] = []
+    items: list[tuple] = []
     known: dict = {}
     for path, mask_path in pairs:
         try:
@@ -335,11 +335,11 @@ def read_folder(
         twin = known.setdefault(hashlib.sha256(image.tobytes()).digest(), path)
         if twin is not path:
             problems.append(f"{path} shows the same as {twin.name}.")
-        found.append((path, image, mask_path, *mask))
+        items.append((path, image, mask_path, *mask))
     mapping = classes.ONE
     try:
-        found = _by_colour_if_needed(found)
-        seen = [look_at_mask(mask_path, *mask) for _, _, mask_path, *mask in found]
+        items = _by_colour_if_needed(items)
+        seen = [look_at_mask(mask_path, *mask) for _, _, mask_path, *mask in items]
         if of_class:
             mapping = classes.of_folders([folder.name for folder in of_class], names)
         elif seen:
@@ -349,33 +349,33 @@ def read_folder(
     except ValueError as error:
         problems.append(str(error))
     folders.refuse(problems, "picture")
-    colours = sum(image.shape[-1] == 3 for _, image, *_ in found)
-    if 0 < colours < len(found):
-        print(f"Not all pictures in {images} are in colour ({colours} of {len(found)}): all are used in grey.")
-        found = [
-            (path, image if image.shape[-1] == 1 else read_picture(path, 1), *mask) for path, image, *mask in found
+    colours = sum(image.shape[-1] == 3 for _, image, *_ in items)
+    if 0 < colours < len(items):
+        print(f"Not all pictures in {images} are in colour ({colours} of {len(items)}): all are used in grey.")
+        items = [
+            (path, image if image.shape[-1] == 1 else read_picture(path, 1), *mask) for path, image, *mask in items
         ]
-    for sentence, num in Counter(describe_loss(path, image) for path, image, *_ in found).items():
+    for sentence, num in Counter(describe_loss(path, image) for path, image, *_ in items).items():
         if sentence:
-            print(f"{num} of {len(found)} pictures in {images}: {sentence}")
+            print(f"{num} of {len(items)} pictures in {images}: {sentence}")
     return [
         Sample(path.name, image, mapping.to_labels(values), grey_values.range_of(image, grey_values.STRETCHED))
-        for path, image, _, values, *_ in found
+        for path, image, _, values, *_ in items
     ], mapping
 
 
-def _by_colour_if_needed(found: list[tuple]) -> list[tuple]:
-    """Masks with palettes by their colours, where palettes differ, or where black and one other colour are a mask.
+def _by_colour_if_needed(items: list[tuple]) -> list[tuple]:
+    """Turn masks with palettes into colours, if palettes differ, or if a mask is black and one other colour.
 
-    Each is (path, image, path of the mask, values, kind, palette). Raises ValueError where palettes differ and a colour
-    stands for two numbers.
+    Each item is (path, image, path of the mask, values, kind, palette). Raises ValueError if palettes differ and two
+    numbers of a mask have one colour.
     """
-    palettes = {palette for *_, palette in found if palette}
-    numbers = set().union(*(np.unique(values).tolist() for *_, values, kind, _ in found if kind == "palette"))
-    if not palettes or (len(palettes) == 1 and len(numbers) > 2 and all(kind == "palette" for *_, kind, _ in found)):
-        return found
+    palettes = {palette for *_, palette in items if palette}
+    numbers = set().union(*(np.unique(values).tolist() for *_, values, kind, _ in items if kind == "palette"))
+    if not palettes or (len(palettes) == 1 and len(numbers) > 2 and all(kind == "palette" for *_, kind, _ in items)):
+        return items
     result = []
-    for path, image, mask_path, values, kind, palette in found:
+    for path, image, mask_path, values, kind, palette in items:
         if kind == "palette":
             lookup = _as_colours(np.array(palette, np.uint8).reshape(256, 3))
             used = np.unique(values)
@@ -393,7 +393,7 @@ def _by_colour_if_needed(found: list[tuple]) -> list[tuple]:
 
 
 def class_folders(masks: Path, find: Callable = find_pictures) -> list[Path]:
-    """The folders in `masks`, sorted by name, if it holds no file to read: each has the masks of one class."""
+    """The folders in `masks`, sorted by name, if it holds no file to read; each has the masks of one class."""
     try:
         find(masks)
         return []
@@ -402,7 +402,7 @@ def class_folders(masks: Path, find: Callable = find_pictures) -> list[Path]:
 
 
 def pair_class_folders(images: Path, of_class: list[Path], find: Callable = find_pictures, what: str = "picture"):
-    """As `folders.pair_by_name`: each image with the stem of its masks, which any of the folders may lack."""
+    """As `folders.pair_by_name`: each image with the stem of its masks; a folder need not have a mask for each."""
     stems: set[str] = set()
     problems = []
     for folder in of_class:
@@ -416,7 +416,7 @@ def pair_class_folders(images: Path, of_class: list[Path], find: Callable = find
 
 
 def merge_classes(mask: Path, of_class: list[Path]) -> tuple[np.ndarray, str, None]:
-    """The masks of one picture, one of each class that has one, as values 1 to K (H, W)."""
+    """The masks of one picture, at most one for each class, merged to values 1 to K (H, W)."""
     merged: Any = None
     owner: dict = {}
     for label, folder in enumerate(of_class, 1):

@@ -1,4 +1,4 @@
-"""An image or a volume with its labels: what patches are cut from, to train, validate, test and draw."""
+"""An image or a volume with its labels. Patches are cut from it to train, validate, test and draw."""
 
 import dataclasses
 import functools
@@ -22,15 +22,15 @@ class Sample:
     grey_range: GreyRange  # of the whole picture, or one for the folder
     spacing: tuple[float, ...] | None = None  # of the voxels' centres along the axes, in mm
     steps: np.ndarray | None = None  # (3, 3) in mm, one axis a column: of a scan whose axes are not at right angles
-    is_region: bool = False  # part of a picture that others validate or test
+    is_region: bool = False  # part of a picture; other parts validate or test
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
         """How many voxels have each of the labels 0 to 255."""
-        found = np.zeros(256, np.int64)
+        counts = np.zeros(256, np.int64)
         for part in self.labels:  # a large scan stays on disk
-            found += np.bincount(part.ravel(), minlength=256)
-        return found
+            counts += np.bincount(part.ravel(), minlength=256)
+        return counts
 
     @property
     def share(self) -> float:
@@ -45,8 +45,8 @@ class Sample:
     @functools.cached_property
     def places(self) -> dict[int, np.ndarray]:
         """Flat indices of the voxels of each class that it holds, evenly thinned out to at most MOST_PLACES."""
-        found = {label: np.flatnonzero(self.labels == label) for label in self.classes}
-        return {label: places[:: max(1, math.ceil(len(places) / MOST_PLACES))] for label, places in found.items()}
+        all_places = {label: np.flatnonzero(self.labels == label) for label in self.classes}
+        return {label: places[:: max(1, math.ceil(len(places) / MOST_PLACES))] for label, places in all_places.items()}
 
     def prepare(self, patch: np.ndarray) -> np.ndarray:
         """A patch of the image as the network sees it."""
@@ -65,10 +65,10 @@ def describe_place(place: tuple[slice, ...]) -> str:
 
 
 def to_masks(labels: np.ndarray, num_classes: int = 1) -> np.ndarray:
-    """Labels (N, *sides) as the network is trained on them, float32.
+    """The masks for training a network, float32, from labels (N, *sides).
 
-    Of one class (N, *sides, 1): 1 for the class, 0 for the background, -1 where nothing is labelled. Of K classes
-    (N, *sides, K + 1): one channel each, background first; zeros alone where nothing is labelled.
+    For one class (N, *sides, 1): 1 for the class, 0 for the background, -1 where nothing is labelled. For K classes
+    (N, *sides, K + 1): one channel each, background first; all channels are 0 where nothing is labelled.
     """
     if num_classes > 1:
         return (labels[..., None] == np.arange(num_classes + 1)).astype(np.float32)

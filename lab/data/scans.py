@@ -1,13 +1,13 @@
-"""Scans and masks as files: NIfTI and TIFF stacks, in one orientation, read by parts, written back as they came.
+"""Scans and masks as files: NIfTI and TIFF stacks, read by parts in one orientation, written in their own.
 
     from lab.data import scans
     scan = scans.open_scan("head.nii.gz")
-    patch = scan.voxels[40:88, 40:88, 40:88]                  # (depth, height, width): costs what is cut out
+    patch = scan.voxels[40:88, 40:88, 40:88]                  # (depth, height, width): no more is read
     scans.write(mask, scan, "head_mask.nii.gz")               # lies on the scan without a shift
 
 In memory the axes are (depth, height, width) = NIfTI's (k, j, i), turned so that depth grows towards the head, height
 towards the front and width towards the patient's right (RAS+). Voxels stay on disk: a file that is neither compressed
-nor scaled is memory-mapped where it lies, any other is unpacked once into a temporary file that goes with the process.
+nor scaled is memory-mapped, any other is unpacked once into a temporary file, which is deleted with the process.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from lab.system.errors import first_line
 
 NIFTI, TIFF = (".nii.gz", ".nii"), (".tif", ".tiff")
 SUFFIXES = NIFTI + TIFF
-SLAB = 2**24  # voxels worked on at a time, where a whole scan is looked through
+SLAB = 2**24  # voxels at a time, where a whole scan is read
 MILLIMETRES = {
     **dict.fromkeys(("micron", "microns", "micrometer", "um", "\u00b5m", "\u03bcm", "\\u00B5m"), 1e-3),
     **{"nm": 1e-6, "mm": 1.0, "cm": 10.0, "inch": 25.4, "m": 1e3, "meter": 1e3},
@@ -44,33 +44,33 @@ class Scan(NamedTuple):
     """A scan or a mask on disk."""
 
     path: Path
-    voxels: np.ndarray  # (D, H, W), a view of the file or of its unpacked copy; the grey values as the file means them
-    spacing: tuple[float, ...] | None  # of the voxels' centres along D, H, W, in mm; None: the file is silent
+    voxels: np.ndarray  # (D, H, W), a view of the file or of its unpacked copy; scaled grey values
+    spacing: tuple[float, ...] | None  # of the voxels' centres along D, H, W, in mm; None: not in the file
     affine: np.ndarray | None  # NIfTI: from (k, j, i) to millimetres right, front, up; None: TIFF
     image: Any  # NIfTI: nibabel's image, for header and orientation; None: TIFF
 
     @property
     def lacks(self) -> str | None:
-        """What the file would have to name for millilitres: "unit", "affine" (a NIfTI file may), or None."""
+        """The entry that the file lacks for a volume in millilitres: "unit", "affine" (in NIfTI), or None."""
         if self.image is None:
             return None if self.spacing else "unit"
         header = self.image.header
-        named = header["sform_code"] or header["qform_code"]
-        return "affine" if not named else "unit" if header.get_xyzt_units()[0] == "unknown" else None
+        has_affine = header["sform_code"] or header["qform_code"]
+        return "affine" if not has_affine else "unit" if header.get_xyzt_units()[0] == "unknown" else None
 
     @property
     def sheared(self) -> bool:
-        """Whether the axes are not at right angles, as those of a tilted gantry."""
+        """Whether the axes are not at right angles, as after a tilted gantry."""
         return self.affine is not None and _determinant(self.affine) < 0.9999 * math.prod(self.spacing)
 
     @property
     def steps(self) -> tuple | np.ndarray | None:
-        """What distances follow from: the spacing, or of sheared axes their steps in mm, (3, 3), one a column."""
+        """The steps along the axes, for distances: the spacing, or for sheared axes (3, 3) in mm, one a column."""
         return self.affine[:3, :3] if self.sheared else self.spacing
 
     @property
     def voxel(self) -> float | None:
-        """The volume of a voxel in mm^3: the product of the spacing, of sheared axes |det|; None as the spacing."""
+        """The volume of a voxel in mm^3: the product of the spacing, for sheared axes |det|; None without spacing."""
         return _determinant(self.affine) if self.sheared else math.prod(self.spacing) if self.spacing else None
 
 
@@ -82,7 +82,7 @@ def _determinant(affine):
 
 
 def suffix_of(path: Path) -> str:
-    """.nii.gz, .nii, .tif or .tiff, as it is written; nothing for other names."""
+    """.nii.gz, .nii, .tif or .tiff, as it is written; "" for other names."""
     length = next((len(suffix) for suffix in SUFFIXES if path.name.lower().endswith(suffix)), 0)
     return path.name[len(path.name) - length :]
 
@@ -92,9 +92,9 @@ def find_scans(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
     files = sorted(path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
-    found = [path for path in files if path.name.lower().endswith(SUFFIXES)]
-    if found:
-        return found
+    scan_files = [path for path in files if path.name.lower().endswith(SUFFIXES)]
+    if scan_files:
+        return scan_files
     if any(_is_dicom(path) for path in files if path.is_file()):
         raise ValueError(
             f"{folder} holds DICOM slices; make NIfTI files of them, with `dcm2niix -z y -o NEW_FOLDER {folder}`."
@@ -116,7 +116,7 @@ def open_scan(path: Path) -> Scan:
     """
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait
             raise _Problem("is no file, but a folder, a pipe or a device")
         opened = _open_nifti(path) if path.name.lower().endswith(NIFTI) else _open_tiff(path)
     except FileNotFoundError:
@@ -127,7 +127,7 @@ def open_scan(path: Path) -> Scan:
         if isinstance(error, gzip.BadGzipFile) or error.errno is None:
             raise ValueError(f"{path} cannot be read as a scan: {_reason(error)}.") from None
         raise
-    except Exception as error:  # whatever a decoder makes of foreign bytes
+    except Exception as error:  # foreign bytes may raise any error
         raise ValueError(f"{path} cannot be read as a scan: {_reason(error)}.") from None
     if opened.voxels.dtype.kind not in "biuf":
         raise ValueError(f"{path} holds colours or complex numbers ({opened.voxels.dtype}); save one grey channel.")
@@ -141,11 +141,11 @@ def open_scan(path: Path) -> Scan:
 
 
 class _Problem(Exception):
-    """What is wrong with a file: the end of a sentence that begins with its name."""
+    """A fault of a file: the end of a sentence that begins with the file's name."""
 
 
 def _reason(error):
-    return first_line(error).removesuffix(".")  # it stands within a sentence
+    return first_line(error).removesuffix(".")  # it becomes part of a sentence
 
 
 def _open_nifti(path):
@@ -168,7 +168,7 @@ def _open_nifti(path):
     affine = np.diag([unit, unit, unit, 1]) @ image.affine
     spacing = tuple(float(step) for step in nibabel.affines.voxel_sizes(affine))
     if not np.isfinite(affine).all() or min(spacing) == 0:
-        return Scan(path, raw.T, spacing[::-1], affine, image)  # is refused for its spacing
+        return Scan(path, raw.T, spacing[::-1], affine, image)  # `open_scan` refuses its spacing
     turns = nibabel.io_orientation(affine)
     affine = affine @ nibabel.orientations.inv_ornt_aff(turns, shape)
     voxels = nibabel.apply_orientation(raw, turns).T
@@ -177,7 +177,7 @@ def _open_nifti(path):
 
 
 def _unpacked(path):
-    """The open file; of a .gz a temporary one without a name, which the system deletes with the process."""
+    """The open file; for a .gz a temporary file without a name, which the system deletes with the process."""
     if not path.name.lower().endswith(".gz"):
         return open(path, "rb")
     file = tempfile.TemporaryFile()  # noqa: SIM115
@@ -192,7 +192,7 @@ def _unpacked(path):
 
 
 def _mapped(file, dtype, offset, shape, order):
-    """The array (*shape) in an open file, which is closed: the map stays."""
+    """Map the array (*shape) of an open file, and close the file: the map stays."""
     with file:
         size, needed = file.seek(0, os.SEEK_END), offset + math.prod(shape) * np.dtype(dtype).itemsize
         if size < needed:
@@ -201,7 +201,7 @@ def _mapped(file, dtype, offset, shape, order):
 
 
 def _scaled(raw, slope, inter):
-    """float32 copy on disk of a file that stores its grey values as (value - inter) / slope."""
+    """A float32 copy on disk of a file that stores grey values as (value - inter) / slope."""
     result = scratch(raw.T.shape, np.float32)
     for region in parts(result):
         result[region] = raw.T[region] * np.float32(slope) + np.float32(inter)
@@ -222,8 +222,8 @@ def _open_tiff(path):
         if len(series.shape) != 3 or series.axes[0] not in "ZQI" or series.axes[1:] != "YX":
             raise _Problem(
                 f"has the axes {series.axes} ({' x '.join(map(str, series.shape))}), where ZYX was expected: save "
-                "one channel and one time; if slices are called channels or frames, mend that in ImageJ, Image > "
-                "Properties"
+                "one channel and one time; if slices are called channels or frames, correct that in ImageJ, Image "
+                "> Properties"
             )
         spacing = _tiff_spacing(file)
         if series.dataoffset is None:  # compressed, or scattered over the file
@@ -236,7 +236,7 @@ def _open_tiff(path):
 
 @contextlib.contextmanager
 def _complaints():
-    """Take for an error what tifffile only logs as one: a file whose last pages are missing."""
+    """Raise an error that tifffile only logs: the last pages of a file are missing."""
     logger = logging.getLogger("tifffile")
     records: list = []
     handler: Any = logging.Handler(logging.ERROR)
@@ -251,7 +251,7 @@ def _complaints():
 
 
 def _tiff_spacing(file):
-    """(depth, height, width) in mm, from ImageJ's or OME's metadata; None if neither says."""
+    """(depth, height, width) in mm, from ImageJ's or OME's metadata; None if it is in neither."""
     import tifffile
 
     if file.ome_metadata:
@@ -270,9 +270,9 @@ def _tiff_spacing(file):
 
 
 def scratch(shape: tuple, dtype) -> np.ndarray:
-    """A new array on a temporary file without a name: costs disk, not memory; the system deletes it with the process.
+    """A new array in a temporary file without a name, on disk and not in memory; it is deleted with the process.
 
-    Raises OSError where the disk has no room (the environment variable TMPDIR names another place).
+    Raises OSError if the disk is full (the environment variable TMPDIR names another place).
     """
     with tempfile.TemporaryFile() as file:
         size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -284,16 +284,16 @@ def scratch(shape: tuple, dtype) -> np.ndarray:
 
 
 def parts(voxels: np.ndarray) -> Iterator[slice]:
-    """Slices along the first axis that together are the whole, about SLAB voxels each."""
+    """Slices along the first axis, about SLAB voxels each, that cover the whole array."""
     step = max(1, SLAB // math.prod(voxels.shape[1:]))
     for first in range(0, len(voxels), step):
         yield slice(first, min(first + step, len(voxels)))
 
 
 def count_values(mask: Scan) -> Counter:
-    """How many voxels of a mask have each value, looked at slab by slab.
+    """How many voxels of a mask have each value, counted slab by slab.
 
-    Raises ValueError for numbers that are no integers, or more different ones than there can be classes.
+    Raises ValueError for numbers that are no integers. The count stops at ten times more values than classes can have.
     """
     counts: Counter = Counter()
     for region in parts(mask.voxels):
@@ -307,7 +307,7 @@ def count_values(mask: Scan) -> Counter:
 
 
 def to_labels(mask: Scan, known: Classes) -> Scan:
-    """The mask with labels (D, H, W), uint8, for voxels, on disk; ValueError for a value that is no class."""
+    """The mask with labels (D, H, W), uint8, as its voxels, on disk; ValueError for a value that is no class."""
     labels = scratch(mask.voxels.shape, np.uint8)
     for region in parts(labels):
         try:
@@ -318,16 +318,16 @@ def to_labels(mask: Scan, known: Classes) -> Scan:
 
 
 def read_mask(path: Path, known: Classes = ONE) -> Scan:
-    """Open a mask of known classes: `voxels` are labels. Of one class, 0 is background and one other value is it.
+    """Open a mask of known classes: `voxels` are labels. For one class, 0 and one other value are allowed.
 
-    Raises ValueError as `open_scan` and `to_labels` do, and for more values than two where there is one class.
+    Raises ValueError as `open_scan` and `to_labels` do, and for more than two values if there is one class.
     """
     opened = open_scan(path)
     values = sorted(count_values(opened).keys() - {0})
     if known.two_valued and len(values) > 1:
         raise ValueError(
             f"{opened.path} is no mask of one object: beside 0 it holds {listed(values)}, where one value was "
-            "expected; write a mask of its own for the object that is wanted."
+            "expected; write a mask that holds only the wanted object."
         )
     return to_labels(opened, known)
 
@@ -347,7 +347,7 @@ def look_through(scan: Scan) -> bytes:
         low, high = min(low, part.min()), max(high, part.max())
     if strange:
         raise ValueError(
-            f"{scan.path} holds {folders.count(int(strange), 'voxel')} of NaN or infinity; put 0 there, say."
+            f"{scan.path} holds {folders.count(int(strange), 'voxel')} of NaN or infinity; replace them by 0."
         )
     if low == high:
         raise ValueError(f"{scan.path} is constant: every voxel is {low:g}.")
@@ -358,9 +358,9 @@ def look_through(scan: Scan) -> bytes:
 
 
 def write(array: np.ndarray, scan: Scan, path: Path) -> None:
-    """Write a mask or probabilities (D, H, W) as the scan's file is: its axes, orientation, affine and header.
+    """Write a mask or probabilities (D, H, W) with the axes, orientation, affine and header of the scan's file.
 
-    bool becomes 0 and 1, in a TIFF 0 and 255; other types stay.
+    bool becomes 0 and 1, in a TIFF file 0 and 255; other types stay.
     """
     if scan.image is None:
         import tifffile
@@ -381,5 +381,5 @@ def write(array: np.ndarray, scan: Scan, path: Path) -> None:
     stored = nibabel.apply_orientation(array.T, back).reshape(scan.image.shape)
     header = scan.image.header.copy()
     header.set_data_dtype(array.dtype)
-    header["cal_min"], header["cal_max"] = 0, 0  # the scan's contrast; 0 and 0: a viewer finds its own
+    header["cal_min"], header["cal_max"] = 0, 0  # not the scan's contrast; with 0 and 0 a viewer chooses it
     type(scan.image)(stored, scan.image.affine, header).to_filename(path)

@@ -1,10 +1,10 @@
-"""Drawn scenes for training on photographs: round objects of many kinds, as a camera would see them, with exact masks.
+"""Drawn scenes, to train for photographs: round objects of many kinds, as a camera sees them, with exact masks.
 
     from lab.data import scenes
     images, masks = scenes.draw_scenes(256, size=128, seed=0, **scenes.VARIED)    # 2 ms each, (256, 128, 128, 1)
 
-`VARIED` is the mixture that carries over to photographs: objects of many shapes, each of its own brightness, touching
-one another, under many kinds of light, with all that a camera adds. Plain circles are drawn by `data_synth.py`.
+`VARIED` is the mixture for photographs: objects of many shapes and brightnesses, which may touch each other, under many
+kinds of light, with blur, noise and compression of a camera. `data_synth.py` draws plain circles.
 """
 
 import io
@@ -25,7 +25,7 @@ from data_synth import (
     place_balls,
 )
 
-FAINTEST = 0.04  # least contrast of an object, in grey values; it is never less than the noise either
+FAINTEST = 0.04  # least contrast of an object, in grey values; it is also at least the noise
 
 # What `draw_scenes` can vary: the value that leaves the image as it is, the least and the greatest allowed.
 LOOKS = {
@@ -95,26 +95,26 @@ def draw_scenes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw scenes of round objects with their masks; without further settings, bright circles on a noisy background.
 
-    The settings stand in the order of the world: shapes, surfaces, light, lens, sensor, file. A range (smallest,
-    largest) in place of a number is drawn from for each image, or for each object where it says so: where the least
-    value changes nothing by the square of a uniform number, so that most pictures have little of each, else uniformly.
+    The order of the settings is: shapes, surfaces, light, lens, sensor, file. If a setting is a range (smallest,
+    largest), each image, or each object where the list says so, draws its value from it. If the least value changes
+    nothing, the square of a uniform number is drawn, so that most pictures have little of it; otherwise it is uniform.
 
     Args:
         num_images, size, seed, num_circles, noise: as for `data_synth.make_circles`; the objects of a seed lie where
             its circles lie, unless `touching` moves them.
-        radius: (smallest, largest) radius in pixels, at least 1; uniform in between. Of an object that is no circle,
-            the distance from its centre that no part of it exceeds.
+        radius: (smallest, largest) radius in pixels, at least 1; uniform in between. If an object is no circle,
+            no part of it is farther from its centre.
         contrast: brightness of an object above the background 0.25, in (0, 0.75].
         elongation: longest over shortest axis of an object, an ellipse turned at random, in [1, 4]; for each object.
         roughness: how far a blob's outline is dented, as a share of its radius, in [0, 0.5]; for each object.
         own_contrast: an object's brightness above the background is this times `contrast`, in [0.01, 100], but at least
-            0.04 and the noise's standard deviation: what nobody can see is not labelled; for each object. What would
-            be brighter than 1 is saturated.
+            0.04 and the noise's standard deviation, because invisible objects must not be labelled; for each object.
+            Values above 1 are saturated.
         touching: probability that an object is moved until it touches or overlaps the one before it, in [0, 1].
-        borders: number of borders across the background, nearly straight, beyond which it is brighter by up to 0.15;
+        borders: number of nearly straight borders across the background, which is brighter by up to 0.15 on one side;
             they are in no mask, >= 0.
         dust: number of specks and fibres, 1 to 3 pixels wide, dark or bright, that are in no mask, >= 0.
-        highlights: number of saturated spots, reflections of 1 to 4 pixels, that are in no mask of their own, >= 0.
+        highlights: number of saturated spots, reflections of 1 to 4 pixels; they change no mask, >= 0.
         texture: standard deviation of the surfaces' own pattern, in grey values, >= 0: noise smoothed over 1 to 8
             pixels, another one inside the objects than outside.
         illumination: share of the light that comes from one side, in [0, 1].
@@ -146,7 +146,7 @@ def draw_scenes(
 
 
 def _draw_scene(image, mask, count, radii, centres, margin, looks, rng):
-    """Draw an image and its mask (H, W), which comes empty: objects and dust, then light, lens, sensor and file."""
+    """Draw an image and its mask (H, W), which is empty before: objects and dust, then light, lens, sensor and file."""
     from scipy.ndimage import gaussian_filter
 
     at = {name: _between(name, ends, rng) for name, ends in looks.items()}
@@ -183,7 +183,7 @@ def _draw_scene(image, mask, count, radii, centres, margin, looks, rng):
 
 
 def _between(name, ends, rng):
-    """A value between two ends; mild ones are more frequent where the least value changes nothing."""
+    """A value between two ends; small values are more frequent if the least value changes nothing."""
     low, high = ends
     neutral, least, _ = LOOKS.get(name, (None, 0, 0))
     return low + (high - low) * rng.random() ** (2 if neutral == least else 1)
@@ -205,7 +205,7 @@ def _ground(shape, num_borders, rng):
         centre = point + radius * np.array([math.sin(turn), math.cos(turn)])
         rows, columns = (np.arange(side) - c for side, c in zip(shape, centre, strict=True))
         within = rows[:, None] ** 2 + columns**2 <= radius**2
-        np.maximum(ground, BACKGROUND + 0.15 * rng.random(), out=ground, where=within)  # where two meet, no third one
+        np.maximum(ground, BACKGROUND + 0.15 * rng.random(), out=ground, where=within)  # not the sum where two overlap
     return ground
 
 
@@ -261,7 +261,7 @@ def _add_specks(scene, num_dust, num_highlights, rng):
 
 
 def _through_jpeg(image, losses):
-    """What a JPEG file of this quality gives back of an image (H, W) in [0, 1]."""
+    """An image (H, W) in [0, 1], after it was saved as a JPEG file of this quality."""
     from PIL import Image
 
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Which samples train, validate and test: whole ones, or regions of one or two large ones.
+"""Which samples train, validate and test: whole samples, or regions of one or two large samples.
 
     parts = splits.split(samples, seed=0, crop=128)        # {"training": [...], "validation": [...], "test": [...]}
 
@@ -17,10 +17,10 @@ from lab.data.classes import Classes
 
 
 def split(samples: list, seed: int, crop: int = 128, share: float = 0.15) -> dict[str, list]:
-    """Training, validation and test samples, drawn by `seed`: a `share` for each of the last two, at least one.
+    """Training, validation and test samples, drawn by `seed`; the last two have a `share` each, at least one sample.
 
-    One or two pictures are split by regions instead, with a gap of `crop` pixels between them, so that no pixel of a
-    patch, nor its surroundings, is seen twice.
+    One or two pictures are split by regions instead, with a gap of `crop` pixels between them: no pixel of a patch, and
+    none near it, is in two parts.
 
     Raises:
         ValueError: if regions would be too small, or no sample of the training holds an object.
@@ -43,7 +43,7 @@ def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.
     One or two pictures are split by regions, as in `split`: each fold is tested in another corner.
 
     Raises:
-        ValueError: for less than 2 folds or more than there are pictures (or corners), and as `split` does.
+        ValueError: for fewer than 2 folds or more folds than pictures (or corners), and as `split` does.
     """
     few = len(samples) < 3
     most = len(samples)
@@ -53,11 +53,11 @@ def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.
         raise ValueError(f"--folds must be 2 to {most} with {len(samples)} pictures; got {num}.")
     rng = np.random.default_rng(seed)
     if few:
-        found = [_split_regions(samples, corner, crop, share) for corner in range(num)]
-        if not all(map(_holds_objects, found)):
+        splits = [_split_regions(samples, corner, crop, share) for corner in range(num)]
+        if not all(map(_holds_objects, splits)):
             _refuse_empty(samples)
-        return found
-    found = []
+        return splits
+    splits = []
     order = rng.permutation(len(samples))
     for tested in np.array_split(order, num):
         others = [i for i in np.roll(order, -tested[-1]) if i not in tested]
@@ -65,17 +65,17 @@ def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.
         if len(others) <= part:
             raise ValueError(f"{len(samples)} pictures are too few for {num} folds: some would have none to train on.")
         places: dict = {"training": others[part:], "validation": others[:part], "test": tested}
-        found.append({name: [samples[i] for i in chosen] for name, chosen in places.items()})
-    return found
+        splits.append({name: [samples[i] for i in chosen] for name, chosen in places.items()})
+    return splits
 
 
 def largest_split(samples: list, seed: int, sizes: Iterable[int], num_folds: int | None) -> tuple[list[dict], int]:
-    """The splits, one or `num_folds`, by the first of `sizes` (crops, falling) that leaves all regions objects."""
+    """The splits, one or `num_folds`, by the first of `sizes` (of crops, falling) with objects in all regions."""
     failure = None
     for size in sizes:
         try:
-            found = folds(samples, seed, num_folds, size) if num_folds else [split(samples, seed, size)]
-            return found, size
+            splits = folds(samples, seed, num_folds, size) if num_folds else [split(samples, seed, size)]
+            return splits, size
         except ValueError as error:
             failure = failure or error
     raise failure or ValueError("no size of crops to try.")
@@ -92,11 +92,11 @@ def _split_regions(samples, corner, crop, share) -> dict[str, list]:
 def cut_regions(
     sides: tuple[int, ...], corner: int, crop: int, share: float, name: str = "the picture"
 ) -> dict[str, tuple[slice, ...]]:
-    """Training, validation and test region of a picture, at least `crop` wide and as far apart.
+    """Training, validation and test region of a picture, at least `crop` wide and `crop` apart.
 
     +----------------+   +------------+
-    |                |gap| validation |      Where the short side has room for three crops; else all three lie along
-    |    training    |   +------------+      the long side. `corner` (0 to 3) is where the test region lies: bit 0
+    |                |gap| validation |      If the short side has room for three crops; otherwise all three lie along
+    |    training    |   +------------+      the long side. `corner` (0 to 3) is the place of the test region: bit 0
     |                |   +------------+      mirrors the long side, bit 1 exchanges test and validation.
     |                |   |    test    |
     +----------------+   +------------+
@@ -148,7 +148,7 @@ def _refuse_empty(samples):
 
 
 def describe_classes(parts: dict[str, list], classes: Classes) -> list[str]:
-    """Sentences on several classes: what they are, and which of them the training does not see."""
+    """Sentences about several classes: their names and shares, and the classes that no training sample holds."""
     if classes.num == 1:
         return []
     every = [sample for samples in parts.values() for sample in samples]
@@ -178,7 +178,7 @@ def describe_parts(parts: dict[str, list], validation: np.ndarray) -> list[str]:
 
 
 def describe(parts: dict[str, list]) -> str:
-    """Number of samples and a digest of names, images and masks, so that a resumed run meets the same ones."""
+    """Number of samples and a digest of names, images and masks: a resumed run must have the same."""
     samples = sorted((sample for part in parts.values() for sample in part), key=lambda sample: sample.name)
     digest = hashlib.sha256()
     for sample in samples:
@@ -190,7 +190,7 @@ def describe(parts: dict[str, list]) -> str:
 
 
 def files(parts: dict[str, list], plot_dataset: Callable[[list, Path], None]) -> dict[str, Callable[[Path], object]]:
-    """The pages that say which samples were read, and what became of each: name -> writes it."""
+    """The files that show which samples were read, and the part of each: name -> a function that writes it."""
     names = {part: [sample.name for sample in samples] for part, samples in parts.items()}
     every = [sample for samples in parts.values() for sample in samples]
     return {

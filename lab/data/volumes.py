@@ -3,7 +3,7 @@
     from lab.data import volumes
     samples, classes = volumes.read_folder(Path("scans"), Path("masks"), spacing=(1, 1, 1))
 
-Voxels stay on disk (see `lab/data/scans.py`): what is read is what is cut out.
+Voxels stay on disk (see `lab/data/scans.py`): only the patches that are cut out are read.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from lab.data.folders import describe_sides
 from lab.data.sample import Sample
 from lab.data.scans import Scan, count_values, find_scans, look_through, open_scan, parts, scratch, to_labels
 
-THICK = 2.0  # largest over smallest spacing from which on a scan counts as one of thick slices
+THICK = 2.0  # slices are thick if the largest spacing is more than this times the smallest
 
 
 # Folders to train on
@@ -32,7 +32,7 @@ def read_folder(
     names: Sequence[str] | None = None,
     ignore: int | None = None,
 ) -> tuple[list[Sample], classes.Classes]:
-    """Open all scans of a folder with their masks of another, by name (NAME or NAME_mask); the voxels stay on disk.
+    """Open all scans of a folder with their masks in another, by name (NAME or NAME_mask); the voxels stay on disk.
 
     Args:
         images: folder of scans.
@@ -41,12 +41,12 @@ def read_folder(
         names, ignore: see `classes.find_classes`.
 
     Raises:
-        ValueError: with all that is wrong, a line each: files without a partner, unreadable ones, masks of another
-            grid, values that are no classes, NaN, constant scans, one name twice, one scan twice (it would be trained
-            on and tested on), no spacing where resampling needs one.
+        ValueError: with all problems, a line each: files without a partner, unreadable files, masks of another grid,
+            values that are no classes, NaN, constant scans, one name twice, one scan twice (it could be in training
+            and test), no spacing where resampling needs one.
     """
     pairs, problems = folders.pair_by_name(images, masks, find_scans, "scan")
-    found, seen = [], []
+    triples, seen = [], []
     known: dict = {}
 
     def attempt(function, *arguments):
@@ -67,16 +67,16 @@ def read_folder(
             attempt(check_same_grid, scan, mask)
             counts = attempt(count_values, mask)
             seen += [classes.MaskValues(mask_path, counts)] if counts else []
-        found.append((scan, mask, attempt(grid_shape, scan, spacing)))
+        triples.append((scan, mask, attempt(grid_shape, scan, spacing)))
     mapping = attempt(classes.find_classes, seen, names, ignore, masks) if seen else None
     if mapping and not any(of_mask.counts.keys() - {mapping.values[0], mapping.ignore} for of_mask in seen):
         problems.append(f"all masks in {masks} are empty: there is nothing to learn.")
     folders.refuse(problems, "scan")
-    return [_to_grid(scan, to_labels(mask, mapping), grid) for scan, mask, grid in found], mapping
+    return [_to_grid(scan, to_labels(mask, mapping), grid) for scan, mask, grid in triples], mapping
 
 
 def _allow_open_files(num):
-    """Each array on disk keeps a file open; a system may allow a process 1,024 of them, until it asks for more."""
+    """Ask the system for enough open files: each array on disk needs one, and the usual limit is 1,024."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -85,7 +85,7 @@ def _allow_open_files(num):
 
 
 def check_same_grid(scan: Scan, mask: Scan) -> None:
-    """Raise ValueError unless each voxel of the mask lies on the scan's, within a tenth of a voxel at the corners."""
+    """Raise ValueError unless the mask's voxels lie on the scan's, within a tenth of a voxel at the corners."""
     if (scan.affine is None) != (mask.affine is None):
         raise ValueError(f"{mask.path} and {scan.path} must be of one kind, both NIfTI or both TIFF.")
     if scan.voxels.shape != mask.voxels.shape:
@@ -110,31 +110,31 @@ def _to_grid(scan, mask, grid):
 
 
 def describe_grids(samples: list[Sample]) -> list[str]:
-    """Sentences on what the scans' grids may do to a training: thick slices, different spacings."""
-    said = []
+    """Sentences about grids that may harm a training: thick slices, different spacings."""
+    sentences = []
     known: list = [sample for sample in samples if sample.spacing]
     thick = [sample for sample in known if max(sample.spacing) > THICK * min(sample.spacing)]
     if thick:
         worst = max(thick, key=lambda sample: max(sample.spacing) / min(sample.spacing))
-        said.append(
+        sentences.append(
             f"Slices are thick in {len(thick)} of {len(samples)} scans ({worst.name}: {_millimetres(worst.spacing)}): "
             "patches are not turned out of the slices; between slices the network sees little."
         )
     steps = np.array([sample.spacing for sample in known])
     if len(steps) > 1 and (steps.max(axis=0) > 1.25 * steps.min(axis=0)).any():
         middle = " ".join(f"{step:g}" for step in np.median(steps, axis=0).round(3))
-        said.append(f"The scans' spacings differ; --spacing {middle} would bring all to one grid.")
-    return said
+        sentences.append(f"The scans' spacings differ; --spacing {middle} would bring all to one spacing.")
+    return sentences
 
 
 def spacings_of(samples: list[Sample]) -> list[list[float]] | None:
-    """The smallest and the largest spacing of scans along each axis, for the model file; None where one is silent."""
+    """The smallest and the largest spacing of scans along each axis, for the model file; None if one is unknown."""
     steps = [sample.spacing for sample in samples]
     return None if None in steps else [np.min(steps, axis=0).tolist(), np.max(steps, axis=0).tolist()]
 
 
 def describe_spacing(spacing: tuple | None, seen: list | None, tolerance: float = 0.1) -> str | None:
-    """A sentence if a scan's spacing is unknown, or more than a tenth outside what training saw, else None."""
+    """A sentence if a scan's spacing is unknown, or more than a tenth outside those of the training, else None."""
     if seen is None:
         return None
     low, high = np.array(seen)
@@ -143,7 +143,7 @@ def describe_spacing(spacing: tuple | None, seen: list | None, tolerance: float 
     trained = " to ".join(dict.fromkeys(map(_millimetres, seen)))
     what = f"are {_millimetres(spacing)}" if spacing else "have a size that the file does not say"
     return (
-        f"Its voxels {what}, in training they were {trained}: objects look otherwise to the network than in training; "
+        f"Its voxels {what}, in training they were {trained}: objects look different to the network; "
         f"resample the scan, or train with --spacing {' '.join(f'{step:.3g}' for step in np.mean(seen, axis=0))}."
     )
 
@@ -156,23 +156,23 @@ def _millimetres(spacing):
 
 
 def grid_shape(scan: Scan, spacing: tuple | None) -> tuple[int, int, int]:
-    """The voxels along (depth, height, width) of the scan's field of view at `spacing`; None: those it has.
+    """The voxels along (depth, height, width) of the scan's field of view at `spacing`; None: the scan's own.
 
-    Raises ValueError if the scan does not say its own spacing.
+    Raises ValueError if the scan's spacing is unknown.
     """
     if spacing is None:
         return scan.voxels.shape
     if scan.spacing is None:
-        raise ValueError(f"{scan.path} does not say its spacing, from which --spacing would resample it.")
+        raise ValueError(f"{scan.path} does not say its spacing, which --spacing needs.")
     sides = zip(scan.voxels.shape, scan.spacing, spacing, strict=True)
     return tuple(max(2, round(length * old / new)) for length, old, new in sides)
 
 
 def resample(voxels: np.ndarray, shape: tuple[int, ...], labels: bool = False) -> np.ndarray:
-    """The same field of view (D, H, W) at another number of voxels, on disk; the same array where the number is equal.
+    """The same field of view (D, H, W) with another number of voxels, on disk; the same array if the number is equal.
 
     Voxel o of n lies at (o + 1/2) / n of the field of view. Images and probabilities are interpolated linearly in
-    float32, labels take the nearest voxel. In memory is a slab at a time.
+    float32, labels take the nearest voxel. One slab at a time is in memory.
     """
     from scipy.ndimage import affine_transform
 

@@ -1,1 +1,1 @@
-"""What results are worth: scores, baselines, distances of surfaces, and the pages that show them."""
+"""Evaluation: scores, baselines, distances of surfaces, and the figures that show them."""

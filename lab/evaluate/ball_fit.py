@@ -1,25 +1,25 @@
-"""The best that knows the answer's shape: the maximum-likelihood circle, or sphere, in noise that holds one of them.
+"""A reference that knows the object's shape: the maximum-likelihood circle, or sphere, in images that hold one.
 
     balls = fit_balls(images, noise=0.25)                         # 512 images of 128x128 in about a minute
     masks = draw_balls(balls, images.shape[1:-1])
 
-It knows everything but centre and radius: that there is one ball, wholly inside the image, its contrast, the
-background, the noise and the clipping. The U-Net is told none of this. What the fit leaves wrong is the noise's doing.
+The fit knows everything except centre and radius: that there is one ball, wholly inside the image, its contrast, the
+background, the noise and the clipping. The U-Net knows none of this. Only the noise causes the errors of the fit.
 """
 
 import numpy as np
 
 from data_synth import BACKGROUND
 
-STEPS = 0.5 * 0.7 ** np.arange(12)  # of the centre, in pixels; when they halve, the best circle is missed at times
-CANDIDATES = 2  # best places of the coarse search that are followed up
+STEPS = 0.5 * 0.7 ** np.arange(12)  # of the centre, in pixels; steps that halve sometimes miss the best circle
+CANDIDATES = 2  # best places of the coarse search, where the fine search starts
 REACH = {2: 2, 3: 1}  # steps that the centre may move by along each axis, at a time, in 2 and in 3 dimensions
 
 
 def log_likelihood_ratio(images: np.ndarray, contrast: float, noise: float) -> np.ndarray:
     """log p(pixel | ball) - log p(pixel | background), of the shape of `images`.
 
-    Of a pixel clipped to 0 or 1 it is known only that it lay at or beyond: there the ratio is one of probabilities.
+    A pixel clipped to 0 or 1 had that value or one beyond it: there the ratio is one of probabilities.
     """
     from scipy.special import log_ndtr
 
@@ -72,26 +72,26 @@ def _coarse(ratio, kernels):
     """The CANDIDATES best centres on whole pixels, of different radii."""
     shape = ratio.shape
     spectrum = np.fft.rfftn(ratio)
-    found = []
+    candidates = []
     for r, kernel in kernels:
         sums = np.fft.irfftn(spectrum * kernel, shape, range(len(shape)))
         low = int(np.ceil(r))
         inside = sums[tuple(slice(low, side - low) for side in shape)]  # whole balls inside: nothing wraps around
         if inside.size:
             place = np.unravel_index(np.argmax(inside), inside.shape)
-            found.append((inside[place], *(at + low for at in place)))
-    return [place for _, *place in sorted(found, reverse=True)[:CANDIDATES]]
+            candidates.append((inside[place], *(at + low for at in place)))
+    return [place for _, *place in sorted(candidates, reverse=True)[:CANDIDATES]]
 
 
 def _refine(ratio, places, radius):
     """The best ball around the best of some places."""
     margin = int(np.ceil(radius[1])) + 4  # the centre moves by less than 2 * sum(STEPS) = 4 pixels
-    padded = np.pad(ratio, margin)  # the padding is never counted, for the ball lies inside
-    found = []
+    padded = np.pad(ratio, margin)  # the padding is never counted, because the ball lies inside
+    balls = []
     for place in places:
         window = padded[tuple(slice(at, at + 2 * margin + 1) for at in place)].ravel()
-        found.append(_climb(window, place, ratio.shape, radius, margin))
-    return max(found)[1:]
+        balls.append(_climb(window, place, ratio.shape, radius, margin))
+    return max(balls)[1:]
 
 
 def _climb(window, place, shape, radius, margin):

@@ -1,4 +1,4 @@
-"""What all figures are made of: empty ones, names in any script, labels in the classes' colours, legends.
+"""Parts of all figures: empty figures, names in any script, labels in the classes' colours, legends.
 
     from lab.evaluate import drawing
     drawing.overlay(image, labels, colours=classes.colours)     # uint8 (H, W, 3)
@@ -18,14 +18,14 @@ from lab.data.classes import NOT_LABELLED, Classes
 from lab.data.pictures import readable
 from lab.data.sample import Sample
 
-DARKEST, STRIPE, RIGHT = 80, 128, 50  # grey values: the least on black, of what is not labelled, of what is right
+DARKEST, STRIPE, RIGHT = 80, 128, 50  # grey values: the least on black, of the stripes, of correct pixels
 
 
 # Figures
 
 
 def new_figure(width: float, height: float):
-    """An empty Matplotlib figure of so many inches, which needs no screen."""
+    """An empty Matplotlib figure of width x height inches, which needs no screen."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -45,21 +45,21 @@ def save(figure, path: Path, dpi: int = 130) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def fonts_with(letters: str) -> tuple[list[str], set[str]]:
-    """Matplotlib's own font, with others of the system for letters that it lacks; the letters that none has."""
+    """Matplotlib's own font, with fonts of the system for letters that it lacks; the letters that no font has."""
     from matplotlib import font_manager
 
     families, missing = [], {ord(letter) for letter in letters} - {ord("\n")}
     known = font_manager.fontManager.ttflist  # a font of last resort has a box for each letter
     known = [font for font in known if "last" not in font.name.lower() and "mono" not in font.name.lower()]
     for font in sorted(known, key=lambda font: (font.name != "DejaVu Sans", font.weight != 400, font.style)):
-        found = missing & font_manager.get_font(font.fname).get_charmap().keys() if missing else ()
-        families += [font.name] if found and font.name not in families else []
-        missing = missing.difference(found)
+        covered = missing & font_manager.get_font(font.fname).get_charmap().keys() if missing else ()
+        families += [font.name] if covered and font.name not in families else []
+        missing = missing.difference(covered)
     return families, {chr(letter) for letter in missing}
 
 
 def legible(name: str, most: int = 34) -> str:
-    """A name as a figure can show it: "?" for letters that no font has; a long one without its middle."""
+    """A name for a figure: "?" for letters that no font has; a long name loses its middle."""
     name = readable(name)
     unknown = fonts_with("".join(sorted(set(name))))[1]
     name = "".join("?" if letter in unknown else letter for letter in name)
@@ -67,7 +67,7 @@ def legible(name: str, most: int = 34) -> str:
 
 
 def plain_ticks(axis, ticks=None) -> None:
-    """Show an axis's numbers as they are, 0.995 and not 9.95e-1; at `ticks` alone, if given."""
+    """Show an axis's numbers as 0.995 and not as 9.95e-1; only at `ticks`, if given."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     if ticks is not None:
@@ -80,7 +80,7 @@ def plain_ticks(axis, ticks=None) -> None:
 
 
 def on_black(colours) -> np.ndarray:
-    """Colours (n, 3) of 0 to 255, each dark one mixed with so much white that it is seen on black."""
+    """Colours (n, 3) of 0 to 255; dark ones are mixed with white, until they are visible on black."""
     colours = np.asarray(colours, np.float32)
     luma = colours @ np.array([0.299, 0.587, 0.114], np.float32)
     share = np.maximum(0, (DARKEST - luma) / (255 - np.minimum(luma, 254)))
@@ -104,9 +104,9 @@ def label_colours(labels: np.ndarray, colours) -> np.ndarray:
 
 
 def error_colours(true: np.ndarray, found: np.ndarray, colours) -> np.ndarray:
-    """Wrong labels (H, W) in the colour of what was predicted, white where that is background: (H, W, 3), uint8.
+    """Wrong labels (H, W) in the colour of the predicted class, white if that is background: (H, W, 3), uint8.
 
-    Right ones are grey, the background's black; what is not labelled is neither right nor wrong.
+    Right labels are grey, or black for the background; pixels that are not labelled are neither right nor wrong.
     """
     shown = label_colours(np.where(true == NOT_LABELLED, true, found), colours)
     shown[(found == 0) & (true != NOT_LABELLED)] = 255
@@ -120,8 +120,8 @@ def overlay(
 ) -> np.ndarray:
     """The prepared image (H, W, C) with each class tinted and outlined in its colour: (H, W, 3), uint8.
 
-    `labels` (H, W) are 0 to K, and 255 where nothing is labelled, which is striped; or a mask. `colours` are the
-    classes' red, green and blue of 0 to 255; by default of one class, orange on grey and green on colours.
+    `labels` (H, W) are 0 to K, and 255 for pixels without a label, which get stripes; or a mask. `colours` are the
+    classes' red, green and blue of 0 to 255; by default there is one class, orange on grey and green on colours.
     """
     from scipy.ndimage import binary_erosion
 
@@ -147,12 +147,12 @@ def patch(label: str, colour, **options):
 
 
 def not_labelled_patch(label: str = "not labelled"):
-    """What stands for `stripes` in a legend."""
+    """The sign for `stripes` in a legend."""
     return patch(label, "black", hatch="//////")
 
 
 def class_legend(figure, classes: Classes, labels: Sequence[str] | None = None, more: Sequence = ()) -> None:
-    """The colours of several classes with their names, or `labels`, and `more` handles below a figure, which grows."""
+    """Add a legend below a figure: the colours of several classes with names or `labels`, and `more` handles."""
     pairs = zip(labels or map(legible, classes.names), on_black(classes.colours) / 255, strict=True)
     handles = [*(patch(*pair) for pair in pairs if classes.num > 1), *more]
     widest = max((len(handle.get_label()) for handle in handles), default=0)
@@ -163,7 +163,7 @@ def class_legend(figure, classes: Classes, labels: Sequence[str] | None = None, 
 
 
 def evenly(samples: list[Sample], most: int) -> list[Sample]:
-    """At most so many of the samples, from the first to the last."""
+    """At most `most` of the samples, evenly spread from the first to the last."""
     places = np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)
     return [samples[i] for i in np.unique(places)]
 
@@ -174,7 +174,7 @@ def describe_share(sample: Sample) -> str:
 
 
 def describe_sides(samples: list[Sample], unit: str) -> str:
-    """The end of the first line above a page of samples, and the second: their sides, and the masks' shares."""
+    """Two lines above a page of samples: their sides, to end the first line, and the shares of their masks."""
     shares, sides = (
         np.array([sample.share for sample in samples]),
         zip(*(s.labels.shape[::-1] for s in samples), strict=True),
@@ -188,9 +188,9 @@ def describe_sides(samples: list[Sample], unit: str) -> str:
 
 
 def dataset_legend(figure, samples: list[Sample], classes: Classes) -> None:
-    """Each class with its value, its share of the pixels and the number of samples that hold it; what is not labelled.
+    """Add a legend: each class with its value, its share of the pixels and the number of samples that hold it.
 
-    Nothing of one class, where all is labelled.
+    It has the share of pixels that are not labelled too. There is no legend for one class if all pixels are labelled.
     """
     counts = np.sum([sample.counts for sample in samples], axis=0)
     shares, more = counts / counts.sum(), []

@@ -1,4 +1,4 @@
-"""What the test set says of a network, beside what needs no network: of images and of volumes alike."""
+"""Evaluate a network on a test set, of images or volumes, and compare it with methods that need no network."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from lab.system import output_files
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores, with the files that show them."""
+    """The scores of a network on the test set, and the files that show them."""
 
     scores: dict[str, float]
-    baselines: dict[str, dict[str, float]]  # scores of what needs no network
+    baselines: dict[str, dict[str, float]]  # scores of methods that need no network
     failure: str | None  # a sentence, if the network is of no use
     summary: str  # for the console
     files: dict[str, Callable[[Path], object]]  # name -> writes it
@@ -28,19 +28,19 @@ class Evaluation:
 
 
 def of_images(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
-    """Score the drawn test images of a source; `settings` of the training are what no advice repeats."""
+    """Score the drawn test images of a source; the advice after a failure does not repeat the training's `settings`."""
     (images, masks), names = source.test, source.classes.names
     probs = training.predict(network, images)
     scores, rows = scoring.score(masks, probs, names)
     baselines = scoring.baselines(source.validation, source.test, source.raw and source.raw(), names)
     titles = titles_of(rows, [f"image {i}" for i in range(len(images))])
 
-    def draw(path):
+    def plot_examples(path):
         shown = [(title, images[i], masks[i], probs[i]) for i, title in titles.items()]
         plots.plot_predictions(shown, path, source.classes)
 
     what = f"{len(images)} images"
-    return _evaluation(source, history, settings, scores, rows, baselines, [(masks, probs)], draw, what)
+    return _evaluation(source, history, settings, scores, rows, baselines, [(masks, probs)], plot_examples, what)
 
 
 def of_samples(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
@@ -52,7 +52,7 @@ def of_samples(network, source: Source, history: dict, settings: dict | None = N
     titles = titles_of(rows, [sample.name for sample in test])
     pairs = ((to_masks(sample.labels[None], num), values[None]) for sample, values in zip(test, probs, strict=True))
 
-    def draw(path):
+    def plot_examples(path):
         examples = [(title, test[i], probs[i]) for i, title in titles.items()]
         if len(source.sides) == 3:
             shown = [(title, sample, sample_scores.hard_labels(values)) for title, sample, values in examples]
@@ -62,11 +62,11 @@ def of_samples(network, source: Source, history: dict, settings: dict | None = N
 
     what = folders.count(len(test), "volume" if len(source.sides) == 3 else "picture") + describe_empty(test, rows)
     columns = sample_scores.table_columns(test)
-    return _evaluation(source, history, settings, scores, rows, baselines, pairs, draw, what, *columns)
+    return _evaluation(source, history, settings, scores, rows, baselines, pairs, plot_examples, what, *columns)
 
 
-def _evaluation(source, history, settings, scores, rows, baselines, pairs, draw, what, *columns) -> Evaluation:
-    """What is alike: `pairs` are masks and probabilities (N, ..., C), `what` was tested, `columns` are the table's."""
+def _evaluation(source, history, settings, scores, rows, baselines, pairs, plot_examples, what, *columns) -> Evaluation:
+    """The common part: `pairs` of masks and probabilities (N, ..., C), `what` was tested, `columns` of the table."""
     names = source.classes.names
     counts = [(scoring.confusion(masks, probs), np.isfinite(probs).all()) for masks, probs in pairs]
     confusion, is_finite = np.sum([counted for counted, _ in counts], axis=0), all(finite for _, finite in counts)
@@ -81,26 +81,26 @@ def _evaluation(source, history, settings, scores, rows, baselines, pairs, draw,
         f"Test set, {what}:\n{table}",
         {
             file: lambda path: output_files.write_table(rows, path),
-            "predictions.png": draw,
+            "predictions.png": plot_examples,
             **confusion_files(confusion, source.classes),
         },
         sample_scores.unit_of(source.test) if len(source.sides) == 3 else None,
     )
 
 
-def confusion_files(found: np.ndarray, classes: Classes) -> dict[str, Callable[[Path], object]]:
-    """Of several classes: the confusion matrix (K + 1, K + 1) as a table and as a picture."""
+def confusion_files(confusion: np.ndarray, classes: Classes) -> dict[str, Callable[[Path], object]]:
+    """The confusion matrix (K + 1, K + 1) of several classes as a table and as a picture; nothing for one class."""
     if classes.num == 1:
         return {}
     names = ("background", *classes.names)
     rows = [
         {"true": name, **dict(zip(names, map(int, line), strict=True))}
         | {f"share {other}": float(value / max(line.sum(), 1)) for other, value in zip(names, line, strict=True)}
-        for name, line in zip(names, found, strict=True)
+        for name, line in zip(names, confusion, strict=True)
     ]
     return {
         "confusion.csv": lambda path: output_files.write_table(rows, path),
-        "confusion.png": lambda path: plots.plot_confusion(found, names, path),
+        "confusion.png": lambda path: plots.plot_confusion(confusion, names, path),
     }
 
 
@@ -110,13 +110,13 @@ def describe_empty(samples: list, rows: list[dict]) -> str:
     full, empty = ([dice for holds, dice in pairs if holds is wanted] for wanted in (True, False))
     if not empty:
         return ""
-    wrong = sum(dice is not None and dice < 0.5 for dice in empty)  # both empty: 1, or nothing that counts
+    wrong = sum(dice is not None and dice < 0.5 for dice in empty)  # if both masks are empty, Dice is 1 or None
     rest = f"; mean Dice of the other {len(full)}: {np.mean(full):.4f}" if full else ""
     return f", {len(empty)} without any object, in {wrong} of which the network finds one{rest}"
 
 
 def titles_of(rows: list[dict], names: list[str]) -> dict[int, str]:
-    """Which rows to show, and what is written beside each: kind, name and Dice."""
+    """Which rows to show, and the title of each: kind, name and Dice."""
     examples = plots.choose_examples([1.0 if row["image_dice"] is None else row["image_dice"] for row in rows])
     names = [name.replace(" (x ", "\n(x ") for name in names]  # of a region: a line of its own
     return {i: f"{kind}: {names[i]}\n{describe_dice(rows[i])}" for i, kind in {i: kind for kind, i in examples}.items()}

@@ -1,4 +1,4 @@
-"""Labels as pictures that open in the classes' colours, and the names of these colours below what is drawn in them.
+"""Labels as pictures in the classes' colours, and a legend of the colours below a picture.
 
 picture(labels, classes).save("photo_mask.png")
 drawn = with_legend(plots.overlay(image, labels, colours=classes.colours), classes)
@@ -10,10 +10,10 @@ from lab.data.classes import Classes
 
 
 def picture(labels: np.ndarray, classes: Classes):
-    """Labels (H, W) as Pillow's image of the values that the training's masks had, which a PNG file keeps.
+    """Labels (H, W) as a Pillow image, for a PNG file, with the values of the training's masks.
 
-    One class is 0 and 255. Of several, colours are RGB; numbers up to 255 have a palette, that of the training's masks
-    or black with a colour for each class; larger ones are 16 bits.
+    One class is 0 and 255. For several classes, colours are RGB; numbers up to 255 have a palette, that of the
+    training's masks or black with a colour for each class; larger numbers are 16 bits.
     """
     from PIL import Image
 
@@ -38,7 +38,7 @@ def with_legend(drawn: np.ndarray, classes: Classes) -> np.ndarray:
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = drawn.shape[:2]
-    size = max(12, width // 60)  # of letters, in pixels: readable on small pictures, and on large ones seen as a whole
+    size = max(12, width // 60)  # of letters, in pixels: readable on small and on large pictures
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)  # of many alphabets
     places, x, y, right = [], size // 2, height + size // 2, width
     for name in classes.names:

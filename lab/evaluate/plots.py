@@ -1,4 +1,4 @@
-"""Figures of a training: curves, predictions beside the truth, errors in colour, the pages to check own pictures on."""
+"""Figures of a training: curves, predictions beside the truth, errors in colour, pages to check the user's pictures."""
 
 import functools
 import math
@@ -14,14 +14,14 @@ from lab.evaluate import drawing
 from lab.evaluate.drawing import legible, new_figure, overlay, plain_ticks, save
 from lab.evaluate.scoring import hard_masks
 
-BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by all (Okabe and Ito 2008)
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # for all to see (Okabe and Ito 2008)
 ERRORS = {"true negative": "black", "true positive": "0.8", "false positive": ORANGE, "false negative": BLUE}
 
 LARGEST = 256  # pixels: the longest side of a picture that is drawn whole
 
 
 def plot_curves(history: dict, path: Path, classes: Classes = ONE) -> None:
-    """Loss, Dice and IoU by epoch, training and validation; of several classes the validation of each thin behind.
+    """Draw loss, Dice and IoU by epoch, of training and validation; thin lines are the validation of several classes.
 
     The history has them as `val_image_dice/NAME`; `classes` give their order and their colours.
     """
@@ -60,17 +60,17 @@ def plot_curves(history: dict, path: Path, classes: Classes = ONE) -> None:
 
 def _plot_classes(axes, history: dict, start: str, classes: Classes) -> dict[str, list]:
     """Draw the curves of the classes, whose keys begin with `start`; return them by name."""
-    own = dict(zip(classes.names, np.divide(classes.colours, 255), strict=True))
+    colours = dict(zip(classes.names, np.divide(classes.colours, 255), strict=True))
     names = [key.removeprefix(start) for key in history if key.startswith(start)]  # in the order of the alphabet
-    names.sort(key=lambda name: list(own).index(name) if name in own else len(own))
+    names.sort(key=lambda name: list(colours).index(name) if name in colours else len(colours))
     for k, name in enumerate(names):
         shown = np.clip(np.asarray(history[start + name], float), 0.011, 0.9995)  # 0 is seen above the frame
-        axes.plot(history["epoch"], shown, color=own.get(name, COLOURS[k % len(COLOURS)]), linewidth=0.8, zorder=1)
+        axes.plot(history["epoch"], shown, color=colours.get(name, COLOURS[k % len(COLOURS)]), linewidth=0.8, zorder=1)
     return {name: history[start + name] for name in names}
 
 
 def _scale(axes, title: str, shown: list[float], curves: list) -> None:
-    """Choose the vertical scale for the `shown` values: of scores by where the validation's `curves` end."""
+    """Choose the vertical scale for the `shown` values; for scores by the last values of the validation's `curves`."""
     from matplotlib.ticker import LogLocator
 
     if title == "Loss":
@@ -87,33 +87,33 @@ def _scale(axes, title: str, shown: list[float], curves: list) -> None:
         axes.text(0.5, 0.5, "not a number", transform=axes.transAxes, ha="center")
 
 
-def shares_of_lines(found: np.ndarray) -> np.ndarray:
-    """Counts (K + 1, K + 1) as shares of their line's sum; NaN in lines without any."""
-    totals = found.sum(axis=1, keepdims=True)
-    return np.where(totals > 0, found / np.maximum(totals, 1), np.nan)
+def shares_of_lines(counts: np.ndarray) -> np.ndarray:
+    """Counts (K + 1, K + 1) as shares of their line's sum; NaN in empty lines."""
+    totals = counts.sum(axis=1, keepdims=True)
+    return np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
 
 
-def plot_confusion(found: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """The confusion matrix: the share of each true class (a line) that was taken for each class (a column).
+def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draw the confusion matrix: the share of each true class (a line) that was predicted as each class (a column).
 
-    `found` are counts of pixels (K + 1, K + 1), `names` those of background and classes. Up to 10 classes the counts
-    stand below the shares, up to 20 the shares stand alone, beyond that the colours do. Nothing stands for 0.
+    `counts` are numbers of pixels (K + 1, K + 1), `names` those of background and classes. Up to 10 classes, shares and
+    counts are written; up to 20, only shares; beyond that there are only colours. Nothing is written for 0.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import PercentFormatter
 
-    shares, num = shares_of_lines(found), len(found)
+    shares, num = shares_of_lines(counts), len(counts)
     side = num * (0.72 if num <= 11 else 0.46 if num <= 21 else 0.28)
     figure = new_figure(side + 3, side + 2)
     axes = figure.subplots()
     axes.set_facecolor("0.85")  # seen through NaN
     shade = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # so that 1% is no white
-    for line, column in np.argwhere(found > 0) if num <= 21 else ():
+    for line, column in np.argwhere(counts > 0) if num <= 21 else ():
         share, places = shares[line, column], 1 if num <= 11 else 0
         least = 0.1 ** (places + 2)
         sign = "<" if share < least else ">" if 1 - least < share < 1 else ""
         text = f"{sign}{min(max(share, least), 1 - least if sign else 1):.{places}%}"
-        text += f"\n{found[line, column]:,}" if num <= 11 else ""
+        text += f"\n{counts[line, column]:,}" if num <= 11 else ""
         axes.text(column, line, text, ha="center", va="center", fontsize=6.5, color="w" if share > 0.35 else "k")
     labels = [legible(name, 26) for name in names]
     axes.set_xticks(range(num), labels, rotation=90 if num > 5 or max(map(len, labels)) > 10 else 0, fontsize=8)
@@ -135,10 +135,10 @@ def choose_examples(dice) -> list[tuple[str, int]]:
 
 def around(mask, margin: int = 4) -> tuple[slice, ...]:
     """The square window around the true pixels of `mask` (H, W), with a margin; the whole image if there are none."""
-    found = np.argwhere(mask)
-    if not len(found):
+    pixels = np.argwhere(mask)
+    if not len(pixels):
         return slice(None), slice(None)
-    low, high = found.min(axis=0), found.max(axis=0) + 1
+    low, high = pixels.min(axis=0), pixels.max(axis=0) + 1
     side = min((high - low).max() + 2 * margin, min(mask.shape))
     start = np.clip((low + high - side) // 2, 0, np.array(mask.shape) - side)
     return tuple(slice(first, first + side) for first in start)
@@ -159,7 +159,7 @@ def error_legend(figure, more: Sequence = ()) -> None:
 
 
 def window(title: str, image, mask, probs) -> tuple:
-    """A row of `plot_predictions`: of a larger picture the part around its objects, whose place its title then says."""
+    """A row of `plot_predictions`; of a large picture only a part around its objects, with its place in the title."""
     sides, several = mask.shape[:2], mask.shape[-1] > 1
     if max(sides) <= LARGEST:
         return title, image, mask, probs
@@ -174,9 +174,8 @@ def window(title: str, image, mask, probs) -> tuple:
 def plot_predictions(rows: list[tuple], path: Path, classes: Classes = ONE) -> None:
     """Draw each (title, image, mask, probs) of arrays (H, W, C) as image, truth, prediction and errors.
 
-    The errors are shown enlarged, around the object and whatever was taken for one. Of one class the prediction is its
-    probability; of several, truth and prediction are in the classes' colours. Of pictures with a side above LARGEST a
-    window is shown.
+    The errors are enlarged, around true and predicted objects. For one class the prediction is its probability; for
+    several, truth and prediction are in the classes' colours. Of pictures with a side above LARGEST a window is shown.
     """
     rows, several = [window(*row) for row in rows], classes.num > 1
     shown = grey_values.shown_range(np.concatenate([image.ravel() for _, image, *_ in rows]))
@@ -211,7 +210,7 @@ def plot_predictions(rows: list[tuple], path: Path, classes: Classes = ONE) -> N
 
 
 def _draw_probability(line, mask, probs):
-    """Of one class: the mask (H, W, 1), the probability, the errors; return what has the colours of the second."""
+    """For one class: the mask (H, W, 1), the probability, the errors; return the image of the probability."""
     true, labelled = mask[..., 0] == 1, mask[..., 0] >= 0
     hard = (probs[..., 0] >= 0.5) & labelled
     zoom = around(true | hard)
@@ -227,7 +226,7 @@ def _draw_probability(line, mask, probs):
 
 
 def _draw_classes(line, mask, probs, colours) -> None:
-    """Of several classes: the mask (H, W, K + 1), the predicted classes, the errors."""
+    """For several classes: the mask (H, W, K + 1), the predicted classes, the errors."""
     true = np.where(mask.any(axis=-1), mask.argmax(axis=-1), NOT_LABELLED)
     found = np.nan_to_num(probs).argmax(axis=-1)
     seen = (true != NOT_LABELLED) & ((true > 0) | (found > 0))
@@ -240,7 +239,7 @@ def _draw_classes(line, mask, probs, colours) -> None:
 
 
 def plot_dataset(samples: list[Sample], path: Path, most: int = 15, classes: Classes = ONE) -> None:
-    """A page to check one's own data on: examples as the network sees them, the classes outlined, with the figures."""
+    """Draw a page to check the user's data: examples as the network sees them, with outlined classes and figures."""
     samples = sorted(samples, key=lambda sample: sample.name)
     chosen = drawing.evenly(samples, most)
     columns = min(5, len(chosen))

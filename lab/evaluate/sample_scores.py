@@ -1,4 +1,4 @@
-"""Scores of pictures and volumes of any size, and of what needs no network; of volumes with their surfaces' distances.
+"""Scores of networks and baselines on pictures and volumes of any size; volumes have surface distances too.
 
     scores, rows = score_samples(samples, probs)
 
@@ -46,14 +46,14 @@ def hard_labels(probs: np.ndarray) -> np.ndarray:
 def score_samples(
     samples: list, found: Iterable[np.ndarray], names: Sequence[str] = scoring.ONE_CLASS
 ) -> tuple[dict, list[dict]]:
-    """Score probabilities, or masks, (*sides, C) for each sample, one after the other.
+    """Score the probabilities, or masks, `found` (*sides, C) for each sample, one after the other.
 
     Returns:
         The scores of the set: means over the samples `image_dice` and `image_iou`, hard at 0.5, with their 5th
-        percentiles (`_p5`) and minima (`_min`); of volumes also means of the surface distances `surface` and
-        `hausdorff95` where both masks hold something, in millimetres, or in voxels if one of the scans does not say its
-        spacing (see `lab/evaluate/surfaces.py`). Of several classes each of them by class too, as KEY/NAME. A row per
-        sample with its name and its own.
+        percentiles (`_p5`) and minima (`_min`); for volumes also means of the surface distances `surface` and
+        `hausdorff95` where both masks hold objects, in millimetres, or in voxels if the spacing of a scan is unknown
+        (see `lab/evaluate/surfaces.py`). With several classes, also the scores of each class, as KEY/NAME. A row per
+        sample with its name and its scores.
     """
     rows, known = [], all(sample.spacing for sample in samples)
     for sample, probs in zip(samples, found, strict=True):
@@ -64,9 +64,9 @@ def score_samples(
             height, width = sample.labels.shape
             rows.append({"image": sample.name, "width": width, "height": height, **row})
             continue
-        own = {"volume": sample.name, **row}
+        row = {"volume": sample.name, **row}
         steps = 1.0 if not known else sample.spacing if sample.steps is None else sample.steps
-        rows.append(own | class_distances(sample.labels[:], hard_labels(probs), names, steps))
+        rows.append(row | class_distances(sample.labels[:], hard_labels(probs), names, steps))
     scores = scoring.of_rows(rows, names, ("image_dice", "image_iou"))
     for key in DISTANCES:
         for name in (key, *(f"{key}/{of_class}" for of_class in names if len(names) > 1)):
@@ -76,7 +76,7 @@ def score_samples(
 
 
 def class_distances(true: np.ndarray, found: np.ndarray, names: Sequence[str], spacing=1.0) -> dict[str, float | None]:
-    """The surface distances of labels (D, H, W): of several classes of each, and the mean over those that have them."""
+    """The surface distances of labels (D, H, W); for several classes those of each, and the mean over the defined."""
     row = {}
     labelled = true != NOT_LABELLED
     of_class = [
@@ -96,11 +96,11 @@ def baselines(
     raw: Sequence | None = None,
     names: Sequence[str] = scoring.ONE_CLASS,
 ) -> dict[str, dict]:
-    """Scores on the test samples of what needs no network, with settings that are the best on the validation patches.
+    """Scores on the test samples of methods without a network, with the settings that are best on the validation.
 
-    All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS; and where
-    grey values are not absolute, the best threshold of the values in the files, which `raw` holds, validation and test.
-    Of several classes: all in the best one, and a window of grey values for each, prepared and raw.
+    All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS. If grey
+    values are not absolute, also the best threshold of the values in the files: `raw` holds these for validation and
+    test. With several classes: all pixels in the best one, and a window of grey values for each, prepared and raw.
     """
     if len(names) > 1:
         return _class_baselines(validation, test, raw, names)
@@ -119,12 +119,12 @@ def baselines(
             yield scoring.above(smooth(sample.prepare(sample.image[:]), sigma), *threshold)
 
     images, masks = validation
-    found = {sigma: best(smooth(images, sigma), masks) for sigma in (0.0, *SIGMAS)}
-    width = max(SIGMAS, key=lambda sigma: found[sigma][1])
+    bests = {sigma: best(smooth(images, sigma), masks) for sigma in (0.0, *SIGMAS)}
+    width = max(SIGMAS, key=lambda sigma: bests[sigma][1])
     masks_of = {
         "all background": (np.zeros((*sample.labels.shape, 1)) for sample in test),
-        "best threshold": above(test, found[0.0][0]),
-        f"Gaussian filter of {width:g}, threshold": above(test, found[width][0], width),
+        "best threshold": above(test, bests[0.0][0]),
+        f"Gaussian filter of {width:g}, threshold": above(test, bests[width][0], width),
     }
     if raw:
         masks_of["best threshold, raw values"] = above(raw[1], best(*raw[0])[0])
@@ -142,10 +142,10 @@ def _class_baselines(validation, test, raw, names):
 
     scores = {name: score_samples(test, all_in(label), names)[0] for label, name in enumerate(names, 1)}
     best = max(scores, key=lambda name: scores[name]["image_dice"])
-    found = {f"all {best}": scores[best]}
+    results = {f"all {best}": scores[best]}
     sets = {"best grey windows": (validation, test), **({"best windows, raw values": raw} if raw else {})}
     for title, (patches, samples) in sets.items():
         windows = scoring.best_windows(*patches)
         hard = (scoring.in_windows(sample.prepare(sample.image[:])[None], windows)[0] for sample in samples)
-        found[title] = {"windows": windows, **score_samples(test, hard, names)[0]}
-    return found
+        results[title] = {"windows": windows, **score_samples(test, hard, names)[0]}
+    return results

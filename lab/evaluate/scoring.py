@@ -1,10 +1,10 @@
-"""Scores of predictions, of one class or several, and of what needs no network.
+"""Scores of predictions, of one class or several, and of methods that need no network.
 
     scores, rows = score(masks, probs)                                    # of images (N, H, W, C) or volumes
     print(format_table({**baselines(validation, test), "U-Net": scores}))
 
-Of several classes `image_dice` is the mean over the classes; `image_dice/NAME` is that of one, over as many images as
-`images/NAME` says (see `metrics.py` for which count).
+With several classes `image_dice` is the mean over the classes; `image_dice/NAME` is that of one class, over the number
+of images in `images/NAME` (`metrics.py` says which images count).
 """
 
 import math
@@ -38,7 +38,7 @@ def score(masks, probs, names: Sequence[str] = ONE_CLASS) -> tuple[dict, list[di
     Returns:
         The scores of the set: soft and pooled `dice_coeff` and `iou_metric`; hard means over the images `image_dice`
         and `image_iou`; soft means `soft_image_dice` and `soft_image_iou`; for the four per-image scores the 5th
-        percentile (`_p5`) and the minimum (`_min`) too; of several classes also those of each (see `of_rows`).
+        percentile (`_p5`) and the minimum (`_min`) too; with several classes also those of each (see `of_rows`).
         A row per image: `image`, `foreground` (share of the true masks) and its four scores; of several classes
         `foreground/NAME` and the four scores of each class too, None where it does not count.
     """
@@ -115,7 +115,7 @@ def of_rows(rows: list[dict], names: Sequence[str] = ONE_CLASS, keys: Sequence[s
 
 
 def confusion(masks, probs) -> np.ndarray:
-    """How many pixels of class i (the line, background first) are taken for class j: (K + 1, K + 1), integers."""
+    """How many pixels of class i (the line, background first) are predicted as class j: (K + 1, K + 1), integers."""
     num = max(2, masks.shape[-1])
     true, found = (array.argmax(axis=-1) if num > 2 else array[..., 0] > 0 for array in (masks, hard_masks(probs)))
     labelled = masks.any(axis=-1) if num > 2 else masks[..., 0] >= 0
@@ -132,18 +132,17 @@ def summary(values, name: str) -> dict[str, float]:
     }
 
 
-KNOWS_MORE = "likeliest"  # how baselines are named that are told what the objects are
+KNOWS_MORE = "likeliest"  # start of the names of baselines that know the objects' shapes
 
 
 def baselines(validation: tuple, test: tuple, raw: Sequence[tuple] | None = None, names=ONE_CLASS) -> dict[str, dict]:
-    """Scores on the test set of what needs no network: all in one class, and the best thresholds of grey values.
+    """Scores on the test set of methods without a network: all in one class, and the best thresholds of grey values.
 
-    Of one class: all background, and the threshold, in grey values, of 0.00, 0.01, ..., 1.00 with the best mean Dice on
-    the validation set, of the pixels that are at least as bright or, where that is better, at most as bright. Of
-    several classes: the class that is best for all pixels, and a window of grey values for each (see `best_windows`).
-    Colours count by their mean. Where grey values are not absolute, `raw` holds both sets as they are in the files:
-    their best threshold is a baseline too, so that none can be spoilt by the preprocessing that the network gets (of
-    one class).
+    For one class: all background, and the threshold of 0.00, 0.01, ..., 1.00 with the best mean Dice on the validation
+    set; objects are the pixels at least as bright, or if that is better, at most as bright. For several classes: the
+    class that is best for all pixels, and a window of grey values for each (see `best_windows`). Colours are averaged.
+    If grey values are not absolute, `raw` holds both sets as they are in the files. With one class their best threshold
+    is a baseline too: the preprocessing for the network cannot make it worse.
     """
     images, masks = test
     if len(names) > 1:
@@ -151,11 +150,11 @@ def baselines(validation: tuple, test: tuple, raw: Sequence[tuple] | None = None
         windows = best_windows(*validation)
         in_them, _ = score(masks, in_windows(images, windows), names)
         return {f"all {best}": scores, "best grey windows": {"windows": windows, **in_them}}
-    found = {"all background": score(masks, np.zeros_like(masks))[0]}
-    found["best global threshold"] = _threshold_baseline(validation, test, None if raw is None else object_levels)
+    results = {"all background": score(masks, np.zeros_like(masks))[0]}
+    results["best global threshold"] = _threshold_baseline(validation, test, None if raw is None else object_levels)
     if raw is not None:
-        found["best threshold, raw values"] = _threshold_baseline(raw[0], raw[1], object_levels)
-    return found
+        results["best threshold, raw values"] = _threshold_baseline(raw[0], raw[1], object_levels)
+    return results
 
 
 def _threshold_baseline(validation: tuple[np.ndarray, np.ndarray], test, levels: Callable | None) -> dict:
@@ -166,19 +165,19 @@ def _threshold_baseline(validation: tuple[np.ndarray, np.ndarray], test, levels:
 
 def all_in_one_class(masks, names: Sequence[str]) -> tuple[str, dict]:
     """The class that is the best for all pixels, and its scores."""
-    found = {}
+    scores = {}
     for label, name in enumerate(names, 1):
         hard = np.zeros_like(masks)
         hard[..., label] = 1
-        found[name] = score(masks, hard, names)[0]
-    best = max(found, key=lambda name: found[name]["image_dice"])
-    return best, found[best]
+        scores[name] = score(masks, hard, names)[0]
+    best = max(scores, key=lambda name: scores[name]["image_dice"])
+    return best, scores[best]
 
 
 def best_windows(images, masks) -> list[tuple[float, float, float]]:
-    """For each class the grey values from LOW to HIGH that have the best pooled Dice, with that Dice.
+    """For each class (LOW, HIGH, DICE): the window of grey values with the best pooled Dice, and that Dice.
 
-    Ends that are tried are 101 percentiles of the pixels of any class.
+    The ends that are tried are 101 percentiles of the pixels of any class.
     """
     grey = _grey(images)[..., 0]
     objects = grey[masks[..., 1:].any(axis=-1)]
@@ -204,7 +203,7 @@ def best_windows(images, masks) -> list[tuple[float, float, float]]:
 
 
 def in_windows(images, windows: Sequence[tuple[float, float, float]]) -> np.ndarray:
-    """Masks (N, ..., K + 1): each pixel of the class whose window holds it, where several do of the best one."""
+    """Masks (N, ..., K + 1): each pixel has the class whose window holds it; of several windows the best one."""
     grey = _grey(images)[..., 0]
     labels = np.zeros(grey.shape, np.int64)
     for label in np.argsort([dice for *_, dice in windows], kind="stable") + 1:  # the best one last
@@ -214,7 +213,7 @@ def in_windows(images, windows: Sequence[tuple[float, float, float]]) -> np.ndar
 
 
 def object_levels(images, masks) -> np.ndarray:
-    """Thresholds to try where grey values may be any numbers: 101 percentiles of the pixels of objects."""
+    """Thresholds to try if grey values may be any numbers: 101 percentiles of the pixels of objects."""
     values = _grey(images)[masks == 1]
     return np.unique(np.percentile(values, np.arange(101), method="nearest")) if values.size else np.zeros(1)
 
@@ -233,7 +232,7 @@ def _grey(images):
 def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tuple[float, bool], float]:
     """The threshold with the best mean Dice, whether objects are the brighter side of it, and that Dice.
 
-    Tried are `levels`, which rise; by default 0.00, 0.01, ..., 1.00.
+    `levels`, which rise, are tried; by default 0.00, 0.01, ..., 1.00.
     """
     import metrics
 
@@ -242,7 +241,7 @@ def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tup
     thresholds = levels.astype(grey.dtype)
     bins = len(thresholds) + 1
     first = bins * np.arange(num).reshape(-1, *[1] * (grey.ndim - 1))  # of an image's bins
-    found: dict[tuple[float, bool], float] = {}
+    scores: dict[tuple[float, bool], float] = {}
     for brighter in (True, False):
         # A pixel's bin is how many thresholds it reaches, or exceeds: one count of pixels serves all thresholds.
         places = first + np.searchsorted(thresholds, grey, "right" if brighter else "left")
@@ -253,12 +252,12 @@ def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tup
             hits, pred = true - hits, pred[:, -1:] - pred
         hits, true, pred = (np.float32(sums[:, :-1]) for sums in (hits, true, pred))
         dice = metrics.dice_of_sums(hits, true, pred)
-        found |= {(float(levels[i]), brighter): value for i, value in enumerate(np.mean(dice, axis=0).tolist())}
-    best = max(found, key=found.__getitem__)
-    return best, found[best]
+        scores |= {(float(levels[i]), brighter): value for i, value in enumerate(np.mean(dice, axis=0).tolist())}
+    best = max(scores, key=scores.__getitem__)
+    return best, scores[best]
 
 
-FEW = 1000  # images, of all epochs together, after which a network may only have begun to learn
+FEW = 1000  # images of all epochs together: with fewer, a network may not have learned enough
 
 
 def describe_failure(
@@ -305,8 +304,8 @@ def with_classes(title: str, scores: dict, names: Sequence[str]) -> dict[str, di
     """Rows of `format_table`: the scores of all, and below them those of each class with its number of images."""
     rows = {title: scores}
     for name in names if len(names) > 1 else ():
-        own = {key.removesuffix(f"/{name}"): value for key, value in scores.items() if key.endswith(f"/{name}")}
-        rows[f"  {name} ({own.pop('images')})"] = own
+        row = {key.removesuffix(f"/{name}"): value for key, value in scores.items() if key.endswith(f"/{name}")}
+        rows[f"  {name} ({row.pop('images')})"] = row
     return rows
 
 

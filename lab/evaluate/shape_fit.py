@@ -1,10 +1,10 @@
-"""The best that knows the shapes: which one lies where, by maximum likelihood, in noise that holds one of each class.
+"""A reference that knows the shapes: the maximum-likelihood places in images that hold one shape of each class.
 
     labels = fit_shapes(images, noise=0.25)    # 0.2 s an image of 128x128
     labels = fit_shapes(volumes, 0.25, shapes=("ball", "cube", "octahedron"), radius=(5, 8))    # 2 s a volume of 48^3
 
-It knows everything but places, sizes and turns: the outlines, that there is one of each class, the contrast, the
-background, the noise and the clipping. The network is told none of this.
+The fit knows everything except places, sizes and turns: the outlines, that there is one of each class, the contrast,
+the background, the noise and the clipping. The network knows none of this.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from data_synth import SHAPES, fill_shape, radius_at, random_turns
 from lab.evaluate.ball_fit import log_likelihood_ratio
 
 ROUND = {2: "disc", 3: "ball"}
-NUM_TURNS = {2: 48, 3: 128}  # random turns that a shape is first tried in, in 2 and in 3 dimensions
+NUM_TURNS = {2: 48, 3: 128}  # random turns of a shape at the start of a climb, in 2 and in 3 dimensions
 NUM_MOVES = {2: 32, 3: 64}  # random moves of the best so far, at each step
 NUM_STARTS = 2  # climbs, each from the best of other random turns
 FIRST_STEP, LAST_STEP = 0.7, 0.015  # how far a move goes along each axis at most, in pixels
-LEAST_GAIN = 0.1  # of the log likelihood, below which the steps get smaller
-BIN = 0.02  # radii are told apart to this, in pixels
+LEAST_GAIN = 0.1  # of the log likelihood; after a smaller gain the steps get smaller
+BIN = 0.02  # resolution of the radii, in pixels
 
 
 def fit_shapes(
@@ -33,8 +33,8 @@ def fit_shapes(
 ) -> np.ndarray:
     """The most likely labels of images that hold one shape of each class.
 
-    The likelihood of a shape is the sum of the log-likelihood ratio over its pixels. Discs, or balls, find the K
-    places; at each of them every shape is fitted; then each place gets one shape, so that the sum is the greatest.
+    The likelihood of a shape is the sum of the log-likelihood ratio over its pixels. Fits of discs, or balls, give the
+    K places. At each of them every shape is fitted. Then each place gets one shape, with the greatest sum of all.
 
     Args:
         images: (N, H, W, 1) or (N, D, H, W, 1), as `data_synth.make_shapes` and `make_bodies` draw them.
@@ -51,7 +51,7 @@ def fit_shapes(
     ratios = log_likelihood_ratio(images[..., 0], contrast, noise)
     labels = np.zeros(ratios.shape, np.uint8)
     for ratio, label in zip(ratios, labels, strict=True):
-        rng = np.random.default_rng(0)  # the same for each image: its labels depend on nothing else
+        rng = np.random.default_rng(0)  # the same for each image, so that others do not change its labels
         discs = _find_discs(ratio, shapes, radius)
         discs = [_climb(ratio, disc[0], disc[1], ROUND[ratio.ndim], radius, rng)[1:3] for disc in discs]
         fits = [[_fit(ratio, *disc, name, radius, rng) for name in shapes] for disc in discs]
@@ -62,7 +62,7 @@ def fit_shapes(
 
 
 def _find_discs(ratio, shapes, radius):
-    """The most likely discs or balls, one a shape and no two in one shape: [(radius, centre), ...], in whole pixels."""
+    """The most likely discs or balls, one for each shape, apart from each other: [(radius, centre), ...], in pixels."""
     sides, axes, reach = ratio.shape, range(ratio.ndim), max(SHAPES[name][1] for name in shapes)
     # Around pixel 0, wrapped around the edges; a disc is symmetric: convolution is correlation.
     corner = sum(at**2 for at in np.meshgrid(*(np.fft.fftfreq(side, 1 / side) for side in sides), indexing="ij"))
@@ -95,7 +95,7 @@ def _climb(ratio, size, centre, name, radius, rng):
     distances = np.linalg.norm(pixels - centre[:, None], axis=0)
     near = distances <= half
     nearby, pixels, distances = window.ravel()[near], pixels[:, near], distances[near]
-    # First in random turns, in sizes not far from the disc's.
+    # First random turns, with sizes near the disc's.
     nearest, farthest = distances / reach, distances * np.linalg.norm(normals, axis=1).max(initial=1)
     centres, turns = np.tile(centre, (NUM_TURNS[ndim], 1)), random_turns(rng, NUM_TURNS[ndim], ndim)
     best = _best(nearby, pixels, name, centres, turns, nearest, farthest, smallest, largest)
@@ -118,12 +118,12 @@ def _climb(ratio, size, centre, name, radius, rng):
 def _best(ratio, pixels, name, centres, turns, nearest, farthest, smallest, largest):
     """The best of M shapes, of all sizes from `smallest` to `largest`: (log likelihood, radius, centre, turn).
 
-    All of them reach a pixel at a radius from `nearest` to `farthest` (P): most pixels are surely inside or outside.
+    Each shape reaches a pixel at a radius from `nearest` to `farthest` (P): most pixels are clearly inside or outside.
     """
     inside, doubtful = farthest <= smallest, (farthest > smallest) & (nearest <= largest)
     radii = radius_at(name, turns.astype(np.float32), pixels[:, doubtful] - centres[..., None].astype(np.float32))
     sizes = np.arange(smallest, largest + BIN, BIN).clip(max=largest)
-    bins = np.ceil((radii - smallest) / BIN).clip(0, len(sizes)).astype(int)  # the last: outside of all
+    bins = np.ceil((radii - smallest) / BIN).clip(0, len(sizes)).astype(int)  # the last bin: outside all sizes
     bins += np.arange(len(centres))[:, None] * (len(sizes) + 1)
     sums = np.bincount(bins.ravel(), np.tile(ratio[doubtful], len(centres)), len(centres) * (len(sizes) + 1))
     likelihoods = ratio[inside].sum() + np.cumsum(sums.reshape(len(centres), -1), axis=1)[:, :-1]

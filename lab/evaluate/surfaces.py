@@ -1,4 +1,4 @@
-"""How far the surfaces of two masks lie apart, in any number of dimensions, in voxels or millimetres.
+"""Distances between the surfaces of two masks, in any number of dimensions, in voxels or millimetres.
 
     mean, hausdorff95 = surface_distances(true, found, spacing=(3.0, 1.0, 1.0))
 
@@ -20,12 +20,12 @@ def surface_distances(true, found, spacing=1.0) -> tuple[float, float] | None:
 
     Args:
         true: a mask, bool, (H, W), (D, H, W), or of any other number of axes.
-        found: another, of the same shape.
+        found: another mask, of the same shape.
         spacing: of the voxels, one number or one per axis: the unit of the distances; 1 for voxels. For axes that are
             not at right angles a matrix, whose columns are the steps along the axes.
 
     Returns:
-        Both distances; None if a mask is empty, for then there is none.
+        Both distances; None if a mask is empty.
 
     Raises:
         ValueError: if the shapes differ.
@@ -41,7 +41,7 @@ def surface_dice(true, found, tolerance: float, spacing=1.0) -> float | None:
 
         (|{x in S1: d(x, S2) <= tolerance}| + |{x in S2: d(x, S1) <= tolerance}|) / (|S1| + |S2|)
 
-    Arguments and None as in `surface_distances`; the tolerance has the unit of the spacing. By voxels, not by area.
+    Arguments and None as in `surface_distances`; the tolerance has the unit of the spacing. Voxels count, not areas.
     """
     ways = _both_ways(true, found, spacing)
     return None if ways is None else float((np.concatenate(ways) <= tolerance).mean())

@@ -1,4 +1,4 @@
-"""Volumes to look at: three orthogonal slices through the object, with contours and errors.
+"""Figures of volumes: three orthogonal slices through the object, with contours and errors.
 
     views.plot_volumes([("typical: head.nii.gz", sample, labels)], "predictions.png", classes)
 
@@ -15,16 +15,16 @@ from lab.data.classes import NOT_LABELLED, ONE, Classes
 from lab.evaluate import drawing, plots
 
 TRUE, FOUND = plots.GREEN, plots.VERMILION  # contours of one class; its errors have the colours of `plots.ERRORS`
-EDGES = {"axial": "LR", "coronal": "LR", "sagittal": "PA"}  # left, right, posterior, anterior: at a view's two sides
-LEAST, MOST = 300, 1200  # pixels of the sides of a montage's slices, where these are enlarged
+EDGES = {"axial": "LR", "coronal": "LR", "sagittal": "PA"}  # left, right, posterior, anterior: the two sides of a view
+LEAST, MOST = 300, 1200  # pixels of the sides of a montage's slices, after enlarging
 
 
 def three_views(mask: np.ndarray, spacing: tuple | None = None) -> dict[str, tuple]:
-    """Three orthogonal slices through the middle of what `mask` (D, H, W) marks, or of the volume if it marks nothing.
+    """Three orthogonal slices through the middle of the true voxels of `mask` (D, H, W), or of the volume if all are 0.
 
     Returns:
-        For "axial", "coronal" and "sagittal" what a volume is indexed with to give the slice, head or front upwards,
-        and the height of its pixels over their width.
+        For "axial", "coronal" and "sagittal" the index that gives the slice of a volume, head or front upwards, and the
+        height of its pixels over their width.
     """
     centre = []
     for axis, side in enumerate(mask.shape):
@@ -44,8 +44,8 @@ def plot_volumes(
 ) -> None:
     """Draw each (title, sample, found) as three slices: image, contours of truth and of `found`, errors in colour.
 
-    `found` are the predicted labels (D, H, W), uint8, or None where there is nothing but a truth. Of several classes
-    the contours have their colours, the predicted ones are dashed. The legend gives the figures of `samples`, if any.
+    `found` are the predicted labels (D, H, W), uint8, or None if there is only the truth. Contours of several classes
+    have their colours, and the predicted ones are dashed. The legend gives the figures of `samples`, if any.
     """
     figure = drawing.new_figure(8.6, 2.75 * len(rows) + 0.6)
     grid = figure.subplots(len(rows), 3, squeeze=False)
@@ -70,7 +70,7 @@ def plot_volumes(
 
 
 def plot_dataset(samples: list, path: Path, most: int = 4, classes: Classes = ONE) -> None:
-    """A page to check one's own scans on: examples with the true contours, and the figures of all."""
+    """Draw a page to check the user's scans: examples with the true contours, and the figures of all scans."""
     samples = sorted(samples, key=lambda sample: sample.name)
     chosen = drawing.evenly(samples, most)
     rows = [(f"{sample.name}\n{drawing.describe_share(sample)}", sample, None) for sample in chosen]
@@ -82,7 +82,7 @@ def plot_dataset(samples: list, path: Path, most: int = 4, classes: Classes = ON
 
 
 def _shown_range(images):
-    """From black to white for the slices of a volume, which are drawn alike."""
+    """The range from black to white for all slices of a volume together."""
     return grey_values.shown_range(np.concatenate([image.ravel() for image in images]))
 
 
@@ -100,10 +100,10 @@ def _draw_labels(axes, true, found, classes, aspect) -> None:
             drawn[(found == label) & (true != label) & (true != NOT_LABELLED)] = to_rgba(tint, 0.6)
     axes.imshow(drawn, aspect=aspect, interpolation="nearest")
     for label, colour in enumerate(colours, 1):
-        for labels, own, style in ((found, FOUND, "dashed" if several else "solid"), (true, TRUE, "solid")):
+        for labels, line_color, style in ((found, FOUND, "dashed" if several else "solid"), (true, TRUE, "solid")):
             mask = np.zeros(1) if labels is None else labels == label
             if mask.any() and not mask.all():
-                axes.contour(mask, [0.5], colors=[colour] if several else own, linewidths=0.8, linestyles=style)
+                axes.contour(mask, [0.5], colors=[colour] if several else line_color, linewidths=0.8, linestyles=style)
 
 
 def _legend(figure, rows, classes):
@@ -126,9 +126,9 @@ def montage(
 ) -> np.ndarray:
     """The three slices of a volume (D, H, W, C) side by side, its labels or its mask drawn on them: (H, W, 3), uint8.
 
-    Slices are enlarged to pixels that are as high as wide, and to be large enough to read, by repetition; they stand on
-    one line. Each says which slice it is, from 1 on; if the volume is `oriented`, as a NIfTI file is, also by the
-    body's axes, and where left (L), right (R), back (P) and front (A) are.
+    Slices are enlarged by repetition: pixels become as high as wide, and slices are large enough to read. Each has its
+    number, from 1 on; if the volume is `oriented`, as a NIfTI file is, also the name of its plane, and letters for left
+    (L), right (R), back (P) and front (A).
     """
     steps = np.divide(spacing, min(spacing)) if spacing else np.ones(3)
     marked = labels > 0

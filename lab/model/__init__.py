@@ -1,1 +1,1 @@
-"""What learns and predicts: training, checkpoints, the model file, prediction, and what memory they take."""
+"""Models: training, checkpoints, the model file, prediction, and the memory that they take."""

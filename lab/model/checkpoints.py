@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a training after each epoch, from which it goes on to the same bits."""
+"""Checkpoints: the state of a training after each epoch. A resumed training gives the same bits."""
 
 import io
 import json
@@ -11,26 +11,26 @@ import numpy as np
 
 from lab.system.output_files import replaced
 
-KEPT = 2  # checkpoints: should the newest be damaged, the one before it serves
+KEPT = 2  # checkpoints: if the newest is damaged, the one before it is read
 
 
 class Checkpoint:
-    """The state of a training after each epoch, in `folder`: enough to go on to the same weights, to the bit.
+    """The state of a training after each epoch, in `folder`: enough to reach the same weights, to the bit.
 
-    A file holds the variables of model and optimizer (its step counter, and with it the schedule, is among them), the
-    history, and whatever the caller keeps in `notes`, such as the MLflow run. It is a zip archive, which has a checksum
-    of each member, written aside, flushed and moved; the newest two are kept. What decides the batches is the epoch.
+    A file holds the variables of model and optimizer (among them the step counter, which the schedule depends on), the
+    history, and `notes` of the caller, such as the MLflow run. It is a zip archive, which has a checksum of each
+    member, written aside, flushed and moved; the newest two are kept. The batches depend on the number of the epoch.
 
     Args:
-        folder: of the run's output.
-        settings: what the training depends on; a checkpoint of other settings is refused.
+        folder: the output folder of the run.
+        settings: all that the training depends on; a checkpoint of other settings is refused.
     """
 
     def __init__(self, folder: Path, settings: dict):
         self.folder = folder
         self.settings = {name: str(value) for name, value in settings.items()}
         self.notes: dict = {}
-        self.state = b""  # of the file to go on from; nothing: from the beginning
+        self.state = b""  # content of the checkpoint to resume from; empty if the run starts from the beginning
         self._warned = False
 
     def files(self) -> list[Path]:
@@ -38,7 +38,7 @@ class Checkpoint:
         return sorted(self.folder.glob("checkpoint-*.npz"), reverse=True)
 
     def begin(self, resume: bool, overwrite: bool, scores: Path) -> dict | None:
-        """Decide how a run begins where another may have been stopped; return the results of a finished one.
+        """Decide how a run begins: from the start or from a checkpoint; return the results of a finished run.
 
         Args:
             resume: go on with the run that lies in the folder.
@@ -46,13 +46,13 @@ class Checkpoint:
             scores: the file of a finished run's results, which hold its `settings`.
 
         Raises:
-            ValueError: if there is a checkpoint and the user has said neither, if the settings differ, or if the run
-                has ended without scores, or with a loss that is no number.
+            ValueError: if there is a checkpoint and the user has given neither flag, if the settings differ, or if the
+                run has ended without scores, or with a loss that is no number.
         """
         if self.files() and not resume and not overwrite:
             raise ValueError(
-                f"{self.folder} holds the checkpoint of a run that was stopped: go on with it by --resume, or begin "
-                "anew by --overwrite."
+                f"{self.folder} holds the checkpoint of a run that was stopped: --resume goes on with it, "
+                "--overwrite deletes it and begins again."
             )
         if not resume:
             self.delete()
@@ -62,18 +62,18 @@ class Checkpoint:
             self._check_settings(scores, finished["settings"])
             if "test" not in finished or finished.get("last_epoch", {}).get("loss", 0) is None:
                 reason = finished.get("failure") or "its test scores are missing."
-                raise ValueError(f"The run in {self.folder} has ended: {reason} Run it anew, without --resume.")
+                raise ValueError(f"The run in {self.folder} has ended: {reason} Run it again, without --resume.")
             print(f"The run in {self.folder} is finished: see {scores}.")
             return finished
         epoch = self.find()
-        print(f"Going on after epoch {epoch}." if epoch else f"{self.folder} holds no checkpoint: the run begins anew.")
+        print(f"Going on after epoch {epoch}." if epoch else f"{self.folder} holds no checkpoint: a new run begins.")
         return None
 
     def find(self) -> int:
         """Read the newest sound checkpoint into `state`; return its epoch, 0 if there is none.
 
         Raises:
-            ValueError: if it was made with other settings: those that differ are named.
+            ValueError: if it was made with other settings; the sentence names those that differ.
         """
         for file, state, about in _sound(self.files()):
             self._check_settings(file, about["settings"])
@@ -86,12 +86,12 @@ class Checkpoint:
         if names:
             changes = ", ".join(f"{name} was {former.get(name)}, is {self.settings.get(name)}" for name in names)
             raise ValueError(
-                f"{file} was made with other settings: {changes}. Give those of then to go on, or --overwrite to begin "
-                "anew."
+                f"{file} was made with other settings: {changes}. Give the former ones to go on, or --overwrite "
+                "to begin again."
             )
 
     def save(self, model, history: dict, timestamps: list[int]) -> None:
-        """Write the state after an epoch; what goes wrong is said once, and the training goes on."""
+        """Write the state after an epoch; if that fails, warn once, and let the training go on."""
         about = {"settings": self.settings, "notes": self.notes, "history": history, "timestamps": timestamps}
         arrays: dict = {name: np.asarray(variable) for name, variable in _variables(model).items()}
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
@@ -106,13 +106,13 @@ class Checkpoint:
             self._warned = True
 
     def delete(self) -> None:
-        """Delete all checkpoints: the results stand, or a new run begins."""
+        """Delete all checkpoints: the run is finished, or a new one begins."""
         for file in self.files():
             file.unlink(missing_ok=True)
 
 
 def settings_of_then(folder: Path) -> dict:
-    """The settings of the run that lies in a folder, stopped or finished: nothing if there is none."""
+    """The settings of the former run in a folder, stopped or finished; empty if there is none."""
     for _, _, about in _sound(Checkpoint(folder, {}).files()):
         return about["settings"]
     scores = folder / "scores.json"
@@ -130,7 +130,7 @@ def restore(model, state: bytes) -> tuple[dict, list[int]]:
 
 
 def _sound(files: list[Path]) -> Iterator[tuple[Path, bytes, dict]]:
-    """Of some checkpoints those that are whole: the file, its content, what it says of itself."""
+    """The undamaged ones of some checkpoints: file, content, and its settings, notes and history."""
     for file in files:
         try:
             state = file.read_bytes()
@@ -142,7 +142,7 @@ def _sound(files: list[Path]) -> Iterator[tuple[Path, bytes, dict]]:
 
 
 def _unpack(state: bytes) -> tuple[dict, dict]:
-    """What a checkpoint says of itself, and its arrays."""
+    """A checkpoint's settings, notes and history, and its arrays."""
     with np.load(io.BytesIO(state), allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return json.loads(arrays.pop("about").tobytes()), arrays
@@ -151,4 +151,4 @@ def _unpack(state: bytes) -> tuple[dict, dict]:
 def _variables(model) -> dict:
     """The variables of model and optimizer, by names that do not depend on the process."""
     groups = {"model": model.variables, "optimizer": model.optimizer.variables}
-    return {f"{group}_{i}": variable for group, found in groups.items() for i, variable in enumerate(found)}
+    return {f"{group}_{i}": variable for group, variables in groups.items() for i, variable in enumerate(variables)}

@@ -1,4 +1,4 @@
-"""What the layers of a network take: parameters, multiply-adds, bytes of activations; and what reads what.
+"""Costs of a network's layers: parameters, multiply-adds, bytes of activations; and which layer reads which tensor.
 
 costs = layer_costs(model, batch_size=2)
 operations = 2 * training_multiply_adds(model)       # floating-point, of a training step on one image
@@ -13,7 +13,7 @@ def layer_costs(model, batch_size: int = 1) -> list[dict]:
     """Account for each layer of a functional Keras model with a fixed input shape, 1D, 2D or 3D.
 
     Multiply-adds of one forward pass: a convolution has (output voxels) * k^n * C_in / groups * C_out, a transposed one
-    (input voxels) * k^n * C_in * C_out (what padding crops included), a dense layer (rows) * C_in * C_out. Biases,
+    (input voxels) * k^n * C_in * C_out (cropped voxels included), a dense layer (rows) * C_in * C_out. Biases,
     activations and pooling count as 0: they are one operation per value.
     Example: 3^3 kernels, 1 -> 8 channels, at 32^3 voxels: 32768 * 27 * 1 * 8 = 7,077,888.
 
@@ -66,7 +66,7 @@ def training_multiply_adds(model, batch_size: int = 1) -> int:
 
 
 def layer_kind(layer) -> str:
-    """Which of its tensors a layer's backward pass needs: one word per case."""
+    """The kind of a layer, one word; it decides which tensors its backward pass needs."""
     from keras import layers
 
     if isinstance(layer, layers.Conv1D | layers.Conv2D | layers.Conv3D):
@@ -91,7 +91,7 @@ def weight_count(layer) -> int:
 
 
 def read_by(layer, model) -> list[tuple]:
-    """What a layer reads: pairs of a symbolic tensor and the layer that writes it."""
+    """The inputs of a layer: pairs of a symbolic tensor and the layer that writes it."""
     if layer_kind(layer) == "input":
         return []
     writer = {id(other.output): other for other in model.layers}

@@ -5,12 +5,12 @@
 The file takes prepared images (N, *sides, C) and gives probabilities (N, *sides, 1) or (N, *sides, K + 1), float32: any
 number of images, of all sides that the network takes. The rest stands in its metadata, as JSON:
 
-    preprocessing  how grey values become what the network sees (lab/data/grey_values.py), and what training saw
+    preprocessing  how grey values are prepared for the network (lab/data/grey_values.py), and those seen in training
     classes        the names of the classes, and their values in masks (lab/data/classes.py)
     tiles          how images are cut (lab/data/patches.py): the `divisor` of the sides, the `smallest` sides, about the
                    `largest` side, the `overlap`; where the divisor is null, all tiles have the smallest sides
 
-README.md shows a program that uses them. A former file is replaced once the new one agrees with the Keras model.
+README.md shows a program that uses them. A former file is replaced if the new one agrees with the Keras model.
 """
 
 import argparse
@@ -38,13 +38,13 @@ def export(path: Path, target: Path) -> str:
     Raises:
         ValueError: if the model, the target's folder or a package is missing, or if the two do not agree.
     """
-    settings = model_file.read_preprocessing(path)  # before Keras is imported: told at once
+    settings = model_file.read_preprocessing(path)  # before Keras is imported: errors come at once
     if target.suffix != ".onnx" or target.is_dir() or not target.parent.is_dir():
         raise ValueError(f"a file NAME.onnx in a folder that exists was expected as the target; got {target}.")
     if missing := [name for name in ("tf2onnx", "onnx", "onnxruntime") if not importlib.util.find_spec(name)]:
         raise ValueError(f"{', '.join(missing)} must be installed first: pip install -r requirements-onnx.txt.")
     if (used := backend.import_keras().backend.backend()) != "tensorflow":
-        raise ValueError(f"only TensorFlow writes ONNX files, not {used}: unset KERAS_BACKEND. Its models will do.")
+        raise ValueError(f"only TensorFlow writes ONNX files, not {used}: unset KERAS_BACKEND. Its models work too.")
     trained = model_file.load_model(path).network
     network, images = to_float32(trained), draw_images(settings)
     expected, before = ([library_limits.predict_batch(one, batch) for batch in images] for one in (network, trained))
@@ -52,7 +52,7 @@ def export(path: Path, target: Path) -> str:
         try:
             write(network, settings, aside)
             error = largest_difference(run(aside, images), expected)
-        except Exception as failure:  # a full disk, or what the converter makes of layers that it does not know
+        except Exception as failure:  # a full disk, or layers that the converter does not know
             raise ValueError(f"{path} cannot be written as {target}: {first_line(failure)[:200]}.") from None
         if not error <= TOLERANCE:  # NaN neither
             raise ValueError(
@@ -60,9 +60,9 @@ def export(path: Path, target: Path) -> str:
                 "nothing was written. Install the versions that requirements-onnx.txt names."
             )
     sizes = " and ".join(" x ".join(map(str, batch.shape[1:-1])) for batch in images)
-    told = f"{target} gives the Keras model's probabilities, up to {error:.1e} (tried on {sizes}), in float32."
+    result = f"{target} gives the Keras model's probabilities, up to {error:.1e} (tried on {sizes}), in float32."
     rounding = largest_difference(before, expected)
-    return told + f" In the precision of its training the model's differ by {rounding:.1e}." * (rounding > TOLERANCE)
+    return result + f" In the training's precision the model's differ by {rounding:.1e}." * (rounding > TOLERANCE)
 
 
 def to_float32(network):
@@ -90,11 +90,11 @@ def draw_images(settings: dict) -> list[np.ndarray]:
 
 
 def write(network, settings: dict, path: Path) -> None:
-    """Write a network that was called before, with what its images need, to `path`."""
+    """Write a network that was called before to `path`, with the preprocessing, classes and tiles in its metadata."""
     import onnx
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on names that NumPy had once
+        warnings.simplefilter("ignore")  # on old names of NumPy
         network.export(str(path), format="onnx", verbose=False)
     model = onnx.load(str(path))
     names = ["batch", *["depth", "height", "width"][-settings["ndim"] :]]
@@ -111,16 +111,16 @@ def write(network, settings: dict, path: Path) -> None:
 
 
 def run(path: Path, images: list[np.ndarray]) -> list[np.ndarray]:
-    """What ONNX Runtime computes of each batch of images."""
+    """The probabilities by ONNX Runtime, for each batch of images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return [session.run(None, {session.get_inputs()[0].name: batch})[0] for batch in images]
 
 
-def largest_difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+def largest_difference(probs: list[np.ndarray], expected: list[np.ndarray]) -> float:
     """The largest difference of a probability; NaN if one is no number."""
-    return float(np.max([np.abs(one - other).max() for one, other in zip(found, expected, strict=True)]))
+    return float(np.max([np.abs(one - other).max() for one, other in zip(probs, expected, strict=True)]))
 
 
 def main(argv=None) -> None:

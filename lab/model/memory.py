@@ -31,14 +31,14 @@ __all__ += ["free_memory", "peak_memory", "resident_memory"]
 MIB, GIB = 2**20, 2**30
 SLOTS = {"adam": 2, "muon": 2, "sgd": 0}  # variables that the optimizer keeps for each weight
 LOSS_COPIES = 8  # tensors of the mask's size that cross-entropy, Dice, scores and the gradient hold at once
-BATCH_COPIES = 3  # of a batch outside the pool: in NumPy, on its way, and as the backend's tensors
+BATCH_COPIES = 3  # of a batch outside the pool: in NumPy, in transfer, and as the backend's tensors
 # Tracing and compiled kernels in MiB: at the start, and for each layer with a kernel. Fitted to networks of 8 to 23
 # such layers with hardly any voxels; Muon's row has the lab's four scores in it.
 RUNTIME_MIB = {"adam": (11, 4.4), "muon": (24, 5.8), "sgd": (11, 4.4)}
-AMX_MIB = 8  # more of that in bfloat16, where the processor has AMX
-SLOT = "slot "  # how the names of the optimizer's tensors begin, which outlive the step
-# What a training may take more than predicted: threads meet in another order each time, and the pool keeps its gaps.
-# Covers every row of benchmarks/results/conv3d_study.json, of which the worst took 1.24 of its prediction.
+AMX_MIB = 8  # more MiB of kernels in bfloat16, if the processor has AMX
+SLOT = "slot "  # start of the names of the optimizer's tensors, which stay after the step
+# A training may take this many times its prediction: the order of threads changes each time, and the pool keeps gaps.
+# It covers every row of benchmarks/results/conv3d_study.json, of which the worst took 1.24 times its prediction.
 MARGIN = 1.3
 
 
@@ -69,14 +69,14 @@ def training_memory(
 ) -> dict[str, float]:
     """Predict the peak memory of training steps from the layers alone, in MiB.
 
-    Predicted is the largest resident memory of the process minus its resident memory after `import keras` and
-    before the model is built: add the latter (some 700 MiB with TensorFlow) for the whole process. The parts:
+    The prediction is the largest resident memory of the process minus its resident memory after `import keras` and
+    before the model is built: add the latter (about 700 MiB with TensorFlow) for the whole process. The parts:
 
     - `variables`: weights and the optimizer's slots, float32.
     - `live`: the largest sum of activations, gradients, precision casts, batch and loss that are alive at once, by
       replaying the step (see `step_operations`, `in_order` and `step_events`).
-    - `pool`: what TensorFlow's pool takes from the system to serve these requests (see `pool_bytes`); holds both.
-    - `workspace`: what oneDNN allocates beside the pool (see `workspace_bytes`).
+    - `pool`: memory that TensorFlow's pool takes from the system for both (see `pool_bytes`).
+    - `workspace`: memory that oneDNN allocates beside the pool (see `workspace_bytes`).
     - `batch`: the images and masks outside the pool.
     - `runtime`: tracing, threads and compiled kernels, by the number of layers.
     - `total`: pool + workspace + batch + runtime.
@@ -85,7 +85,7 @@ def training_memory(
         model: a functional Keras model with a fixed input shape, float32 or mixed_bfloat16.
         batch_size: images per step.
         optimizer: a key of SLOTS.
-        processor: "cores" and "flags" as `backend.processor()` tells them; by default all cores and no AMX. It
+        processor: "cores" and "flags" as `backend.processor()` gives them; by default all cores and no AMX. It
             matters in bfloat16 only.
     """
     cores, flags = (processor or {}).get("cores") or os.cpu_count() or 1, (processor or {}).get("flags", ())
@@ -100,7 +100,7 @@ def training_memory(
     parts = {
         "variables": sum(size for _, size in weights) * (1 + SLOTS[optimizer]),
         "live": largest_sum(next_one),
-        "pool": pool_bytes([*weights, *first, *next_one]),  # the second step meets what the first has cut up
+        "pool": pool_bytes([*weights, *first, *next_one]),  # the second step uses chunks that the first has cut
         "workspace": workspace_bytes(model, cores, amx),
         "batch": BATCH_COPIES * sum(tensor_bytes(tensor, batch_size, "float32") for tensor in ends),
         "runtime": (start + each * sum(hasattr(layer, "kernel") for layer in model.layers)) * MIB,
@@ -118,13 +118,13 @@ def caveat(backend: str | None = None) -> str | None:
     if backend != "tensorflow":
         return f"The memory account is that of TensorFlow; {backend} may take several times as much."
     if keras.distribution.list_devices("gpu"):
-        return "The memory account is that of a processor; a graphics card's memory is shared out in other ways."
+        return "The memory account is that of a processor; a graphics card allocates its memory in another way."
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return f"The memory account is that of oneDNN on x86; on {platform.machine()} a step may take far more."
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false"):
         return (
-            f"TF_ENABLE_ONEDNN_OPTS={os.environ['TF_ENABLE_ONEDNN_OPTS']} switches oneDNN off, on which the memory "
-            "account rests: a step may take several times as much. Unset it."
+            f"TF_ENABLE_ONEDNN_OPTS={os.environ['TF_ENABLE_ONEDNN_OPTS']} switches oneDNN off, and the memory "
+            "account is that of oneDNN: a step may take several times as much. Unset it."
         )
     return None
 
@@ -132,10 +132,10 @@ def caveat(backend: str | None = None) -> str | None:
 def step_operations(model, batch_size: int, slots: int = 0) -> Iterator[tuple[dict, list, bool]]:
     """Yield the operations of a training step: ({tensor it writes: bytes}, [tensors it reads], on another thread).
 
-    Which tensors the backward pass needs, as TensorFlow's allocation log shows: a convolution its input and, for the
-    gradient of the ReLU, its output; ReLU and bias work in place, so that a block has one tensor and not three; a
-    pooling its input and its output; concatenation, nothing. The gradient of a layer's weights and their update run on
-    another thread, beside the backward pass of the layers before. The first step also makes the optimizer's `slots`.
+    TensorFlow's allocation log shows which tensors the backward pass needs. A convolution needs its input and, for the
+    gradient of the ReLU, its output; ReLU and bias work in place, so that a block has one tensor and not three. A
+    pooling needs its input and its output; concatenation needs nothing. The gradient of a layer's weights and their
+    update run on another thread, beside the backward pass of the layers before. The first step also makes `slots`.
     """
     layers = model.layers
     mask_bytes = tensor_bytes(layers[-1].output, batch_size)
@@ -170,7 +170,7 @@ def step_operations(model, batch_size: int, slots: int = 0) -> Iterator[tuple[di
             if kind != "other":
                 needed.append(f"{layer.name} cast" if cast else before.name)
             if layer_kind(before) == "input":
-                continue  # nobody asks for the gradient of the images
+                continue  # the gradient of the images is not needed
             if cast:
                 writes[f"d {layer.name} cast"] = tensor_bytes(tensor, batch_size, layer.compute_dtype)
             # The second gradient of a tensor that two layers read is added to the first.
@@ -182,8 +182,8 @@ def step_operations(model, batch_size: int, slots: int = 0) -> Iterator[tuple[di
         if layer.weights:
             size = weight_count(layer) * ITEM_BYTES["float32"]
             yield {f"dw {layer.name}": size}, [gradient, *needed], True
-            kept = {f"{SLOT}{i} {layer.name}": size for i in range(slots)}
-            yield {f"update {i} {layer.name}": size for i in range(2)} | kept, [f"dw {layer.name}"], True
+            stay = {f"{SLOT}{i} {layer.name}": size for i in range(slots)}
+            yield {f"update {i} {layer.name}": size for i in range(2)} | stay, [f"dw {layer.name}"], True
 
 
 def in_order(operations: Iterable, late: bool) -> Iterator[tuple[dict, list]]:
@@ -272,13 +272,13 @@ def pool_bytes(events: Iterable) -> int:
 
 
 def workspace_bytes(model, cores: int, amx: bool) -> int:
-    """What oneDNN allocates outside the pool: the two largest scratch areas, because two layers may run at once.
+    """Bytes that oneDNN allocates outside the pool: the two largest scratch areas, because two layers may run at once.
 
-    With AMX the three largest, as the peaks show.
+    With AMX they are the three largest, as the measured peaks show.
     A convolution rearranges its weights. In bfloat16 its filter gradient also transposes, for every thread, some
-    channels of what it reads and of what it writes, one volume at a time. With AVX-512 these are 16 of each, and none
-    where there is but one; with AMX up to 32, in steps of 16, the rows of what it reads filled up to 32 voxels. (Seen
-    in the allocations, to the byte.)
+    channels of its input and its output, one volume at a time. With AVX-512 these are 16 of each, and none of an input
+    of one channel; with AMX they are up to 32, in steps of 16, and the rows of the input are padded to multiples of 32
+    voxels. (The allocations agree to the byte.)
     """
     areas = [0, 0]
     for layer in model.layers:
@@ -318,14 +318,14 @@ def largest_patch(
 
     Args:
         build: sides -> model of that input size.
-        budget_gib: memory for the step, beside what the process holds before the model is built.
+        budget_gib: memory for the step, beside the memory of the process before the model is built.
         batch_size, optimizer, processor: as for `training_memory`.
-        shape: of the data, (D, H, W) or (H, W), rounded up to what is divisible; None: no limit.
-        divisor: what every side must divide by.
+        shape: of the data, (D, H, W) or (H, W), rounded up to multiples of `divisor`; None: no limit.
+        divisor: every side is a multiple of it.
 
     Returns:
-        The sides, None if not even the smallest patch fits, and what was tried, smallest first: `sides`, `gib` with the
-        margin, `fits`.
+        The sides, None if not even the smallest patch fits, and a row for each patch that was tried, smallest first:
+        `sides`, `gib` with the margin, `fits`.
     """
     longest: list = [math.inf if side is None else math.ceil(side / divisor) for side in shape]
     tried: dict[int, dict] = {}
@@ -336,7 +336,7 @@ def largest_patch(
         tried[count] = {"sides": sides, "gib": gib, "fits": gib <= budget_gib}
         return tried[count]["fits"]
 
-    small, large = 0, 1  # sides in units of `divisor`: what fits, and what is to be tried
+    small, large = 0, 1  # sides in units of `divisor`: one that fits, and one to try
     while fits(large):
         small = large
         if large == max(longest):
@@ -352,21 +352,21 @@ def largest_patch(
 
 
 def resident_memory() -> int:
-    """What this process has in memory now."""
+    """The memory that this process holds now."""
     import psutil
 
     return psutil.Process().memory_info().rss
 
 
 def free_memory() -> int:
-    """What the system could give to a process now."""
+    """The memory that the system could give to a process now."""
     import psutil
 
     return psutil.virtual_memory().available
 
 
 def peak_memory(status: Path = Path("/proc/self/status")) -> int:
-    """The most that this process has had in memory."""
+    """The most memory that this process has held."""
     if status.exists():  # Linux. Its `getrusage` would count the process that started this one, too.
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
     try:

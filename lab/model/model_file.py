@@ -3,8 +3,8 @@
     model_file.save_model(network, "model.keras", grey_values.describe_training(images, grey_values.STRETCHED))
     network, preprocessing = model_file.load_model("model.keras")
 
-A model file may come from anywhere. Nothing in it is run, nothing is believed to be as large as it says, and whatever
-is wrong with it becomes one sentence.
+A model file may come from anywhere. Nothing in it is run, the sizes that it states are not trusted, and any fault of it
+becomes one sentence.
 """
 
 import json
@@ -21,10 +21,10 @@ from lab.system.errors import first_line
 from lab.system.output_files import replaced
 
 MEMBER = "preprocessing.json"  # in the model file, which is a zip archive
-# 2: `divisor` (what the sides must be divisible by, or null for a network that works in its own size only), `channels`,
-# `ndim`. 3: `beyond` says what becomes of grey values outside the range, which version 2 clips; `surroundings` are left
-# out of the percentiles; a `window` may have a value for each channel; `classes`, absent of one without a name, are the
-# fields of `lab.data.classes.Classes`.
+# 2: `divisor` (of the sides, or null for a network of fixed size), `channels`, `ndim`. 3: `beyond` says what happens to
+# grey values outside the range, which version 2 clips; `surroundings` are left out of the percentiles; a `window` may
+# have a value for each channel; `classes` are the fields of `lab.data.classes.Classes`, and are absent if there is one
+# class without a name.
 VERSION = 3
 # Layers that run code of the file, or read other files.
 CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
@@ -38,9 +38,9 @@ class Model(NamedTuple):
 
 
 def save_model(model, path: Path, preprocessing: dict) -> None:
-    """Save a Keras model with its preprocessing inside; whatever happens, `path` is never half-written.
+    """Save a Keras model with its preprocessing inside; `path` is never half-written.
 
-    `divisor`, `channels` and `ndim` are found in the network unless `preprocessing` names them.
+    `divisor`, `channels` and `ndim` are read from the network unless `preprocessing` names them.
 
     Raises:
         ValueError: if the network's output is not as large as its input.
@@ -56,35 +56,35 @@ def save_model(model, path: Path, preprocessing: dict) -> None:
 
 
 def find_divisor(model) -> int | None:
-    """What the sides of images must be divisible by, such as 2^depth of a U-Net; None if they are fixed."""
+    """The number that divides the sides of images, such as 2^depth of a U-Net; None if the sides are fixed."""
     sides = model.input_shape[1:-1]
     if None not in sides:
         return None
     for divisor in range(1, 257):
-        wanted = (7 * divisor,) * len(sides)  # 7 hides no factor: what halves sides divides 7, 14, 28 with a rest
+        wanted = (7 * divisor,) * len(sides)  # 7 is odd: with too small a divisor, halving leaves a rest
         try:
-            found = model.compute_output_shape((1, *wanted, model.input_shape[-1]))
-        except ValueError:  # nothing is left of sides so small, or they cannot be concatenated
+            shape = model.compute_output_shape((1, *wanted, model.input_shape[-1]))
+        except ValueError:  # the sides are too small, or their tensors cannot be concatenated
             continue
-        if found[1:-1] == wanted:
+        if shape[1:-1] == wanted:
             return divisor
-    raise ValueError(f"the network {model.name} does not give masks as large as its images, whatever their sides.")
+    raise ValueError(f"the network {model.name} gives masks of other sides than its images.")
 
 
 def read_preprocessing(path: Path) -> dict:
     """The preprocessing inside a model file, of this version, with all keys.
 
     Raises:
-        ValueError: if the file is no Keras model, is damaged, or holds no preprocessing that is understood here.
+        ValueError: if the file is no Keras model, is damaged, or holds no preprocessing of a known version.
     """
     return _read(path)[0]
 
 
 def classes_of(preprocessing: dict) -> Classes:
-    """The classes that a model's channels are, from its preprocessing."""
-    found = preprocessing.get("classes", {})
-    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
-    return Classes(**fields)  # of no fields ONE
+    """The classes of a model's channels, from its preprocessing."""
+    stored = preprocessing.get("classes", {})
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+    return Classes(**fields)  # without fields it is ONE
 
 
 def load_model(path: Path) -> Model:
@@ -92,8 +92,8 @@ def load_model(path: Path) -> Model:
 
     Raises:
         ValueError: if it is no Keras model, damaged, without preprocessing, with code in it (a Lambda layer or a class
-            of one's own), of another shape than (N, *sides, channels) -> probabilities (N, *sides, 1), or of K classes
-            (N, *sides, K + 1), or broken (weights that are no finite numbers).
+            that is not Keras's), of another shape than (N, *sides, channels) -> probabilities (N, *sides, 1), or of K
+            classes (N, *sides, K + 1), or broken (weights that are no finite numbers).
     """
     preprocessing, config = _read(path)
     _refuse_code(path, config.get("config"))
@@ -102,7 +102,7 @@ def load_model(path: Path) -> Model:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # many lines on what a damaged file lacks, before the error
+            warnings.simplefilter("ignore")  # many lines on a damaged file, before the error
             model = keras.models.load_model(path, compile=False, safe_mode=True)
         takes, gives, weights = model.input_shape, model.output_shape, model.get_weights()
     except Exception as error:
@@ -116,9 +116,9 @@ def load_model(path: Path) -> Model:
 
 
 def _read(path: Path) -> tuple[dict, dict]:
-    """The preprocessing and Keras's own description of the network: both checked as far as they can be unbuilt."""
+    """The preprocessing and Keras's description of the network, checked as far as possible before it is built."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait
             raise ValueError("not a file")
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -127,7 +127,7 @@ def _read(path: Path) -> tuple[dict, dict]:
             text = archive.read(MEMBER) if MEMBER in names else None
     except FileNotFoundError:
         raise ValueError(f"the model {path} does not exist.") from None
-    except Exception as error:  # whatever foreign bytes make of an archive
+    except Exception as error:  # foreign bytes may raise any error
         reason = first_line(error)[:200]
         raise ValueError(
             f"{path} is no Keras model, or a damaged one ({reason}); give a .keras file, or copy the file again."
@@ -136,7 +136,7 @@ def _read(path: Path) -> tuple[dict, dict]:
         raise ValueError(f"{path} is a zip archive, but no Keras model; a .keras file is expected.")
     if text is None:
         raise ValueError(
-            f"{path} does not say how pictures must be prepared for it; train with unet_segmentation.py, or save "
+            f"{path} does not say how to prepare pictures; train with unet_segmentation.py, or save "
             "the model with model_file.save_model(model, path, "
             "grey_values.describe_training(images, grey_values.ABSOLUTE))."
         )
@@ -144,7 +144,7 @@ def _read(path: Path) -> tuple[dict, dict]:
 
 
 def _refuse_bomb(archive: zipfile.ZipFile) -> None:
-    """Keras compresses nothing: what is far larger than its bytes in the file would only fill the memory."""
+    """Raise ValueError for a member far larger than its bytes in the file: Keras compresses nothing."""
     for member in archive.infolist():
         if member.file_size > max(2**24, 20 * member.compress_size):
             raise ValueError(f"its member {member.filename} would unpack to {member.file_size:,} bytes")
@@ -154,17 +154,17 @@ def _refuse_bomb(archive: zipfile.ZipFile) -> None:
 
 def _check_preprocessing(path: Path, text: bytes) -> dict:
     try:
-        found = json.loads(text)
-        if found["version"] == 2:
-            found = {**found, "version": VERSION, "beyond": "clip", "surroundings": None}
-        if found["version"] == VERSION and _is_sound(found):
-            return found
+        about = json.loads(text)
+        if about["version"] == 2:
+            about = {**about, "version": VERSION, "beyond": "clip", "surroundings": None}
+        if about["version"] == VERSION and _is_sound(about):
+            return about
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ValueError(f"the preprocessing inside {path} is damaged or of another version of this program.")
 
 
-def _is_sound(found: dict) -> bool:
+def _is_sound(about: dict) -> bool:
     def numbers(values, count):
         return (
             isinstance(values, list)
@@ -172,40 +172,40 @@ def _is_sound(found: dict) -> bool:
             and all(type(value) in (int, float) and math.isfinite(value) for value in values)
         )
 
-    stretch, divisor, share = found["stretch"], found["divisor"], found.get("surroundings")
-    window = found.get("window")
+    stretch, divisor, share = about["stretch"], about["divisor"], about.get("surroundings")
+    window = about.get("window")
     return (
-        found["ndim"] in (2, 3)
-        and type(found["channels"]) is int
+        about["ndim"] in (2, 3)
+        and type(about["channels"]) is int
         and (divisor is None or type(divisor) is int and divisor > 0)
-        and numbers(found["size"], found["ndim"])
-        and all(type(side) is int and side > 0 for side in found["size"])
-        and (found.get("spacing") is None or numbers(found["spacing"], 3))
-        and (found.get("spacings_seen") is None or [numbers(ends, 3) for ends in found["spacings_seen"]] == [True] * 2)
+        and numbers(about["size"], about["ndim"])
+        and all(type(side) is int and side > 0 for side in about["size"])
+        and (about.get("spacing") is None or numbers(about["spacing"], 3))
+        and (about.get("spacings_seen") is None or [numbers(ends, 3) for ends in about["spacings_seen"]] == [True] * 2)
         and (
             window is None
             or numbers(window, 2)
-            or (len(window) == 2 and all(numbers(ends, found["channels"]) for ends in window))
+            or (len(window) == 2 and all(numbers(ends, about["channels"]) for ends in window))
         )
-        and found["beyond"] in ("log", "clip")
+        and about["beyond"] in ("log", "clip")
         and (share is None or numbers([share], 1) and 0 < share <= 1)
         and (stretch is None or numbers(stretch, 2) and 0 <= stretch[0] < stretch[1] <= 100)
-        and (found.get("scales") is None or numbers(found["scales"], len(found["scales"])) and min(found["scales"]) > 0)
-        and list(found["seen"]) == ["1%", "50%", "99%"]
-        and all(numbers(values, 2) for values in found["seen"].values())
-        and ("classes" not in found or _are_sound_classes(found["classes"]))
+        and (about.get("scales") is None or numbers(about["scales"], len(about["scales"])) and min(about["scales"]) > 0)
+        and list(about["seen"]) == ["1%", "50%", "99%"]
+        and all(numbers(values, 2) for values in about["seen"].values())
+        and ("classes" not in about or _are_sound_classes(about["classes"]))
     )
 
 
-def _are_sound_classes(found: dict) -> bool:
+def _are_sound_classes(about: dict) -> bool:
     def integers(values, count, below):
         return len(values) == count and all(type(value) is int and 0 <= value < below for value in values)
 
-    names, values, palette, ignore = (found[key] for key in ("names", "values", "palette", "ignore"))
+    names, values, palette, ignore = (about[key] for key in ("names", "values", "palette", "ignore"))
     check_names(names)
-    below = {"grey": 2**32, "palette": 2**8, "colour": 2**24}[found["kind"]]
+    below = {"grey": 2**32, "palette": 2**8, "colour": 2**24}[about["kind"]]
     return (
-        len(found) == 5
+        len(about) == 5
         and isinstance(names, list)
         and 1 <= len(names) <= MOST
         and isinstance(values, list)
@@ -227,19 +227,19 @@ def _check_shapes(path: Path, preprocessing: dict, takes, gives) -> None:
     if gives[1:-1] != takes[1:-1]:
         raise ValueError(f"the model {path} makes {gives} of {takes}, not of equal sides.")
     size = tuple(preprocessing["size"])
-    if any(side not in (None, own) for side, own in zip(takes[1:-1], size, strict=True)):
+    if any(side not in (None, trained) for side, trained in zip(takes[1:-1], size, strict=True)):
         raise ValueError(f"the model {path} takes arrays of shape {takes}, but says that it was trained on {size}.")
     if preprocessing["divisor"] is None and None in takes[1:-1]:
         raise ValueError(f"the model {path} does not say what the sides of its images must be divisible by.")
 
 
 def _refuse_code(path: Path, config) -> None:
-    """Raise ValueError if a description of layers names anything but Keras's own, or layers that run code."""
+    """Raise ValueError if a description of layers names classes that are not Keras's, or layers that run code."""
     if isinstance(config, dict):
         module = config.get("module")
         foreign = isinstance(module, str) and module != "builtins" and module.split(".")[0] != "keras"
-        own = ">" in str(config.get("registered_name"))  # "package>class", of whoever wrote the file
-        if foreign or own or config.get("class_name") in CODE:
+        registered = ">" in str(config.get("registered_name"))  # "package>class", by the author of the file
+        if foreign or registered or config.get("class_name") in CODE:
             raise _has_code(path)
         config = list(config.values())
     if isinstance(config, list):
@@ -254,28 +254,28 @@ def _has_code(path: Path) -> ValueError:
 def copy_weights(path: Path, model, known: Classes = ONE) -> str | None:
     """Give `model`, of the classes `known`, the weights of a model file of the same network.
 
-    Where that file is of other classes, by number or name, the last layer keeps its own weights; a sentence says so.
+    If that file has other classes, by number or name, the last layer keeps its weights; the sentence returned says so.
 
     Raises:
-        ValueError: as `load_model` does, or if it is another network: with the first weights that differ.
+        ValueError: as `load_model` does, or if it is another network; the sentence names the first weights that differ.
     """
     network, preprocessing = load_model(path)
     former = classes_of(preprocessing)
     others = former.num != known.num or known.num > 1 and former.names != known.names
     taken = [one.layers[:-1] if others else one.layers for one in (network, model)]
-    weights, own = ([array for layer in layers for array in layer.get_weights()] for layers in taken)
-    shapes = [[tuple(array.shape) for array in arrays] for arrays in (weights, own)]
+    weights, present = ([array for layer in layers for array in layer.get_weights()] for layers in taken)
+    shapes = [[tuple(array.shape) for array in arrays] for arrays in (weights, present)]
     if shapes[0] != shapes[1]:
         there, here = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), map(len, shapes))
         raise ValueError(
             f"--start-from {path} holds another network: weights of shape {there} where {here} are needed; give the "
-            "flags that it was trained with (--filters, --skips), or train it anew."
+            "flags that it was trained with (--filters, --skips), or train without --start-from."
         )
     for layer in taken[1]:
         layer.set_weights([weights.pop(0) for _ in layer.weights])
     if others:
         return (
-            f"{path} knows other classes ({', '.join(former.names)}): its weights are taken, but for those of the last "
-            f"layer, {model.layers[-1].name}, which is trained from its beginning."
+            f"{path} knows other classes ({', '.join(former.names)}): its weights are taken, except for those of the "
+            f"last layer, {model.layers[-1].name}, which starts with new weights."
         )
     return None

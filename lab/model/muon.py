@@ -4,9 +4,8 @@
 
 A convolution kernel is a linear map from a patch to the output channels, a matrix of
 (height * width * channels in) rows and (channels out) columns. Adam scales each of its entries alone. Muon takes the
-momentum G of the whole matrix, G = U S V^T, and steps along U V^T: every direction that the gradient
-knows of is learned at one speed, the rare ones too. What that is worth on the circles is measured by
-benchmarks/ablation.py.
+momentum G of the whole matrix, G = U S V^T, and steps along U V^T: every direction of the gradient
+is learned at one speed, the rare ones too. benchmarks/ablation.py measures how much that helps on the circles.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale of the step, which
 lets Adam and Muon share one learning rate, is that of Liu et al. 2025 (arXiv 2502.16982). Keras's own
@@ -45,7 +44,7 @@ class Muon(keras.optimizers.Adam):
         if min(rows, columns) == 1:
             return super().update_step(gradient, variable, learning_rate)
         gradient = ops.cast(gradient, variable.dtype)
-        mean = self._momentums[self._get_variable_index(variable)]  # up to a factor, which no direction depends on
+        mean = self._momentums[self._get_variable_index(variable)]  # up to a factor, which changes no direction
         self.assign(mean, self.momentum * mean + gradient)
         look_ahead = ops.reshape(self.momentum * mean + gradient, (rows, columns))  # Nesterov's
         scale = ops.cast(learning_rate, variable.dtype) * (0.2 * math.sqrt(max(rows, columns)))
@@ -57,7 +56,7 @@ class Muon(keras.optimizers.Adam):
 
 
 def rounded_products(dtype: str) -> str | None:
-    """What rounds the factors of a product of `dtype`: "bfloat16", "device" (TF32 on a GPU), or nothing.
+    """What rounds the factors of a product of `dtype`: "bfloat16", "device" (TF32 on a GPU), or None.
 
     Under mixed precision the products are made in bfloat16, like those of the network.
     """
@@ -75,25 +74,25 @@ def orthogonalize(matrix, scale=1.0, rounded: str | None = "device"):
 
     X becomes X p(G) five times, with G = X^T X and p(G) = a + b G + c G^2. Each p(G) is a polynomial of the first G, so
     they commute, and G becomes p(G)^2 G: most products are those of a square matrix of the smaller side, and X is
-    multiplied once, by all p(G) together. Where factors are rounded to fewer bits, it is brought up to date before the
-    third and the fifth iteration as well: an eigenvalue of G that ought to be 0 may come out below it, grows about
-    12-fold with each iteration, and where one singular value is far above the others, a third one is too much.
+    multiplied once, by all p(G) together. Where factors are rounded to fewer bits, X and G are also computed before the
+    third and the fifth iteration: rounding may put an eigenvalue of G below 0, and it grows about 12-fold with each
+    iteration. Where one singular value is far above the others, three iterations without that are too many.
 
     Args:
         matrix: (rows, columns), float; not all zeros, or the result is zero.
-        scale: what the result is multiplied by.
+        scale: a factor for the result.
         rounded: see `rounded_products`.
 
     Returns:
-        A tensor of the same shape and type; singular values above 0.002 of the Frobenius norm have come into
-        [0.68, 1.21] times `scale`, which is all that the optimizer needs.
+        A tensor of the same shape and type; singular values above 0.002 of the Frobenius norm become values in
+        [0.68, 1.21] times `scale`, which is enough for the optimizer.
     """
     a, b, c = NEWTON_SCHULZ
     wide = matrix.shape[0] < matrix.shape[1]
     x = ops.transpose(matrix) if wide else matrix
     x = ops.cast(x, "bfloat16") if rounded == "bfloat16" else x
     gram = ops.matmul(ops.transpose(x), x)
-    norm = ops.sqrt(ops.trace(ops.cast(gram, matrix.dtype))) + 1e-7  # Frobenius's: no singular value is above it
+    norm = ops.sqrt(ops.trace(ops.cast(gram, matrix.dtype))) + 1e-7  # the Frobenius norm: no singular value is above it
     gram, factor = gram / ops.cast(norm**2, x.dtype), None
     identity = ops.eye(gram.shape[0], dtype=x.dtype)
     for iteration in range(5):

@@ -1,9 +1,9 @@
-"""What one or several networks say of an image of any size, and what a mask holds: pictures and volumes alike.
+"""Predict an image of any size, a picture or a volume, with one or several networks, and measure its mask.
 
 models = load_models(["outputs/unet/model.keras"])
 labels, probs = predict(models, image)                   # (H, W), and (H, W, 1) or (H, W, K + 1)
 
-The same in steps, which `predict.py` needs for its tables and for images that the memory does not hold:
+The same in steps, as `predict.py` needs it for its tables and for images that are larger than the memory:
 
 prepare = prepare_pictures(models, image)
 slabs = probabilities(models, image, prepare)            # (h, W, 1) or (h, W, K + 1) each, from the first line on
@@ -25,11 +25,11 @@ from lab.data.classes import NOT_LABELLED
 from lab.model import memory, model_file, scale, timing
 from lab.system import library_limits
 
-# By the number of axes: the side of the largest tiles, and what neighbours share. Two such pictures at a time, or one
-# volume, take about 1 GB in the network.
+# By the number of axes: the side of the largest tiles, and the overlap of neighbours. Two such pictures at a time, or
+# one volume, take about 1 GB in the network.
 LIMITS = {2: (768, 32), 3: (128, 16)}
-PIXELS = 2**18  # predicted at a time where tiles are small
-SLAB = 2**22  # pixels that a mask is looked at at a time
+PIXELS = 2**18  # in one call of a network, if tiles are small
+SLAB = 2**22  # pixels of a mask that are measured at a time
 
 
 def load_models(paths: Sequence[str | Path]) -> list[model_file.Model]:
@@ -49,7 +49,7 @@ def load_models(paths: Sequence[str | Path]) -> list[model_file.Model]:
         if known.num != wanted.num or known.num > 1 and known.with_values != wanted.with_values:
             raise ValueError(
                 f"the model {path} knows {known.with_values}, where {paths[0]} knows {wanted.with_values}; models "
-                "whose mean is taken must know the same."
+                "to average must know the same classes."
             )
     choose_tile(models, first["size"])
     return models
@@ -59,8 +59,8 @@ def predict(models: list[model_file.Model], image: np.ndarray, threshold: float 
     """Labels and probabilities of a picture (H, W, C) or a volume (D, H, W, C), of any size.
 
     Args:
-        models: by `load_models`; of several the mean is taken.
-        image: the values of a file, not scaled and of its type; grey ones also as (H, W) or (D, H, W). The voxels of
+        models: by `load_models`; the mean of several is taken.
+        image: the values of a file, not scaled and of its type; grey images also as (H, W) or (D, H, W). The voxels of
             a volume must be as far apart as those that the models were trained on.
         threshold: see `segment`.
 
@@ -88,19 +88,20 @@ def predict(models: list[model_file.Model], image: np.ndarray, threshold: float 
 
 def choose_tile(models: list[model_file.Model], sides: tuple[int, ...]) -> list[int]:
     """Sides of the tiles that an image is predicted in: few and hardly larger than needed, as all models allow."""
-    found = [model.preprocessing for model in models]
-    divisor = math.lcm(*(settings["divisor"] or 1 for settings in found))
-    fixed = {tuple(settings["size"]) for settings in found if settings["divisor"] is None}
+    all_settings = [model.preprocessing for model in models]
+    divisor = math.lcm(*(settings["divisor"] or 1 for settings in all_settings))
+    fixed = {tuple(settings["size"]) for settings in all_settings if settings["divisor"] is None}
     if len(fixed) > 1 or any(side % divisor for tile in fixed for side in tile):
         raise ValueError("models of fixed size can only be averaged with others that take the same size.")
     if fixed:
         return list(*fixed)
-    least = [-(-max(axis) // divisor) * divisor for axis in zip(*(settings["size"] for settings in found), strict=True)]
+    sizes = (settings["size"] for settings in all_settings)
+    least = [-(-max(axis) // divisor) * divisor for axis in zip(*sizes, strict=True)]
     return [patches.fit_tile(*axis, divisor, *LIMITS[len(sides)]) for axis in zip(sides, least, strict=True)]
 
 
 def prepare_pictures(models: list[model_file.Model], image: np.ndarray) -> list[Callable]:
-    """The preprocessing of a picture, or a volume, for each model; its grey range is taken once."""
+    """The preprocessing of a picture, or a volume, for each model; equal grey ranges are computed once."""
 
     @functools.cache
     def range_of(settings):
@@ -118,14 +119,14 @@ def probabilities(
 
     Args:
         models: by `load_models`.
-        image: an array, or what reads one from disk (see `lab/data/patches.py`).
-        prepare: a function for each model: tiles as they are in `image` -> what the network sees.
+        image: an array, or an object that reads one from disk (see `lab/data/patches.py`).
+        prepare: a function for each model: tiles as they are in `image` -> tiles for the network.
         flips: whether to mirror along every axis and combination of axes: 4 times as long for pictures, 8 for volumes.
-        tell: whether to say what is left, if the whole takes seconds.
+        tell: whether to print the time left, if the whole takes seconds.
 
     Yields:
-        Slabs (h, W, 1) or (d, H, W, 1), of K classes with K + 1 channels, from the first line to the last: in memory is
-        one row of tiles.
+        Slabs (h, W, 1) or (d, H, W, 1), of K classes with K + 1 channels, from the first line to the last; only one row
+        of tiles is in memory.
     """
     ndim = image.ndim - 1
     tile = choose_tile(models, image.shape[:-1])
@@ -135,7 +136,7 @@ def probabilities(
 
     def predict(tiles):
         total = np.float32(0)
-        together = max(1, batch // len(tiles))  # mirror images of few tiles fill a call up, as more tiles would
+        together = max(1, batch // len(tiles))  # mirror images of few tiles share a call
         for (network, _), prepared in zip(models, prepare, strict=True):
             seen = prepared(tiles)
             for first in range(0, len(mirrored), together):
@@ -152,21 +153,21 @@ def probabilities(
 
 
 def choose_scale(models: list, image: np.ndarray, prepare: list, wanted: float | None = None) -> float:
-    """How many times as large a picture is looked at: as `wanted`, or of the scales that the model names the surest."""
+    """How many times as large a picture is predicted: `wanted`, or the surest of the scales that the model names."""
     tried = models[0].preprocessing.get("scales")
     chosen = wanted or 1.0
     if wanted is None and tried:
         chosen = scale.find_scale(image, lambda picture: probabilities(models, picture, prepare), tried)
     if chosen != 1:
         pixels = math.prod(image.shape[:2]) * max(1, chosen**2)
-        memory.check_room(4 * pixels * (image.shape[-1] + 2), f"a picture looked at {chosen:g} times as large")
+        memory.check_room(4 * pixels * (image.shape[-1] + 2), f"a picture predicted {chosen:g} times as large")
     return chosen
 
 
 def picture_probabilities(
     models: list, image: np.ndarray, prepare: list, wanted: float | None = None, flips: bool = False, tell: bool = False
 ) -> tuple[Iterable[np.ndarray], float]:
-    """The probabilities of a picture (H, W, C) in slabs (h, W, ...), and the scale at which it is looked at."""
+    """The probabilities of a picture (H, W, C) in slabs (h, W, ...), and the scale at which it is predicted."""
     chosen = choose_scale(models, image, prepare, wanted)
 
     def slabs_of(picture):
@@ -180,14 +181,14 @@ def segment(slabs: Iterable[np.ndarray], sides: tuple[int, ...], threshold: floa
 
     Returns:
         Labels (*sides), uint8: of one class 1 where the probability is at least the threshold, else 0; of several
-        classes the one of the highest probability, of equal ones the first; a dict of `foreground`, `confidence` (mean
-        of the probability of what was chosen) and `remark`; the probabilities (*sides, C) in 16 bits, 65535 for 1, or
-        None unless `keep`; of one class its probability, of several that of each pixel's label, (*sides) in 16 bits.
+        classes the class of the highest probability (the first of equal ones). A dict of `foreground`, `confidence`
+        (mean probability of the chosen class) and `remark`. The probabilities (*sides, C) in 16 bits, 65535 for 1; None
+        unless `keep`. Of one class its probability, of several that of each pixel's label, (*sides) in 16 bits.
 
     Raises:
         ValueError: if a probability is no number.
     """
-    labels, kept, chosen = np.empty(sides, np.uint8), None, np.empty(sides, np.uint16)
+    labels, probs, chosen = np.empty(sides, np.uint8), None, np.empty(sides, np.uint16)
     line, confidence, lowest, highest = 0, 0.0, 1.0, 0.0
     for slab in slabs:
         if not np.isfinite(slab).all():
@@ -201,12 +202,12 @@ def segment(slabs: Iterable[np.ndarray], sides: tuple[int, ...], threshold: floa
         chosen[lines] = _in_16_bits(foreground if one else sure)
         lowest, highest = min(lowest, foreground.min()), max(highest, foreground.max())
         if keep and not one:
-            kept = np.empty((*sides, slab.shape[-1]), np.uint16) if kept is None else kept
-            kept[lines] = _in_16_bits(slab)
+            probs = np.empty((*sides, slab.shape[-1]), np.uint16) if probs is None else probs
+            probs[lines] = _in_16_bits(slab)
         line += len(slab)
-    kept = chosen[..., None] if keep and one else kept
+    probs = chosen[..., None] if keep and one else probs
     figures = {"foreground": np.count_nonzero(labels) / labels.size, "confidence": confidence / labels.size}
-    return labels, {**figures, "remark": describe_extreme(figures["foreground"], lowest, highest, one)}, kept, chosen
+    return labels, {**figures, "remark": describe_extreme(figures["foreground"], lowest, highest, one)}, probs, chosen
 
 
 def _in_16_bits(probs: np.ndarray) -> np.ndarray:
@@ -214,7 +215,7 @@ def _in_16_bits(probs: np.ndarray) -> np.ndarray:
 
 
 def describe_extreme(foreground: float, lowest: float, highest: float, threshold: bool = True) -> str | None:
-    """A sentence if a prediction is all background or all foreground, which a `threshold` may be a cause of."""
+    """A sentence if a prediction is all background or all foreground, with the causes; `threshold`: it may be one."""
     causes = "objects of another size than in training, or another kind of picture"
     high, low = ("a --threshold too high, ", "a --threshold too low, ") if threshold else ("", "")
     if foreground == 0:
@@ -239,7 +240,7 @@ def compare_masks(true: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 def compare_labels(true: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """Dice and IoU of labels against the true ones, without the pixels that are not labelled.
 
-    Of several classes the means over those that are there or predicted, and the `dice/NAME` of each of these.
+    Of several classes the means are over those that are there or predicted; each of these has its `dice/NAME` too.
     """
     labelled, scores = true != NOT_LABELLED, {}
     for label, name in enumerate(names, 1):
@@ -264,10 +265,10 @@ def measure_objects(
     of_unit = {2: math.pi / 4, 3: math.pi / 6}[labels.ndim]  # area or volume at diameter 1
 
     def described(sizes, suffix=""):
-        found = {f"objects{suffix}": len(sizes)}
+        figures = {f"objects{suffix}": len(sizes)}
         if len(sizes):
-            found[f"diameter{suffix}"] = (np.median(sizes) * voxel / of_unit) ** (1 / labels.ndim)
-        return found
+            figures[f"diameter{suffix}"] = (np.median(sizes) * voxel / of_unit) ** (1 / labels.ndim)
+        return figures
 
     of_class = of_class or {name: object_sizes(labels == label) for label, name in enumerate(names, 1)}
     row = described(np.concatenate([*of_class.values()]))

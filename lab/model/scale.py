@@ -1,4 +1,4 @@
-"""Objects larger or smaller than in training: a picture is predicted at another size, and the mask brought back.
+"""Objects larger or smaller than in training: a picture is resized for the prediction, and the result resized back.
 
     scale = find_scale(image, lambda picture: np.concatenate([*slabs_of(picture)]), [0.25, 0.5, 1, 2])
     probs = at_scale(slabs_of, image, scale)                # (H, W, 1)
@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-SCALES = (0.25, 0.5, 1.0, 2.0)  # those that a network of one range of sizes tries: radii of 8 to 25 become 4 to 100
+SCALES = (0.25, 0.5, 1.0, 2.0)  # scales to try: a network of radii 8 to 25 then finds radii of 4 to 100
 LOOK = 768  # pixels: the scale is found on the middle of a larger picture
 AHEAD = 0.02  # by which another scale must be ahead of the picture's own
 
 
 def resize(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    """An image (H, W, C) of other sides (height, width), float32: bilinear, over all pixels that become one."""
+    """Resize an image (H, W, C) to `sides` (height, width), float32: bilinear, over all pixels that become one."""
     from PIL import Image
 
     channels: Iterable = (Image.fromarray(channel.astype(np.float32)) for channel in np.moveaxis(image, -1, 0))
@@ -46,12 +46,12 @@ def sureness(probs: np.ndarray) -> float:
 
 
 def find_scale(image: np.ndarray, slabs_of: Callable, scales: Sequence[float] = SCALES) -> float:
-    """The scale at which the network is surest of what it finds in the middle of an image (H, W, C).
+    """The scale at which the network is surest of the objects in the middle of an image (H, W, C).
 
-    The nearest to 1 of those that are not AHEAD less sure than the best. An image with nothing in it stays as it is.
+    Of the scales that are at most AHEAD less sure than the best, the nearest to 1; 1 for an image without objects.
     """
     starts = [max(0, (side - LOOK) // 2) for side in image.shape[:2]]
     middle = image[tuple(slice(start, start + LOOK) for start in starts)]
-    found = {scale: sureness(at_scale(slabs_of, middle, scale)) for scale in scales}
-    good = [scale for scale, value in found.items() if value >= max(found.values()) - AHEAD]
-    return min(good, key=lambda scale: abs(np.log(scale))) if max(found.values()) > 0 else 1.0
+    sure = {scale: sureness(at_scale(slabs_of, middle, scale)) for scale in scales}
+    good = [scale for scale, value in sure.items() if value >= max(sure.values()) - AHEAD]
+    return min(good, key=lambda scale: abs(np.log(scale))) if max(sure.values()) > 0 else 1.0

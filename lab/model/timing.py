@@ -1,10 +1,10 @@
-"""How long a training will take, from a few timed steps that leave no trace; how long what is begun will still take.
+"""How long a training will take, from a few timed steps that change nothing; how long a prediction will still take.
 
     pace = training.measure(model, batches, validation)
     print(timing.describe_training(epochs=30, steps=45, pace=pace))  # 30 epochs of 45 steps: about 13 min, until 14:32
     epochs = timing.fitting_epochs(minutes=10, steps=45, pace=pace)
 
-Another program that begins or ends on the machine changes what is left.
+The estimate holds while the other programs on the machine stay the same.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ import numpy as np
 from lab.system import processes
 
 STEPS = 3  # to time: the first one compiles the network
-ENOUGH, MOST = 1.0, 20  # fast steps are timed for so many seconds, at most so many: one of them says little
-MARGIN = 0.05  # of the minutes for a training: what else the machine may do, and what saves each epoch
+ENOUGH, MOST = 1.0, 20  # fast steps are timed for ENOUGH seconds, at most MOST of them: a single one is too short
+MARGIN = 0.05  # share of the minutes that is left for other work of the machine, and for the checkpoints
 LONG = 60  # seconds: a shorter training does not say after each epoch what is left
 SLOW = 5  # seconds: a faster prediction does not say what is left
 
@@ -45,14 +45,14 @@ class Pace(NamedTuple):
 def measure(model, training, made: list[float], validation, batch: int) -> Pace:
     """Time a few steps and a batch of the validation; the model, its optimizer and its metrics stay as they were.
 
-    It is `fit` and `evaluate` that run, and both keep what they have compiled: the training does not compile again.
+    Keras's `fit` and `evaluate` run, and keep the compiled functions: the training does not compile again.
 
     Args:
         model: compiled, with a built optimizer.
-        training: what `fit` reads; it adds to `made` the seconds that each batch takes to make (see `timed`).
-        made: empty.
-        validation: what `fit` scores after each epoch.
-        batch: images of a batch of the validation, where that is a pair of arrays.
+        training: the batches for `fit`; it adds to `made` the seconds that each batch takes to make (see `timed`).
+        made: an empty list.
+        validation: the data that `fit` scores after each epoch.
+        batch: images in a batch of the validation, if that is a pair of arrays.
     """
     import keras
 
@@ -64,7 +64,7 @@ def measure(model, training, made: list[float], validation, batch: int) -> Pace:
     def train(num):
         ends.clear()
         model.fit(training, steps_per_epoch=num, callbacks=[watch], shuffle=False, verbose=0)
-        # The median, for where the last batch of an epoch is shorter, JAX compiles the network for it too.
+        # The median: JAX compiles the network again for a shorter last batch.
         return statistics.median_low([after - before for before, after in itertools.pairwise(ends)])
 
     def score():
@@ -74,7 +74,7 @@ def measure(model, training, made: list[float], validation, batch: int) -> Pace:
     started = time.perf_counter()
     with untouched(model):
         step = train(STEPS)
-        if step < ENOUGH / STEPS and not processes.several_processes():  # which must all do the same steps
+        if step < ENOUGH / STEPS and not processes.several_processes():  # these must all do the same steps
             step = train(min(MOST, 1 + round(ENOUGH / step)))
         compiled = score()
         seconds = score() - compiled
@@ -95,18 +95,18 @@ def timed(batches: Iterator, seconds: list[float]) -> Iterator:
 
 @contextlib.contextmanager
 def untouched(model) -> Iterator[None]:
-    """Give a model and its built optimizer back all their variables, the seeds of its layers among them."""
+    """After the block, restore all variables of a model and its built optimizer, also the seeds of its layers."""
     variables = [*model.variables, *model.optimizer.variables]
-    # Copies, for JAX gives the memory of variables to the next step.
-    kept = [np.asarray(variable).copy() for variable in variables]
+    # Copies, because JAX gives the memory of variables to the next step.
+    values = [np.asarray(variable).copy() for variable in variables]
     yield
-    for variable, value in zip(variables, kept, strict=True):
+    for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     model.reset_metrics()
 
 
 def fitting_epochs(minutes: float, steps: int, pace: Pace) -> int:
-    """The number of epochs that a training of so many minutes has room for.
+    """The number of epochs that fit into a training of so many minutes.
 
     Raises:
         ValueError: if that is less than one; it names the least number of minutes.
@@ -120,7 +120,7 @@ def fitting_epochs(minutes: float, steps: int, pace: Pace) -> int:
 
 
 def describe_training(epochs: int, steps: int, pace: Pace) -> str:
-    """What a training will take."""
+    """The epochs and steps of a training, and its time."""
     return f"{count(epochs, 'epoch')} of {count(steps, 'step')}: {about(epochs * pace.epoch(steps))}"
 
 
@@ -155,9 +155,9 @@ def clock(moment: float) -> str:
 
 
 def describe_rest(seconds: list[float], num_left: int) -> str | None:
-    """What the other pictures will take, once: after the first one, or where that was fast, after the second.
+    """The time for the other pictures, once: after the first one, or if that was fast, after the second.
 
-    Of a fast first picture, most of the time is that of the network's start.
+    The network's start takes most of the time of a fast first picture.
     """
     first = len(seconds) == 1 and seconds[0] >= SLOW or len(seconds) == 2 and seconds[0] < SLOW
     if not first or seconds[-1] * num_left < SLOW:
@@ -166,9 +166,9 @@ def describe_rest(seconds: list[float], num_left: int) -> str | None:
 
 
 def told(rows: Iterable, num: int) -> Iterator:
-    """Pass on the results of `num` rows of tiles; say after each what is left, where the whole takes over SLOW seconds.
+    """Pass on the results of `num` rows of tiles; print the time left after each, if the whole takes over SLOW seconds.
 
-    On a terminal the lines are one that is rewritten, and that goes in the end.
+    On a terminal there is one line, which is rewritten and removed at the end.
     """
     terminal = sys.stdout.isatty()
     started, first, shown = time.perf_counter(), 0.0, ""

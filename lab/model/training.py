@@ -1,4 +1,4 @@
-"""Losses by name, optimizer and schedule, the fit itself, and the checkpoints from which it goes on.
+"""Losses by name, optimizer and schedule, and the training itself, which goes on from its checkpoints.
 
     model.compile(choose_optimizer("muon", 4e-3, "cosine", steps), choose_loss("dice+ce"), metrics=make_metrics())
     history = fit(model, batches, epochs=15, steps=32, validation=(images, masks), checkpoint=checkpoint)
@@ -17,14 +17,14 @@ import numpy as np
 from lab.model import checkpoints, timing
 from lab.system import library_limits, processes
 
-PREDICT_BATCH = 16  # images at a time where nothing is trained
+PREDICT_BATCH = 16  # images at a time in validation and test
 
 
 def choose_loss(name: str, smooth: float | None = None, class_weights: Sequence[float] | None = None):
     """The loss of a name: one value per image, except for "pooled-dice", the lab report's, which pools the batch.
 
-    `smooth` is the constant of the Dice losses; None for the usual one, 1 per image and 1e-6 pooled. `class_weights`
-    of background and classes weight the pixels in cross-entropy.
+    `smooth` is the constant of the Dice losses; None means 1 per image and 1e-6 pooled. `class_weights` of background
+    and classes weight the pixels in cross-entropy.
     """
     from keras import ops
 
@@ -55,19 +55,19 @@ def cross_entropy(masks, probs, class_weights: Sequence[float] | None = None):
 
         -log p(true class), times its weight
 
-    Scaled so that its mean over an image is the (weighted) mean over the pixels that are labelled; 0 for the others.
+    It is scaled: its mean over an image is the (weighted) mean over the labelled pixels; it is 0 for the others.
     """
     import keras
     from keras import ops
 
     if masks.shape[-1] == 1:
         labelled = ops.cast(masks[..., 0] >= 0, "float32")
-        found = keras.losses.binary_crossentropy(ops.maximum(masks, 0.0), probs)
+        entropy = keras.losses.binary_crossentropy(ops.maximum(masks, 0.0), probs)
     else:
         labelled = ops.sum(masks * ops.convert_to_tensor(class_weights or [1.0] * masks.shape[-1], "float32"), axis=-1)
-        found = keras.losses.categorical_crossentropy(masks, probs)
+        entropy = keras.losses.categorical_crossentropy(masks, probs)
     share = ops.mean(labelled, axis=tuple(range(1, len(labelled.shape))), keepdims=True)
-    return ops.where(labelled > 0, found, 0.0) * (labelled / ops.maximum(share, 1e-9))
+    return ops.where(labelled > 0, entropy, 0.0) * (labelled / ops.maximum(share, 1e-9))
 
 
 def choose_optimizer(name: str, learning_rate: float, schedule: str, num_steps: int):
@@ -112,10 +112,10 @@ def class_shares(masks: Iterable, num: int = 16) -> np.ndarray:
 
 
 def start_at_share(model, masks: Iterable, num: int = 16) -> None:
-    """Let the output of a new network begin at the classes' shares of the pixels, not at equal ones.
+    """Let a new network's probabilities begin at the classes' shares of the pixels, not at equal ones.
 
-    Spares learning that (Lin et al. 2017); without it, small objects are found much later. The shares are those of the
-    first `num` batches of masks.
+    It need not learn the shares then (Lin et al. 2017); otherwise small objects are found much later. The shares are
+    those of the first `num` batches of masks.
     """
     shares = class_shares(masks, num)
     if len(shares) == 2:
@@ -135,9 +135,9 @@ def fit(
     checkpoint: checkpoints.Checkpoint | None = None,
     on_epoch_end: Callable[[dict, int, int], None] | None = None,
 ) -> dict[str, list]:
-    """Fit a compiled model, from the epoch where `checkpoint` stands to the last; the weights of the last remain.
+    """Train a compiled model, from the epoch of `checkpoint` to the last one; it keeps the weights of the last.
 
-    Says beforehand how long that takes, and after each epoch of a long training what is left.
+    Before the training its time is printed, and after each epoch of a long one the time that is left.
 
     Args:
         model: compiled.
@@ -145,16 +145,16 @@ def fit(
         epochs: passes in all, those that the checkpoint holds included.
         steps: batches in an epoch.
         validation: (images, masks), scored after each epoch.
-        checkpoint: where each epoch's state is kept, and the last one comes from.
-        on_epoch_end: called with an epoch's logs, its number (from 1) and a time stamp in milliseconds; for epochs that
-            the checkpoint holds too, with the time stamps of then.
+        checkpoint: each epoch's state is written to it; its state is where the training begins.
+        on_epoch_end: called with an epoch's logs, its number (from 1) and a time stamp in milliseconds; also for epochs
+            that the checkpoint holds, with their former time stamps.
 
     Returns:
-        The history: for `epoch`, the loss, each metric and its `val_` twin a list with a value per epoch.
+        The history: lists with a value per epoch, of `epoch`, the loss, each metric, and with `val_` of the validation.
     """
     import keras
 
-    model.optimizer.build(model.trainable_variables)  # now: inside the first step, TensorFlow would trace that twice
+    model.optimizer.build(model.trainable_variables)  # now: in the first step, TensorFlow would trace it twice
     state = processes.from_first_process(checkpoint.state if checkpoint else b"")
     history, timestamps = checkpoints.restore(model, state)
     report = on_epoch_end or (lambda logs, epoch, timestamp: None)
@@ -192,14 +192,14 @@ def fit(
             validation_data=validation,
             validation_batch_size=processes.local_batch(PREDICT_BATCH),
             callbacks=[keras.callbacks.TerminateOnNaN(), EachEpoch()],
-            shuffle=False,  # the batches come as they should
-            verbose=1 if sys.stdout.isatty() else 2,  # a progress bar in a pipe is a mess of backspaces
+            shuffle=False,  # the batches are in their order
+            verbose=1 if sys.stdout.isatty() else 2,  # no progress bar in a pipe: it would be full of backspaces
         )
     except BaseException as error:
         lost = processes.lost_process(error)
         if checkpoint and checkpoint.files():
-            kept = f"{len(history['epoch'])} of {epochs} epochs are kept in {checkpoint.folder}: --resume."
-            (lost or error).add_note(kept)
+            note = f"{len(history['epoch'])} of {epochs} epochs are kept in {checkpoint.folder}: --resume."
+            (lost or error).add_note(note)
         if lost:
             raise lost from error
         raise
@@ -215,19 +215,19 @@ def measure(model, batches: Callable[[int], Iterator], validation: tuple, first:
 
 
 def _all_batches(batches: Callable[[int], Iterator], first: int) -> Iterator:
-    """The batches of one epoch after the other, without end."""
+    """The batches of all epochs from `first` on, without end."""
     return itertools.chain.from_iterable(batches(epoch) for epoch in itertools.count(first))
 
 
 def feed(batches: Callable[[], Iterator], validation: tuple):
-    """What `fit` reads: on TensorFlow two tf.data pipelines without autotuning, else the arguments as they are.
+    """The data for Keras's `fit`: on TensorFlow two tf.data pipelines without autotuning, else the arguments.
 
-    The thread that autotunes a pipeline sleeps for ever longer spells, and `fit` waits for it after the last step:
-    seen to take 7 s on top of 13 s. Where several processes share a batch, each makes all of it and keeps its rows.
+    The thread that autotunes a pipeline sleeps longer and longer, and `fit` waits for it after the last step: it took
+    7 s more than the 13 s without it. If several processes share a batch, each makes all of it and keeps its rows.
 
-    On TensorFlow no batch to validate on is smaller than `library_limits.LEAST_IMAGES`. Where the last one would be,
-    all hold a few images more. One picture alone is scored together with its copy: means over images stay, and so do
-    ratios of sums, but for their constant `smooth`.
+    On TensorFlow no validation batch is smaller than `library_limits.LEAST_IMAGES`. If the last one would be smaller,
+    all batches hold a few images more. A single picture is scored together with a copy of it: means over images stay
+    the same, and so do ratios of sums, except for their constant `smooth`.
     """
     import keras
 
@@ -246,7 +246,7 @@ def feed(batches: Callable[[], Iterator], validation: tuple):
 
 
 def validation_batch(images) -> int:
-    """Images at a time: PREDICT_BATCH, or the next number whose last batch is not below the least of one call."""
+    """Images at a time: PREDICT_BATCH, or the next number whose last batch is large enough for one call."""
     num, least = len(images), library_limits.LEAST_IMAGES[images.ndim - 2]
     return next(batch for batch in itertools.count(PREDICT_BATCH) if num % batch == 0 or num % batch >= least)
 
@@ -258,9 +258,9 @@ def predict(model, images) -> np.ndarray:
 
 
 def detach(model):
-    """The trained network without optimizer and loss, as a new one on this process's own device.
+    """A copy of the trained network without optimizer and loss, on this process's own device.
 
-    Saved, it needs nothing of ours: it loads in any Keras 3 program.
+    Its file needs no code of the lab: it loads in any Keras 3 program.
     """
     weights = model.get_weights()
     processes.leave()

@@ -1,1 +1,1 @@
-"""What machines do: backend and precision, several processes, files written aside, signals, fresh processes."""
+"""The system: backend and precision, several processes, files written aside, signals, fresh processes."""

@@ -1,10 +1,10 @@
-"""What differs between machines: environment, precision, determinism, devices, and where a result came from.
+"""Differences between machines: environment, precision, determinism, devices, and the origin of a result.
 
     processes.connect(distributed=False)                 # all devices, and those of other hosts
     backend.start("auto", deterministic=False, seed=0)
 
-Keras runs on TensorFlow, JAX or PyTorch (KERAS_BACKEND). What only one of them has is asked for here, and said when it
-is missing.
+Keras runs on TensorFlow, JAX or PyTorch (KERAS_BACKEND). This file calls the parts that only one of them has, and
+prints a sentence if such a part is missing.
 """
 
 import functools
@@ -25,25 +25,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepare() -> None:
-    """Set what the backend reads when it is imported; what the user has set stays."""
-    os.environ["MPLBACKEND"] = "Agg"  # no picture needs a screen; with one that is not there Matplotlib does not start
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its notes on drivers that are not there; exceptions stay
-    # TensorFlow's own memory pool: with the system's, every step maps and clears its memory anew (20% slower).
+    """Set the variables that the backend reads at its import; those that the user has set stay."""
+    os.environ["MPLBACKEND"] = "Agg"  # figures need no screen; without one, Matplotlib's default fails
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides notes on missing drivers; exceptions stay
+    # TensorFlow's own memory pool: with the system's, every step maps and clears its memory again (20% slower).
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
     if platform.machine().lower() in ("x86_64", "amd64"):
-        # oneDNN's convolutions, which TensorFlow takes by itself only where a processor has AVX-512 VNNI or the like:
-        # with AVX2 alone, an epoch takes three quarters of the time, and a 3D step a sixth of the memory.
+        # oneDNN's convolutions: by default, TensorFlow uses them only on processors with AVX-512 VNNI or similar. On
+        # those with AVX2 alone, an epoch then takes three quarters of the time, and a 3D step a sixth of the memory.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
 def import_keras():
     """Import Keras and its backend in silence; return the module.
 
-    TensorFlow's libraries write notes to the error stream that a newcomer takes for faults. The stream is kept aside
-    for the import, and shown if that fails.
+    TensorFlow's libraries write notes to the error stream that look like errors to a newcomer. The stream is kept in a
+    file during the import, and shown if that fails.
 
     Raises:
-        ValueError: if KERAS_BACKEND names what is not installed.
+        ValueError: if KERAS_BACKEND names a backend that is not installed.
     """
     prepare()
     if "keras" in sys.modules:
@@ -51,8 +51,8 @@ def import_keras():
     name = os.environ.get("KERAS_BACKEND")
     with _errors_aside(), _without("sklearn"):
         try:
-            # One after the other: a signal waits for the end of an import, for an exception in the midst of a C
-            # library's start can crash it, and each of the two takes seconds.
+            # A signal waits for the end of an import, because an exception during the start of a C library can crash
+            # it. The two imports take seconds each, so each has its own block.
             for module in (name or "tensorflow", "keras"):
                 with signals_wait():
                     importlib.import_module(module)
@@ -68,7 +68,7 @@ def import_keras():
 
 @contextmanager
 def _without(package: str):
-    """Let a package seem not to be installed: Keras imports scikit-learn, a second long, for what nobody uses here."""
+    """Hide a package: Keras imports scikit-learn for a second, for functions that the lab does not use."""
     if package in sys.modules:
         yield
         return
@@ -81,20 +81,20 @@ def _without(package: str):
 
 @contextmanager
 def _errors_aside():
-    """Keep the process's error stream, its libraries' included, in a file; show it if the block raises."""
+    """Keep the error stream of the process and its libraries in a file; show it if the block raises."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as aside:
-        kept = os.dup(2)
+        stream = os.dup(2)
         os.dup2(aside.fileno(), 2)
         try:
             yield
-        except Exception:  # not where a signal ended it
+        except Exception:  # not after a signal
             aside.seek(0)
-            os.write(kept, aside.read())
+            os.write(stream, aside.read())
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stream, 2)
+            os.close(stream)
 
 
 def start(precision: str, deterministic: bool, seed: int) -> str:
@@ -117,11 +117,11 @@ def refuse_torch() -> None:
         )
 
 
-# What the hardware has
+# The hardware
 
 
 def choose_precision(wanted: str) -> str:
-    """float32 or mixed_bfloat16; "auto" takes bfloat16 where the hardware computes it, not where it emulates it."""
+    """float32 or mixed_bfloat16; "auto" takes bfloat16 if the hardware computes it, and does not emulate it."""
     if wanted != "auto":
         return wanted
     name = import_keras().backend.backend()
@@ -129,29 +129,29 @@ def choose_precision(wanted: str) -> str:
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
-        found = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
+        versions = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
     elif name == "jax":
         import jax
 
         if jax.default_backend() == "tpu":
             return "mixed_bfloat16"
-        found = [getattr(device, "compute_capability", "0") for device in jax.devices() if device.platform == "gpu"]
-        found = [tuple(int(part) for part in str(capability).split(".")) for capability in found]
+        versions = [getattr(device, "compute_capability", "0") for device in jax.devices() if device.platform == "gpu"]
+        versions = [tuple(int(part) for part in str(capability).split(".")) for capability in versions]
     else:
         import torch
 
-        found = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+        versions = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
     flags = {"avx512_bf16", "amx_bf16"} & set(processor()["flags"])
-    native = min(found) >= (8, 0) if found else flags  # NVIDIA's Ampere and later
+    native = min(versions) >= (8, 0) if versions else flags  # NVIDIA's Ampere and later
     return "mixed_bfloat16" if native else "float32"
 
 
 def precision_for(precision: str, sides: tuple[int, ...], depth: int = 3) -> str:
-    """The precision to train images of these sides in, by a network of `depth` poolings.
+    """The precision in which to train a network of `depth` poolings on images of these sides.
 
-    On processors, oneDNN's gradient of a 3D kernel in bfloat16 reads memory that is not its own where volumes are 2
-    voxels deep at the coarsest level: seen with TensorFlow 2.21 and AVX-512, NaN or several times the true value.
-    Depths of 1, 3 to 6, 8, 16 and 32 were right.
+    On processors, oneDNN's gradient of a 3D kernel in bfloat16 reads foreign memory if volumes are 2 voxels deep at the
+    coarsest level. With TensorFlow 2.21 and AVX-512 the gradient was NaN or several times the true value. Depths of 1,
+    3 to 6, 8, 16 and 32 were right.
     """
     keras = import_keras()
     wrong = precision == "mixed_bfloat16" and len(sides) == 3 and sides[0] // 2**depth == 2
@@ -165,7 +165,7 @@ def precision_for(precision: str, sides: tuple[int, ...], depth: int = 3) -> str
 
 
 def has_graphics_card() -> bool:
-    """Whether the backend computes on anything but the processor."""
+    """Whether the backend computes on another device than the processor."""
     if import_keras().backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -176,14 +176,14 @@ def has_graphics_card() -> bool:
 
 
 def make_deterministic() -> None:
-    """Ask the backend for operations that give the same bits every time."""
+    """Set the backend to operations that give the same bits every time."""
     name = import_keras().backend.backend()
     if name == "tensorflow":
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
     else:
-        print(f"--deterministic is TensorFlow's; the backend is {name}: seeds alone are set.")
+        print(f"--deterministic needs TensorFlow; the backend is {name}: only the seeds are set.")
 
 
 def num_cores() -> int:
@@ -193,7 +193,7 @@ def num_cores() -> int:
 
 @functools.cache
 def processor() -> dict:
-    """The processor's name, family and model, cores, and what it has for vectors and short floating-point numbers."""
+    """The processor's name, family and model, cores, and flags for vectors and short floating-point numbers."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     fields = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
@@ -211,7 +211,7 @@ def device() -> str:
     names: list[str] = []
     try:
         if "jax" in sys.modules:
-            names = [found.device_kind for found in sys.modules["jax"].devices() if found.platform != "cpu"]
+            names = [one.device_kind for one in sys.modules["jax"].devices() if one.platform != "cpu"]
         elif "tensorflow" in sys.modules:
             config = sys.modules["tensorflow"].config
             details = config.experimental.get_device_details
@@ -220,7 +220,7 @@ def device() -> str:
             cuda = sys.modules["torch"].cuda
             names = [cuda.get_device_name(index) for index in range(cuda.device_count())]
     except Exception:
-        names = []  # a name is not worth a failed run
+        names = []  # no run should fail for a name
     if names:
         return f"{len(names)} x {names[0]}"
     return f"{processor()['processor']}, {num_cores()} cores"
@@ -241,13 +241,13 @@ def provenance() -> dict[str, str]:
 
 
 def git_tags(folder: Path, file: str) -> dict[str, str]:
-    """Commit of `folder`, and whether its files differ from it, those that git does not know included.
+    """Commit of `folder`, and whether its files differ from it, also files that git does not track.
 
-    Nothing where git does not track `file` there: another repository that only surrounds a copy says nothing of it.
+    Empty if git does not track `file` there: then another repository only surrounds a copy of the lab.
     """
 
     def git(*arguments: str) -> str:
-        # A git hook sets GIT_DIR and the like, which point to another repository than the folder's.
+        # A git hook sets GIT_DIR and similar variables, which point to another repository than the folder's.
         hook = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
         environment = {name: value for name, value in os.environ.items() if name not in hook}
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]

@@ -1,11 +1,11 @@
-"""A function in a process of its own, where nothing else takes memory or time; it ends with the one that began it.
+"""A function in a new process, where nothing else takes memory or time; it ends with the process that started it.
 
     with FreshProcess(examine, config) as child:
-        ...                         # meanwhile here
-        found = child.result()
+        ...                         # other work in the meantime
+        value = child.result()
 
-`examine(config, go_ahead)` must be importable. Where it calls `go_ahead()`, it waits for `result` to be asked for: what
-it does then has the machine to itself.
+`examine(config, go_ahead)` must be importable. Its call of `go_ahead()` waits until `child.result()` is called: from
+then on it has the machine to itself.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class FreshProcess:
         context = get_context("spawn")
         self._pipe, there = context.Pipe()
         self._process = context.Process(target=_work, args=(there, function, *args), daemon=True)
-        # A signal in the middle would leave a process that nobody knows. The new one inherits the block.
+        # A signal during the start would leave an unknown process. The new process inherits the block.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if hasattr(signal, "pthread_sigmask") else None
         try:
             self._process.start()
@@ -43,14 +43,14 @@ class FreshProcess:
         self._process.join()
 
     def result(self):
-        """What the function returns.
+        """The value that the function returns.
 
         Raises:
-            ValueError: the function's own.
-            MemoryError: if the process was killed, as a system does for want of memory.
+            ValueError: if the function raised it.
+            MemoryError: if the process was killed, which a system does if memory is short.
             RuntimeError: for any other failure.
         """
-        with contextlib.suppress(OSError):  # it may have ended already: with a result, or a failure of its own
+        with contextlib.suppress(OSError):  # it may have ended already, with a result or an error
             self._pipe.send("go")
         try:
             result = self._pipe.recv()
@@ -63,8 +63,8 @@ class FreshProcess:
 
 
 def _work(pipe: connection.Connection, function: Callable, *args) -> None:
-    """What the new process does."""
-    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C stays blocked: it strikes all processes of a terminal
+    """Run the function in the new process, and send its value or its error."""
+    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C stays blocked: a terminal sends it to all its processes
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signum for signum in SIGNALS if signum != signal.SIGINT])
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -75,12 +75,12 @@ def _work(pipe: connection.Connection, function: Callable, *args) -> None:
         result = function(*args, pipe.recv)
     except (ValueError, MemoryError) as error:
         result = error
-    except Exception as error:  # of a class that may not be known there
+    except Exception as error:  # of a class that the other process may not know
         result = RuntimeError(f"{type(error).__name__}: {str(error)[:500]}")
     pipe.send(result)
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as the one that began it is gone, however that came."""
+    """End this process as soon as the process that started it has ended, for any reason."""
     connection.wait([parent_process().sentinel])
     os._exit(1)

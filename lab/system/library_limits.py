@@ -1,4 +1,4 @@
-"""Known limits of the libraries below Keras, and how the lab stays within them.
+"""Known limits of the libraries below Keras, and functions that stay within them.
 
     probs = library_limits.predict_batch(network, images)
 
@@ -8,19 +8,19 @@ The values are those of `network.predict_on_batch(images)`, but the network neve
 import numpy as np
 
 # The least number of images in one call of a network, by their number of axes. On processors with AVX2 and without
-# AVX-512, oneDNN (3.7, in TensorFlow 2.21) convolves a single picture by `x64:gemm:jit`, whose buffer has a limit that
-# depends on the processor. Where a layer needs more, oneDNN takes `ref:any`, hundreds of times slower. On AMD's Zen 3
-# it does so from 128 channels to 64 on 512 x 512 pixels on, and the lab's U-Net does not come back from 1024 x 1024
-# pixels for minutes. Two pictures get `brg_conv_fwd:avx2`, and so does a single volume.
+# AVX-512, oneDNN (3.7, in TensorFlow 2.21) convolves a single picture by `x64:gemm:jit`, whose buffer has a limit
+# that depends on the processor. If a layer needs more, oneDNN takes `ref:any`, which is hundreds of times slower. On
+# AMD's Zen 3 this begins at 128 channels to 64 on 512 x 512 pixels, and the lab's U-Net needs minutes for 1024 x 1024
+# pixels. Two pictures get `brg_conv_fwd:avx2`, and so does a single volume.
 LEAST_IMAGES = {2: 2, 3: 1}
 
 
 def fill_batch(images: np.ndarray) -> np.ndarray:
-    """The images (N, *sides, C), followed by copies of the last one where they are fewer than LEAST_IMAGES."""
+    """The images (N, *sides, C), followed by copies of the last one if they are fewer than LEAST_IMAGES."""
     missing = LEAST_IMAGES[images.ndim - 2] - len(images)
     return np.concatenate([images, *[images[-1:]] * missing]) if missing > 0 else images
 
 
 def predict_batch(network, images: np.ndarray) -> np.ndarray:
-    """What a Keras network says of images (N, *sides, C), in one call: (N, *sides, K)."""
+    """The output (N, *sides, K) of a Keras network for images (N, *sides, C), in one call."""
     return network.predict_on_batch(fill_batch(images))[: len(images)]

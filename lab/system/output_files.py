@@ -1,9 +1,9 @@
-"""Files that a script leaves: written aside, moved together, in a folder that no other script works in.
+"""The files of a script: written aside, moved together, in a folder that no other script uses at the same time.
 
     with output_folder(path) as folder, written_aside(folder, NAMES) as aside:
         failures = write_pieces(aside, {"scores.json": lambda path: write_json(path, scores), ...})
 
-A set of files is one thing: it takes the place of the former set as a whole.
+A set of files replaces the former set as a whole.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ PARTIAL, COMPLETE = ".partial-", ".complete-"  # folders of results that are bei
 
 @contextlib.contextmanager
 def written_aside(folder: Path, names=()) -> Iterator[Path]:
-    """Yield a folder to write a set of files in; when the block ends well, they move into `folder` together.
+    """Yield a folder to write a set of files in; if the block ends without error, they move into `folder` together.
 
-    `names` are all the files that such a set may have: of a former set nothing stays. Where `folder` has gone or cannot
-    be written any more, the files stay in a folder of the system's for temporary files, which is named in a line.
+    `names` are all the files that such a set may have: those of a former set are deleted. If `folder` is gone or cannot
+    be written to, the files stay in a temporary folder of the system, which a warning names.
     """
     beside = True
     try:
@@ -42,7 +42,7 @@ def written_aside(folder: Path, names=()) -> Iterator[Path]:
             for file in aside.iterdir():
                 _flush(file)
             (aside / ".names").write_text(json.dumps(list(names)))
-            complete = aside.rename(folder / aside.name.replace(PARTIAL, COMPLETE))  # from here on it is kept
+            complete = aside.rename(folder / aside.name.replace(PARTIAL, COMPLETE))  # from here on a kill loses nothing
             move_into_place(complete, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -51,9 +51,9 @@ def written_aside(folder: Path, names=()) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file to; when the block ends well, that file takes the place of `path`.
+    """Yield a path beside `path` to write a file to; if the block ends without error, that file replaces `path`.
 
-    Whatever happens, `path` is never half-written, and nothing is left beside it unless the process is killed.
+    `path` is never half-written, and nothing is left beside it unless the process is killed.
     """
     aside = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
     try:
@@ -66,9 +66,9 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def move_into_place(complete: Path, folder: Path) -> None:
-    """Replace the set of files in `folder` by those in `complete`; what a kill interrupts, the next call finishes."""
+    """Replace the set of files in `folder` by those in `complete`; after a kill, the next call finishes the move."""
     names = complete / ".names"
-    if names.exists():  # first nothing of the former set is left, then the new one comes: never a mixture of the two
+    if names.exists():  # first the former set is deleted, then the new one comes: they never mix
         for name in json.loads(names.read_text()):
             (folder / name).unlink(missing_ok=True)
         names.unlink()
@@ -78,7 +78,7 @@ def move_into_place(complete: Path, folder: Path) -> None:
 
 
 def _flush(file: Path) -> None:
-    """Have the system put a file on the disk."""
+    """Make the system write a file to the disk."""
     descriptor = os.open(file, os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -87,19 +87,19 @@ def _flush(file: Path) -> None:
 
 
 def write_pieces(folder: Path, pieces: dict[str, Callable[[Path], object]]) -> list[str]:
-    """Write each file by its function; return a sentence for each that failed, of which nothing is left."""
+    """Write each file with its function; return a sentence for each that failed, and delete its parts."""
     failures = []
     for name, write in pieces.items():
         try:
             write(folder / name)
-        except Exception as error:  # whatever a plot or a disk may do: the other files are worth having
+        except Exception as error:  # any error of a plot or a disk: the other files are still written
             (folder / name).unlink(missing_ok=True)
             failures.append(f"{name} could not be written ({first_line(error)}).")
     return failures
 
 
 def attempt(what: str, call: Callable[[], object], failures: list[str]):
-    """The result of a call; None where it failed, with a sentence added to `failures`."""
+    """The result of a call; None if it failed, with a sentence added to `failures`."""
     try:
         return call()
     except Exception as error:  # as above
@@ -107,7 +107,7 @@ def attempt(what: str, call: Callable[[], object], failures: list[str]):
 
 
 def write_json(path: Path, value) -> None:
-    """Write JSON that every program reads: NaN and infinities, which JSON does not know, become null."""
+    """Write JSON that every program can read: NaN and infinities, which JSON does not have, become null."""
     path.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -127,7 +127,7 @@ def _plain(value):
 
 def write_table(rows: list[dict], path: Path) -> None:
     """Write rows of a table as CSV; a column for each key that occurs."""
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names of any bytes
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names may hold any bytes
         table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         table.writeheader()
         table.writerows(rows)
@@ -138,14 +138,14 @@ def write_table(rows: list[dict], path: Path) -> None:
 
 @contextlib.contextmanager
 def output_folder(path: Path, reads=()) -> Iterator[Path]:
-    """Create the folder that all files of a script go to, check it, and keep it from other scripts while it works.
+    """Create the folder for all files of a script, check it, and lock it against other scripts during the block.
 
     Args:
         path: the folder.
         reads: folders and files that are read: none of them may lie directly in it.
 
     Raises:
-        ValueError: if it cannot be written, has no room, holds the input, or another script works in it.
+        ValueError: if it cannot be written to, is full, holds the input, or another script works in it.
     """
     import filelock
 
@@ -172,13 +172,13 @@ def output_folder(path: Path, reads=()) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             (path / ".lock").unlink(missing_ok=True)
         lock.release()
-        for folder in new:  # from the innermost: one that stayed empty goes
+        for folder in new:  # the innermost first: empty ones are deleted
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
 def _try_to_write(folder: Path) -> None:
-    """Raise OSError where a file cannot be written, on a full disk too."""
+    """Raise OSError if a file cannot be written, also on a full disk."""
     probe = folder / f"{PARTIAL}{os.getpid()}"
     try:
         with open(probe, "wb") as file:
@@ -190,7 +190,7 @@ def _try_to_write(folder: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Finish what a killed process had written completely, and delete what it had not. The caller holds the lock."""
+    """Move the complete sets of a killed process into place, delete incomplete ones. The caller holds the lock."""
     for left in sorted(folder.glob(f"{COMPLETE}*")):
         move_into_place(left, folder)
     for left in folder.glob(f"{PARTIAL}*"):

@@ -6,15 +6,15 @@ import sys
 from lab.system.backend import import_keras
 from lab.system.errors import first_line
 
-LOST_AFTER = 30  # seconds without a sign of life, after which a process of a distributed training counts as lost
+LOST_AFTER = 30  # seconds without an answer, after which a process of a distributed training counts as lost
 
 
 def connect(distributed: bool) -> int:
     """Join the processes of a distributed training, use every device; return this process's number.
 
-    The addresses come from Keras's variables (KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES, _PROCESS_ID), else from
-    those of Slurm, Kubernetes or a TPU host, as JAX finds them. Process 0 listens on its own address alone. Without
-    `distributed` the devices of this host are used, and the number is 0; on other backends than JAX nothing is done.
+    The addresses come from Keras's variables (KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES, _PROCESS_ID), or else
+    from those of Slurm, Kubernetes or a TPU host, as JAX finds them. Process 0 listens only on its own address. Without
+    `distributed` the devices of this host are used, and the number is 0; other backends than JAX need nothing.
 
     Raises:
         ValueError: if `distributed` is wanted on another backend, or the processes do not find each other.
@@ -25,7 +25,7 @@ def connect(distributed: bool) -> int:
     if keras.backend.backend() != "jax":
         raise ValueError(
             f"--distributed works on JAX: set KERAS_BACKEND=jax. On {keras.backend.backend()} Keras has no training on "
-            "several hosts that gives the numbers of one."
+            "several hosts with the same numbers as on one."
         )
     import jax
 
@@ -36,7 +36,7 @@ def connect(distributed: bool) -> int:
             os.environ.setdefault("JAX_COORDINATOR_BIND_ADDRESS", first)
         jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        try:  # as keras.distribution.initialize() does, which cannot say how soon a lost process is noticed
+        try:  # like keras.distribution.initialize(), which has no time-out for a lost process
             num_processes, process_id = (int(number) if number else None for number in given.values())
             jax.distributed.initialize(first or None, num_processes, process_id, heartbeat_timeout_seconds=LOST_AFTER)
         except (ValueError, RuntimeError) as error:
@@ -46,13 +46,13 @@ def connect(distributed: bool) -> int:
                 "or start them by Slurm or Kubernetes."
             ) from error
     if jax.device_count() > 1:
-        # No automatic shards: each process makes the whole batch and keeps its rows, so the data are those of one.
+        # No automatic shards: each process makes the whole batch and keeps its rows. The data are those of one process.
         keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     return jax.process_index()
 
 
 def num_devices() -> int:
-    """Devices that share a batch: 1 but on JAX, where it is all of all processes."""
+    """Number of devices that share a batch: on JAX all of all processes, otherwise 1."""
     return sys.modules["jax"].device_count() if _is_distributed() else 1
 
 
@@ -67,7 +67,7 @@ def own_rows(batch: tuple) -> tuple:
 
 
 def check_shares(num: int, batch: int, what: str) -> None:
-    """Raise ValueError where the devices would get unequal shares of a batch, or of the last one, which is shorter."""
+    """Raise ValueError if the devices would get unequal shares of a batch, or of the shorter last batch."""
     devices = num_devices()
     if batch % devices or num % batch % devices:
         raise ValueError(
@@ -83,7 +83,7 @@ def local_batch(most: int) -> int:
 
 
 def from_first_process(data: bytes) -> bytes:
-    """What process 0 gave, in every process."""
+    """The `data` of process 0, in every process."""
     if not several_processes():
         return data
     import numpy as np
@@ -97,11 +97,11 @@ def from_first_process(data: bytes) -> bytes:
 
 
 class LostProcess(RuntimeError):
-    """Another process of a training in common has ended; JAX waits for it at this one's end, and then aborts."""
+    """Another process of a distributed training has ended; at its own end, JAX waits for it, and then aborts."""
 
 
 def lost_process(error: BaseException) -> LostProcess | None:
-    """What a failed step means where several processes compute it; None for any other failure."""
+    """The error for a failed step that several processes compute; None for any other failure."""
     if not several_processes() or type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
         return None
     reason = first_line(error)[:120]
@@ -109,7 +109,7 @@ def lost_process(error: BaseException) -> LostProcess | None:
 
 
 def leave() -> None:
-    """End the work in common, on all processes at once: who is busy for minutes afterwards would make all abort."""
+    """Leave the distributed training, in all processes at once: later, a busy process would make all others abort."""
     if not _is_distributed():
         return
     jax = sys.modules["jax"]

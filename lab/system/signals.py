@@ -1,14 +1,13 @@
-"""Ctrl-C, SIGTERM and SIGHUP as exceptions that do not get lost; shared by the command line and the tracking.
+"""Ctrl-C, SIGTERM and SIGHUP as exceptions that do not get lost, for the command line and the tracking.
 
 with signals_raise():  # KeyboardInterrupt or Stopped
     ...
-    with signals_wait():  # not while a database is written
+    with signals_wait():  # for instance while a database is written
         ...
 
-Python runs a handler between any two instructions of the main thread, in the midst of a library too, and not every
-place lets the exception through. Of 3442 that were raised at moments all over the scripts, 23 were dropped in
-destructors and callbacks, 24 came out as other errors, and 4 vanished. So the signal is remembered, and its exception
-is raised again.
+Python runs a handler between any two instructions of the main thread, also inside a library, and not every place passes
+the exception on. Of 3442 exceptions, raised at moments all over the scripts, 23 were dropped in destructors and
+callbacks, 24 became other errors, and 4 were lost. So the signal is remembered, and its exception is raised again.
 """
 
 import atexit
@@ -20,12 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-REPEAT_SECONDS = 3  # a second signal within this time is one with the first: it would strike the clean-up
+REPEAT_SECONDS = 3  # a second signal within this time is ignored: it would interrupt the clean-up
 
 _came: int | None = None  # the first signal of the outermost `signals_raise`; 0 before it comes, None outside the block
 _former: dict = {}  # Python's own handlers, for the time after the block
 _raised = float("-inf")  # time.monotonic() when an exception was last raised
-_dropped = False  # Python dropped it: it is to be raised again
+_dropped = False  # Python dropped it: it must be raised again
 _waiting = False  # within `signals_wait`
 
 
@@ -36,7 +35,7 @@ class Stopped(SystemExit):
 
 
 def is_stop(error: BaseException | None) -> bool:
-    """Whether an exception is the end by a signal: KeyboardInterrupt, Stopped, or a script's exit with such a code."""
+    """Whether a signal caused an exception: KeyboardInterrupt, Stopped, or a script's exit with such a code."""
     by_code = isinstance(error, SystemExit) and error.code in [128 + signum for signum in SIGNALS]
     return by_code or isinstance(error, KeyboardInterrupt)
 
@@ -45,9 +44,9 @@ def is_stop(error: BaseException | None) -> bool:
 def signals_raise() -> Iterator[None]:
     """Raise KeyboardInterrupt at Ctrl-C, `Stopped` at SIGTERM and SIGHUP, in the main thread.
 
-    A block within another one changes no handler; at its end it raises what was lost in it. Someone else's handlers
-    stay, and so does `nohup`. Afterwards Python's own are put back, but not where a signal ended the block: the process
-    is about to end, and a second signal must not end it another way.
+    A block within another one changes no handler; at its end it raises an exception that was lost in it. Handlers of
+    other code stay, and so does `nohup`. After the block Python's own handlers are set again, but not after a signal:
+    the process is about to end, and a second signal must not change its exit code.
     """
     global _came, _raised
     outermost = _came is None and threading.current_thread() is threading.main_thread()
@@ -66,14 +65,14 @@ def signals_raise() -> Iterator[None]:
         if outermost:
             _came, sys.unraisablehook = None, former_hook
             for signum, handler in _former.items():
-                atexit.register(signal.signal, signum, signal.SIG_IGN)  # one at the interpreter's end changes nothing
+                atexit.register(signal.signal, signum, signal.SIG_IGN)  # no signal at the interpreter's end
                 if signal.getsignal(signum) is _on_signal and not is_stop(sys.exception()):
                     signal.signal(signum, handler)
 
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Within `signals_raise`, let signals wait for the end of the block: a torn transaction would keep its lock."""
+    """Within `signals_raise`, let signals wait for the end of the block: a broken transaction would keep its lock."""
     global _waiting
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -87,10 +86,10 @@ def signals_wait() -> Iterator[None]:
 
 
 def raise_swallowed() -> None:
-    """Raise the exception of a signal that came, unless one is on its way already; it takes another's notes along.
+    """Raise the exception of a signal that came, unless it is being raised; it takes over the notes of another error.
 
-    A script calls it where it must not go on. An exception that is raised in the midst of TensorFlow, pydantic or
-    Python's own `logging` can come out as an error of theirs, and TensorFlow ignores some.
+    A script calls it where it must not go on. An exception that is raised inside TensorFlow, pydantic or Python's own
+    `logging` can become an error of theirs, and TensorFlow ignores some.
     """
     other = sys.exception()
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -104,7 +103,7 @@ def _on_signal(signum: int, frame) -> None:
     global _came
     if _came == 0:
         _came = signum
-    waits = _came and _waiting  # outside the block nothing waits
+    waits = _came and _waiting  # no signal waits outside the block
     if not waits and (_dropped or time.monotonic() - _raised > REPEAT_SECONDS):
         raise _exception(signum)
 
@@ -116,13 +115,13 @@ def _exception(signum: int) -> BaseException:
 
 
 def _on_dropped(dropped) -> None:
-    """Have the signal sent again where its exception was raised in a destructor, or in JAX's callback of the garbage
+    """Send the signal again if its exception was raised in a destructor, or in JAX's callback of the garbage
     collector: Python drops it there."""
     global _dropped, _waiting
     if not (_came and is_stop(dropped.exc_value)):
         sys.__unraisablehook__(dropped)
-    elif hasattr(signal, "pthread_kill"):  # Windows has none: there the next `raise_swallowed` raises it
-        _dropped, _waiting = True, True  # Python would drop what is raised in this function too
+    elif hasattr(signal, "pthread_kill"):  # on Windows the next `raise_swallowed` raises it
+        _dropped, _waiting = True, True  # Python would also drop exceptions of this function
         threading.Thread(target=_send_again, args=(_came,), daemon=True).start()
         _waiting = False
 

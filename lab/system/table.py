@@ -1,9 +1,9 @@
-"""A table that grows by a row as soon as the row's files are there: whatever happens, no row is without its files.
+"""A table that grows by a row as soon as the row's files are there: no row is ever without its files.
 
     finished = table.begin(folder / "predictions.csv", COLUMNS, {"a.png": ["a_mask.png"]}, lambda row: False)
     table.append(folder / "predictions.csv", COLUMNS, [{"picture": "a.png", "objects": 3}])
 
-The first column names what a row is about. Names of files that are no UTF-8 are kept byte by byte.
+The first column is the name of a row. File names that are no UTF-8 are kept byte by byte.
 """
 
 import csv
@@ -16,22 +16,22 @@ from lab.system.output_files import replaced
 
 
 def begin(path: Path, columns: tuple, files: dict[str, list[str]], is_finished: Callable[[dict], bool]) -> set[str]:
-    """Take rows out of a table, and delete the files they are about, because they will be made anew.
+    """Delete rows of a table and their files, because they will be made again.
 
     Args:
-        path: the table; it need not be there.
-        columns: its columns; of a table of other ones no row is kept.
-        files: by name, what is to be made: the files that it may have, in the table's folder.
-        is_finished: whether a row, with its files, can stay although its name is among these.
+        path: the table; it need not exist.
+        columns: its columns; if the table has others, no row stays.
+        files: name of a row to make -> the files that it may have, in the table's folder.
+        is_finished: whether a row of these names can stay, with its files.
 
     Returns:
-        The names whose rows stay. Rows of other names stay in any case.
+        The names in `files` whose rows stay. Rows of other names always stay.
     """
-    kept = [row for row in read(path, columns) if row[columns[0]] not in files or is_finished(row)]
-    finished = {row[columns[0]] for row in kept} & files.keys()
+    rows = [row for row in read(path, columns) if row[columns[0]] not in files or is_finished(row)]
+    finished = {row[columns[0]] for row in rows} & files.keys()
     if path.exists():  # first the rows go, then the files
         with replaced(path) as aside:
-            append(aside, columns, kept)
+            append(aside, columns, rows)
     for name in files.keys() - finished:
         for file in files[name]:
             (path.parent / file).unlink(missing_ok=True)
@@ -39,7 +39,7 @@ def begin(path: Path, columns: tuple, files: dict[str, list[str]], is_finished: 
 
 
 def header(path: Path) -> tuple[str, ...]:
-    """The columns of a table; none of one that is not there."""
+    """The columns of a table; () if it does not exist."""
     if not path.exists():
         return ()
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -47,7 +47,7 @@ def header(path: Path) -> tuple[str, ...]:
 
 
 def read(path: Path, columns: tuple) -> list[dict]:
-    """The rows of a table; without a last line that was not written to its end, none of a table of other columns."""
+    """The rows of a table, without an incomplete last line; no rows if its columns are others."""
     if not path.exists():
         return []
     text = path.read_bytes().decode("utf-8", "surrogateescape")
@@ -56,7 +56,7 @@ def read(path: Path, columns: tuple) -> list[dict]:
 
 
 def append(path: Path, columns: tuple, rows: list[dict]) -> None:
-    """Add rows to a table, in a single call and down to the disk; the header comes with the first ones."""
+    """Add rows to a table, in a single call, and flush it to the disk; the header comes with the first rows."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     if not path.exists():

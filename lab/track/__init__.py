@@ -1,1 +1,1 @@
-"""What MLflow keeps: one run, its store, what an outage kept back, registered and served models."""
+"""Tracking in MLflow: one run, its store, records that wait after an outage, registered and served models."""

@@ -1,4 +1,4 @@
-"""The process that an MLflow run belongs to: tags that name it, and the end of runs whose process is gone."""
+"""The process of an MLflow run: tags that name it, and closing runs whose process has ended."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from lab.track.store import note
 
 
 def process_tags(parent_run_id: str | None) -> dict[str, str]:
-    """User, script and commit as MLflow finds them, and the process, so that a later one can see that it is gone."""
+    """User, script and commit as MLflow finds them, and the process: a later one can check whether it has ended."""
     import psutil
     from mlflow.tracking.context import registry
 
@@ -22,9 +22,9 @@ def process_tags(parent_run_id: str | None) -> dict[str, str]:
 
 
 def host() -> str:
-    """This machine; on Linux with what tells it from another of its name, and its space of process numbers.
+    """This machine's name; on Linux also a digest of its id, and its space of process numbers.
 
-    Of the machine's id, which is nobody else's business, a digest; containers count their processes apart.
+    The digest keeps the id private. Each container has its own process numbers.
     """
     parts = [platform.node()]
     with suppress(OSError):
@@ -35,7 +35,7 @@ def host() -> str:
 
 
 def is_gone(tags: dict[str, str]) -> bool:
-    """Whether a run's process was on this machine and has ended; its number may be another one's by now."""
+    """Whether a run's process was on this machine and has ended; another process may have its number now."""
     import psutil
 
     if tags.get("process.host") != host():
@@ -47,15 +47,15 @@ def is_gone(tags: dict[str, str]) -> bool:
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, KeyError, ValueError):
-        return False  # nobody knows
+        return False  # unknown
 
 
 def close_dead_runs(client) -> None:
-    """Close the runs of this machine that say RUNNING and whose process is gone, in every experiment of the store."""
+    """Close the runs of this machine that say RUNNING and whose process has ended, in every experiment of the store."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     for run in client.search_runs(experiments, f"status = 'RUNNING' AND tags.`process.host` = '{host()}'"):
         run_id = run.info.run_id
-        # Asked again once its process is gone: it may have ended the run well since the search.
+        # The status is read again after the process has ended: the run may have ended well since the search.
         if not is_gone(run.data.tags) or client.get_run(run_id).info.status != "RUNNING":
             continue
         fail_half_models(client, run_id)

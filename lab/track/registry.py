@@ -1,4 +1,4 @@
-"""Models in MLflow: logged with what answers for a picture as it is on disk, registered, and fetched again.
+"""Models in MLflow: logged with the code that predicts a picture file, registered, and fetched again.
 
 model_id = registry.log_model(client, run_id, Path("outputs/unet/model.keras"), digest)
 with registry.files(["models:/circles@champion"]) as (path,): ...        # a file, to be opened as any other
@@ -27,8 +27,8 @@ REQUIREMENTS = ("keras", "numpy", "pillow", "scipy", "tifffile")  # and a backen
 def log_model(client, run_id: str, file: Path, digest: str) -> str:
     """Log a model file to a run, under the name "model"; return the model's id.
 
-    `digest` is the file's SHA-256: a run that holds that file already does not get it again. What an earlier attempt
-    has logged only half is marked FAILED.
+    `digest` is the file's SHA-256: a run that holds that file already does not get it again. Models that an earlier
+    attempt did not finish are marked FAILED.
     `mlflow.pyfunc.load_model`, and `mlflow models serve`, give the masks of predict.py (see lab/track/served_model.py).
     `mlflow.keras.load_model` gives the bare network, from the same file.
     """
@@ -66,7 +66,7 @@ def log_model(client, run_id: str, file: Path, digest: str) -> str:
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # that there is no example of an input: it would be predicted here
+        warnings.simplefilter("ignore")  # about a missing example of an input: MLflow would predict it
         copy = shutil.copy(file, Path(folder) / "model.keras")  # MLflow does not find a path with % in it
         Model.log(
             artifact_path=None,
@@ -84,7 +84,7 @@ def log_model(client, run_id: str, file: Path, digest: str) -> str:
 
 
 class ServedAndKeras:
-    """MLflow's flavour for models from code; the one for Keras stands beside it and finds the same file."""
+    """MLflow's flavour for models from code, together with the one for Keras, which reads the same file."""
 
     @staticmethod
     def save_model(path, mlflow_model, **options):
@@ -98,7 +98,7 @@ class ServedAndKeras:
 
 
 def register(client, model_id: str, run_id: str, name: str) -> str:
-    """Make a logged model the newest version of `models:/NAME`, unless it is a version already; return which one."""
+    """Make a logged model the newest version of `models:/NAME`, unless it is a version already; return the version."""
     from mlflow import MlflowException
 
     for version in client.search_model_versions(f"name = '{name}'"):
@@ -119,7 +119,7 @@ def register(client, model_id: str, run_id: str, name: str) -> str:
 @contextlib.contextmanager
 def files(names: list[str]) -> Iterator[list[Path]]:
     """The file of each model: the path itself, or for `runs:/RUN_ID/model`, `models:/NAME@ALIAS` and `models:/NAME/3`
-    a copy in a temporary folder. Nothing but that file is downloaded; errors of the block name the model as it came.
+    a copy in a temporary folder. Only that file is downloaded; errors of the block name the model as it was given.
 
     Raises:
         TrackingError: if the store cannot be reached, or does not hold the model.
@@ -152,17 +152,17 @@ def _fetch(name: str, folder: Path) -> Path:
             "that holds it."
         ) from None
     try:
-        found = mlflow.artifacts.download_artifacts(f"{location}/{FILE}", dst_path=str(folder), tracking_uri=uri)
+        path = mlflow.artifacts.download_artifacts(f"{location}/{FILE}", dst_path=str(folder), tracking_uri=uri)
     except Exception as error:  # of the many kinds of artifact stores
         raise TrackingError(
-            f"The file {FILE} of the model {name} cannot be had from {location} ({store.first_line(error)}); "
+            f"The file {FILE} of the model {name} cannot be downloaded from {location} ({store.first_line(error)}); "
             "unet_segmentation.py and volume_segmentation.py log it."
         ) from None
-    return Path(found)
+    return Path(path)
 
 
 def _location(client, name: str) -> str:
-    """Where the files of a model lie; MlflowException if there is none."""
+    """The place of a model's files; MlflowException if there is none."""
     from mlflow import MlflowException
     from mlflow.store.artifact.utils.models import get_model_name_and_version
 
@@ -170,11 +170,11 @@ def _location(client, name: str) -> str:
         run_id, _, wanted = name.removeprefix("runs:/").partition("/")
         experiment = client.get_run(run_id).info.experiment_id
         logged = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
-        found = [model for model in logged if model.name == wanted and model.status == "READY"]
-        if not found:
+        ready = [model for model in logged if model.name == wanted and model.status == "READY"]
+        if not ready:
             raise MlflowException(f"the run has no finished model {wanted!r}")
-        return max(found, key=lambda model: model.creation_timestamp).artifact_location
-    found = get_model_name_and_version(client, name)
-    if len(found) == 1:
-        return client.get_logged_model(found[0]).artifact_location
-    return client.get_model_version_download_uri(*found)
+        return max(ready, key=lambda model: model.creation_timestamp).artifact_location
+    version = get_model_name_and_version(client, name)
+    if len(version) == 1:
+        return client.get_logged_model(version[0]).artifact_location
+    return client.get_model_version_download_uri(*version)

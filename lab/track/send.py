@@ -1,13 +1,13 @@
-"""Send to MLflow what a script could not send, because the store failed.
+"""Send to MLflow the records that a script could not send, because the store failed.
 
     python -m lab.track.send outputs/unet
 
-A script goes on when its store fails. What it could not send waits in its output folder, in the file
-`mlflow_unsent_<run id>.json`; pictures and models are named there by their paths, and not copied. At its end the script
-sends all of it. If the store still fails then, the next start of a script in that folder does it, or this command: run
-it in the same directory and with the same MLFLOW_TRACKING_URI as the script.
+A script goes on when its store fails. Records that it could not send wait in its output folder, in the file
+`mlflow_unsent_<run id>.json`; it names pictures and models by their paths, and does not copy them. At its end the
+script sends all of them. If the store still fails then, the next start of a script in that folder sends them, or this
+command does: run it in the same directory and with the same MLFLOW_TRACKING_URI as the script.
 
-Sending twice does no harm, for nothing doubles: when an answer of the store gets lost, nobody knows what arrived.
+Sending twice does no harm, because nothing doubles: if an answer of the store gets lost, the records are sent again.
 """
 
 import argparse
@@ -29,14 +29,14 @@ ARTIFACTS = ("text", "file", "model")  # kinds of items that go to the artifact 
 
 
 class Gone(Exception):
-    """A file that waits to be sent is not there any more, or another one lies in its place."""
+    """A file that waits to be sent is gone, or another file lies in its place."""
 
 
 class Unsent:
-    """The items of one run that MLflow does not have yet, in the order in which the script told them.
+    """The items of one run that MLflow does not have yet, in the order of the script.
 
-    An item is a dictionary: its `kind`, its name for the user (`what`), and what `_send_item` needs. As long as there
-    are items, a file in `folder` holds them. Without a folder only the memory does.
+    An item is a dictionary: its `kind`, its name for the user (`what`), and the values for `_send_item`. As long as
+    there are items, a file in `folder` holds them. Without a folder they are only in memory.
     """
 
     def __init__(self, run_id: str, folder: str | Path | None):
@@ -45,16 +45,16 @@ class Unsent:
         self.items = []
         if self.file and self.file.exists():
             self.items = json.loads(self.file.read_text(encoding="utf-8"))["items"]
-        self.refused: list[str] = []  # the names of what the store will never take
+        self.refused: list[str] = []  # names of items that the store refused for good
         self._has_warned = False  # that the file cannot be written
 
     @property
     def missing(self) -> list[str]:
-        """The names of all that the store does not have."""
+        """The names of all items that the store does not have."""
         return self.refused + [item["what"] for item in self.items]
 
     def file_item(self, path: str | Path) -> dict:
-        """How an item names a file: by its path in the folder, which may be moved, and by its content."""
+        """The entries of an item that name a file: its path in the folder, which may be moved, and its digest."""
         path = Path(path).absolute()
         inside = self.file and path.is_relative_to(self.file.parent)
         return {"path": str(path.relative_to(self.file.parent) if inside else path), "sha256": _digest(path)}
@@ -132,7 +132,7 @@ class Unsent:
         return path
 
     def write(self) -> None:
-        """Let the file hold the items; where there are none, there is no file."""
+        """Write the items to the file; delete the file if there are none."""
         if self.file is None or not (self.items or self.file.exists()):
             return
         try:
@@ -145,17 +145,17 @@ class Unsent:
                     aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
         except OSError as error:
             if not self._has_warned:
-                warn(f"{self.file} cannot be written ({error.strerror}): what MLflow missed is kept in memory only.")
+                warn(f"{self.file} cannot be written ({error.strerror}): records for MLflow are kept in memory only.")
             self._has_warned = True
 
     def tell_missing(self, because: str = "") -> None:
-        """Name what the store does not have, and the command that sends it."""
+        """Print the items that the store does not have, and the command that sends them."""
         if self.missing:
             names = "; ".join(self.missing[:10])
-            more = f" and {len(self.missing) - 10} more" if len(self.missing) > 10 else ""
+            others = f" and {len(self.missing) - 10} more" if len(self.missing) > 10 else ""
             is_kept = self.items and self.file and self.file.exists()
             later = f" Send it later: python -m lab.track.send {shlex.quote(str(self.folder))}" if is_kept else ""
-            warn(f"not recorded in MLflow run {self.run_id}: {names}{more}{because}.{later}")
+            warn(f"not recorded in MLflow run {self.run_id}: {names}{others}{because}.{later}")
 
 
 def _digest(path: Path) -> str:
@@ -163,7 +163,7 @@ def _digest(path: Path) -> str:
 
 
 def send_left(client, folder: Path) -> bool:
-    """Send what earlier runs left in a folder, and say so; return whether all of it was sent."""
+    """Send the items that earlier runs left in a folder, and say so; return whether all were sent."""
     complete = True
     for file in sorted(folder.glob(FILE.format("*"))):
         unsent = Unsent(file.stem.rpartition("_")[2], folder)
@@ -187,7 +187,7 @@ def send_left(client, folder: Path) -> bool:
 
 
 def main(argv=None) -> None:
-    """Send what waits in a folder; exit code 1 if some of it still waits."""
+    """Send the items that wait in a folder; exit code 1 if some still wait."""
     parser = argparse.ArgumentParser(prog="python -m lab.track.send", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="the output folder of a script")
     folder = parser.parse_args(argv).folder

@@ -1,7 +1,7 @@
 """The model that MLflow serves: a picture as it is on disk -> the mask that predict.py gives.
 
-lab/track/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it where it is
-loaded:
+lab/track/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it, for example
+by:
 
     PATH=.venv/bin:$PATH mlflow models serve -m runs:/RUN_ID/model --env-manager local
     echo '{"inputs": "'$(base64 -w0 photo.png)'"}' |
@@ -9,15 +9,15 @@ loaded:
 
 MLflow starts `uvicorn` by its bare name: PATH must lead to the environment's programs, as in the first line.
 
-What is posted is a picture's file in base64: PNG, JPEG, TIFF or BMP, as predict.py reads them. The answer holds `mask`
-and `probability` as PNG files in base64 (0 and 255; 65535 is 1) and `remark`. Or it is an array, grey (H, W), colour
-(H, W, 3), several of one size (N, H, W, C), and the answer holds arrays: uint8, 0 and 255, and float32. JSON does not
-say an array's type: whole numbers up to 255 mean 8 bits, larger ones 16; a dark picture of 16 bits goes as a file.
+The input is a picture file in base64: PNG, JPEG, TIFF or BMP, as predict.py reads them. The answer then holds `mask`
+and `probability` as PNG files in base64 (0 and 255; 65535 is 1) and `remark`. Or the input is an array, grey (H, W),
+colour (H, W, 3), several of one size (N, H, W, C), and the answer holds arrays: uint8, 0 and 255, and float32. JSON has
+no types of arrays: whole numbers up to 255 mean 8 bits, larger ones 16; post a dark picture of 16 bits as a file.
 A model of volumes takes arrays, (D, H, W), with the voxels as far apart as those that it was trained on.
 
 A model of several classes gives the mask with the values of the masks that it was trained on: for a file as predict.py
-writes it, for an array as numbers. `values` says which class each is, `figures` the share and the number of objects of
-each class, `probability` a PNG file for each class, or an array whose last axis is the background and the classes.
+writes it, for an array as numbers. `values` names the value of each class, and `figures` its share and its number of
+objects. `probability` is a PNG file for each class, or an array whose last axis is the background and the classes.
 """
 
 import base64
@@ -35,7 +35,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 
 class BadInput(MlflowException):
-    """What the client can mend, status 400. MLflow's server would put the whole upload before the message."""
+    """A mistake of the client, status 400. MLflow's server would put the whole upload before the message."""
 
     def __init__(self, cause: str):
         super().__init__(cause, error_code=INVALID_PARAMETER_VALUE)
@@ -50,11 +50,11 @@ class BadInput(MlflowException):
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
-    """See above."""
+    """The model of this file, as MLflow calls it."""
 
     def load_context(self, context):
         """Load the model file, with all the checks that predict.py makes."""
-        if "keras" not in sys.modules:  # a model file runs on every backend: on one that is installed
+        if "keras" not in sys.modules:  # a model file runs on every backend; take an installed one
             installed = filter(importlib.util.find_spec, ("tensorflow", "jax", "torch"))
             os.environ.setdefault("KERAS_BACKEND", next(installed, "tensorflow"))
         from lab.model import model_file, prediction
@@ -74,7 +74,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             raise BadInput(str(error)) from None
 
     def answer_file(self, text: str | bytes, threshold: float = 0.5) -> dict:
-        """The answer for a picture file in base64: files too."""
+        """The answer for a picture file in base64; it holds files too."""
         from PIL import Image
 
         from lab.evaluate import label_pictures
@@ -91,15 +91,15 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             path = Path(folder) / "picture"
             path.write_bytes(content)
             image = self.read(path)
-            labels, kept, remark = self.find(image, threshold)
+            labels, probs, remark = self.find(image, threshold)
             remark = " ".join(filter(None, (remark, pictures.describe_loss(path, image))))
         mask = as_png(label_pictures.picture(labels, self.known))
-        pngs = [as_png(Image.fromarray(channel)) for channel in np.moveaxis(kept, -1, 0)]
+        pngs = [as_png(Image.fromarray(channel)) for channel in np.moveaxis(probs, -1, 0)]
         probability = pngs[0] if self.known.num == 1 else dict(zip(self.known.names, pngs[1:], strict=True))
         return {"mask": mask, "probability": probability, "remark": remark, **self.describe_classes(labels)}
 
     def answer_array(self, array: np.ndarray, threshold: float = 0.5) -> dict:
-        """The answer for the values of a picture, or of several of one size, or of a volume: arrays too."""
+        """The answer for an array, of a picture, several of one size or a volume; it holds arrays too."""
         from lab.data import folders
 
         ndim = self.models[0].preprocessing["ndim"]
@@ -124,15 +124,15 @@ class ServedModel(mlflow.pyfunc.PythonModel):
                 path = Path(folder) / "picture"
                 write_picture(array, path)
                 image = self.read(path)
-        labels, kept, remark = self.find(image, threshold)
-        probability = kept / np.float32(2**16 - 1)
+        labels, probs, remark = self.find(image, threshold)
+        probability = probs / np.float32(2**16 - 1)
         if self.known.num == 1:
             return {"mask": labels * np.uint8(255), "probability": probability[..., 0], "remark": remark}
         mask = self.known.to_values(labels)
         return {"mask": mask, "probability": probability, "remark": remark, **self.describe_classes(labels)}
 
     def describe_classes(self, labels: np.ndarray) -> dict:
-        """The value of each of several classes, its share of the pixels and its number of objects; {} of one class."""
+        """The value of each of several classes, its share of the pixels and its number of objects; {} for one class."""
         from lab.model import prediction
 
         if self.known.num == 1:
@@ -143,7 +143,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         return {"values": dict(zip(names, self.known.values[1:], strict=True)), "figures": figures}
 
     def read(self, path: Path) -> np.ndarray:
-        """A picture (H, W, C) with the model's channels; what is wrong with it is said without the name of its file."""
+        """Read a picture (H, W, C) with the model's channels; errors do not hold the name of the file."""
         from lab.data import pictures
 
         try:
@@ -152,7 +152,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             raise ValueError(str(error).replace(str(path), "the picture")) from None
 
     def find(self, image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, str]:
-        """Labels, probabilities (*sides, C) in 16 bits, a remark where something is strange; as predict.py does."""
+        """Labels, probabilities (*sides, C) in 16 bits, and a remark if something is strange; as in predict.py."""
         from lab.data import grey_values
         from lab.model import prediction
 
@@ -166,10 +166,10 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             slabs, _ = prediction.picture_probabilities(self.models, image, prepare)
         else:
             slabs = prediction.probabilities(self.models, image, prepare)
-        labels, figures, kept, _ = prediction.segment(slabs, image.shape[:-1], threshold, keep=True)
+        labels, figures, probs, _ = prediction.segment(slabs, image.shape[:-1], threshold, keep=True)
         seen = prepare[0](grey_values.thin_out(few))
         strange = grey_values.describe_strangeness(seen, self.models[0].preprocessing["seen"])
-        return labels, kept, " ".join(filter(None, (figures["remark"], strange)))
+        return labels, probs, " ".join(filter(None, (figures["remark"], strange)))
 
 
 def as_stored(values: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ def as_stored(values: np.ndarray) -> np.ndarray:
         raise ValueError(f"numbers, or a picture file in base64, were expected; got {array.dtype}.")
     if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() < 2**16:
         return array.astype(np.uint8 if array.max() < 2**8 else np.uint16)
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # values that are too large become infinite, and are refused
         return array.astype(np.float32)
 
 

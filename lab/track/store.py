@@ -1,7 +1,7 @@
-"""The MLflow store: where it is, whether it can be used, and what may be shown of its address.
+"""The MLflow store: its place, a check that it can be used, and its address without passwords.
 
-It is MLflow's own default, `mlflow.db` and `./mlruns` in the current directory, unless MLFLOW_TRACKING_URI says
-otherwise. A store that cannot be used is one sentence that says so, before any work.
+It is MLflow's own default, `mlflow.db` and `./mlruns` in the current directory, unless MLFLOW_TRACKING_URI names
+another one. If it cannot be used, one sentence says so before any work.
 """
 
 import logging
@@ -27,12 +27,12 @@ SETTINGS = {  # environment variables, where the user has not set them
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 4 minutes per call with MLflow's defaults
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
 }
-NAME = re.compile(r"[\w.-]{1,20}")  # of a user; what is longer is a token
+NAME = re.compile(r"[\w.-]{1,20}")  # of a user; a longer text is a token
 SECRET = "password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key|signature|credential"
 
 
 class TrackingError(RuntimeError):
-    """The MLflow store cannot be used; the message says what came, what was expected and how to mend it."""
+    """The MLflow store cannot be used; the message says why, and what to do."""
 
     def __init__(self, message: str):
         super().__init__(masked(message))
@@ -55,7 +55,7 @@ def import_mlflow():
 def locate() -> tuple[str, Path | None]:
     """The store's URI, absolute, and its SQLite file if it is one.
 
-    The default is said, never left to MLflow: an old ./mlruns/<number>/meta.yaml would change it.
+    The default is given explicitly: an old ./mlruns/<number>/meta.yaml would change MLflow's own.
     """
     from sqlalchemy.engine import URL, make_url
 
@@ -73,18 +73,18 @@ def locate() -> tuple[str, Path | None]:
 
 @contextmanager
 def as_default(uri: str) -> Iterator[None]:
-    """Let plain `mlflow` calls and subprocesses, in whatever directory, mean this store within the block."""
+    """Within the block, plain `mlflow` calls and subprocesses use this store, in any directory."""
     mlflow = import_mlflow()
     former = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri writes it, for subprocesses
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(former)  # None takes the variable away
+        mlflow.set_tracking_uri(former)  # None deletes the variable
 
 
 def how_to_view() -> str:
-    """The line to paste to see the runs: a command for the current directory, or the server's address."""
+    """A command for the current directory that shows the runs, or the server's address."""
     uri, file = locate()
     if uri.startswith(("http://", "https://")):
         return masked(uri)
@@ -123,11 +123,11 @@ def open_experiment(experiment: str):
     except TrackingError:
         raise
     except Exception as error:
-        raise _unusable(uri, file, error) from None  # without its cause, whose text may hold a password
+        raise _unusable(uri, file, error) from None  # without its cause: that text may hold a password
 
 
 def _unusable(uri: str, file: Path | None, error: Exception) -> TrackingError:
-    """What a failure of MLflow's means for a store, and how to mend it."""
+    """The error for a store where MLflow failed, with what to do."""
     mend = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the current directory"
     if "mlflow db upgrade" in str(error):
         mend = f"an older MLflow made it: keep a copy, and run `mlflow db upgrade {uri}`"
@@ -137,7 +137,7 @@ def _unusable(uri: str, file: Path | None, error: Exception) -> TrackingError:
 
 
 def open_existing():
-    """A client of the store, and its URI; nothing is created. Raises TrackingError if there is none to be used."""
+    """A client of the store, and its URI; nothing is created. Raises TrackingError if it cannot be used."""
     uri, file = locate()
     if file is not None and not file.exists():
         raise TrackingError(
@@ -157,13 +157,13 @@ def open_existing():
 
 
 def check_server(uri: str, seconds: float = 5) -> None:
-    """Ask a server once whether it is there, before MLflow does with its patience; ask no other store."""
+    """Ask a server once whether it answers, because MLflow itself tries for long; do nothing for other stores."""
     if not uri.startswith(("http://", "https://")):
         return
     import requests
 
     names = ("USERNAME", "PASSWORD", "TOKEN", "SERVER_CERT_PATH", "INSECURE_TLS", "CLIENT_CERT_PATH")
-    user, password, token, authority, unchecked, own = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in names)
+    user, password, token, authority, unchecked, client = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in names)
     mend = "start it, correct MLFLOW_TRACKING_URI, or unset that to use mlflow.db in the current directory"
     try:
         answer = requests.get(
@@ -172,12 +172,12 @@ def check_server(uri: str, seconds: float = 5) -> None:
             auth=(user, password) if user and password else None,
             headers={"Authorization": f"Bearer {token}"} if token else None,
             verify=authority or str(unchecked).lower() not in ("true", "1"),
-            cert=own,
+            cert=client,
         )
     except Exception as error:
         name = type(error).__name__
         raise TrackingError(f"No MLflow server answers at {uri} within {seconds} s ({name}); {mend}.") from None
-    # A gate that asks for a password (401, 403) hides /health; the first real call then carries the user's.
+    # A server that asks for a password (401, 403) may hide /health; the first real call sends the user's password.
     if answer.status_code not in (401, 403) and (answer.status_code != 200 or answer.text.strip() != "OK"):
         raise TrackingError(
             f"{uri} is not a working MLflow server: it answered /health with status {answer.status_code} where 200 "
@@ -186,7 +186,7 @@ def check_server(uri: str, seconds: float = 5) -> None:
 
 
 def _opening_lock(file: Path):
-    """Let one process at a time open the store: two that create it at once would break it for good."""
+    """Let one process at a time open the store: two that create it at once would damage it for good."""
     import filelock
 
     if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
@@ -206,7 +206,7 @@ def _opening_lock(file: Path):
 
 
 def _while_locked(file: Path, call: Callable):
-    """Call again, for a minute, where another program holds the database."""
+    """Call a function again, for a minute, while another program holds the database."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -223,7 +223,7 @@ def _while_locked(file: Path, call: Callable):
 
 
 def _check_database(file: Path, writes: bool = True) -> None:
-    """Look at the file before MLflow does, which tries an unreadable one for 100 s."""
+    """Check the file first: MLflow would try an unreadable one for 100 s."""
     if not file.exists():
         return
     import mlflow
@@ -259,8 +259,8 @@ def _check_database(file: Path, writes: bool = True) -> None:
 def _experiment_id(client, experiment: str, file: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    existing = client.get_experiment_by_name(experiment)
+    if existing is None:
         location = None  # a server chooses for itself
         if file:
             # Absolute and beside the database; MLflow would take the current directory.
@@ -271,22 +271,22 @@ def _experiment_id(client, experiment: str, file: Path | None) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(experiment)  # another process was faster
-    if found.lifecycle_stage == "deleted":
+            existing = client.get_experiment_by_name(experiment)  # another process has created it
+    if existing.lifecycle_stage == "deleted":
         raise TrackingError(
             f"Experiment {experiment!r} is in MLflow's trash, which keeps its name; bring it back with "
-            f"`mlflow experiments restore -x {found.experiment_id}` or remove it for good with "
-            f"`mlflow gc --experiment-ids {found.experiment_id}`."
+            f"`mlflow experiments restore -x {existing.experiment_id}` or remove it for good with "
+            f"`mlflow gc --experiment-ids {existing.experiment_id}`."
         )
     if file:
         new_name = shlex.quote(f"{experiment}_old")
-        rename = f"`mlflow experiments rename -x {found.experiment_id} --new-name {new_name}`"
-        _check_artifacts(experiment, found.artifact_location, file, rename)
-    return found.experiment_id
+        rename = f"`mlflow experiments rename -x {existing.experiment_id} --new-name {new_name}`"
+        _check_artifacts(experiment, existing.artifact_location, file, rename)
+    return existing.experiment_id
 
 
 def _check_artifacts(experiment: str, location: str, file: Path, rename: str = "") -> None:
-    """See that this script can write to the experiment's artifact folder, which is fixed for good."""
+    """Raise TrackingError unless this script can write to the experiment's artifact folder, which cannot change."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 
@@ -316,15 +316,15 @@ def _check_artifacts(experiment: str, location: str, file: Path, rename: str = "
         ) from error
 
 
-# What may be shown
+# Text without passwords
 
 
 def masked(text: str) -> str:
     """Hide passwords and tokens in a text: "http://me:secret@host" becomes "http://me:***@host".
 
-    Hidden are what stands before the @ of an address (a token in place of the user too), values of a query or a
-    header that are named like a password, and those of MLflow's own variables wherever they stand. Every text that
-    leaves the process goes through here, a foreign exception's too.
+    It hides the part before the @ of an address (also a token in place of the user), values of a query or a header that
+    are named like a password, and the secret values of MLflow's variables anywhere. Every text that leaves the process
+    goes through here, also that of foreign exceptions.
     """
 
     def address(match: re.Match) -> str:
@@ -340,7 +340,7 @@ def masked(text: str) -> str:
 
 
 def _secrets() -> set[str]:
-    """The credentials in MLflow's variables, whole and in the pieces in which an error may name them."""
+    """The credentials in MLflow's variables, whole and in pieces, because an error may name a piece."""
     whole = [os.environ.get("MLFLOW_TRACKING_PASSWORD", ""), os.environ.get("MLFLOW_TRACKING_TOKEN", "")]
     credentials = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")[2].rpartition("@")[0]
     if not credentials.startswith("/"):  # else the path of a file
@@ -351,7 +351,7 @@ def _secrets() -> set[str]:
 
 
 def first_line(error: Exception) -> str:
-    """The line of a foreign error that says most, masked before it is cut: half a password would not be known."""
+    """The most useful line of a foreign error; it is masked before it is cut, because half a password is not found."""
     lines = [line for line in masked(str(error)).splitlines() if not line.startswith("(raised as")]
     return errors.first_line("\n".join(lines).strip() or type(error).__name__)[:200]
 

@@ -1,12 +1,12 @@
 """One MLflow run, opened and closed properly; shared by every script.
 
     open_store("2D_UNet_Segmentation", args.out_dir)
-    with tracked_run("2D_UNet_Segmentation", params=vars(args), journal=args.out_dir) as run:
+    with tracked_run("2D_UNet_Segmentation", params=vars(args), folder=args.out_dir) as run:
         run.metrics({"loss": 0.3}, step=1)
 
-A store that cannot be used is a `TrackingError` before any training (see lab/track/store.py). Once training runs, no
-failure of the store stops it. After the first failure nothing more is sent until the end of the run. What the store
-does not have then is named, and waits in the output folder until it is sent (see lab/track/send.py).
+A store that cannot be used raises `TrackingError` before any training (see lab/track/store.py). Later failures of the
+store do not stop the training. After the first failure nothing more is sent until the end of the run. Records that the
+store does not have then are named, and wait in the output folder until they are sent (see lab/track/send.py).
 """
 
 import json
@@ -24,20 +24,20 @@ from lab.track.store import TrackingError, check_server, first_line, how_to_view
 __all__ = ["Run", "Stopped", "TrackingError", "how_to_view", "masked", "open_store", "signals_raise", "tracked_run"]
 
 
-def open_store(experiment: str, journal: str | Path | None = None) -> str:
+def open_store(experiment: str, folder: str | Path | None = None) -> str:
     """Open the store, creating it and the experiment where needed; return the experiment's id.
 
-    Call it before the work starts: it takes a fraction of a second (some 10 s once, for a new store). What earlier
-    runs left in the folder `journal` is sent, and the runs of this machine whose process is gone are closed as KILLED.
+    Call it before the work starts: it takes a fraction of a second (about 10 s once, for a new store). Records that
+    earlier runs left in `folder` are sent, and runs of this machine whose process has ended are closed as KILLED.
     Raises TrackingError if the store or the experiment cannot be used.
     """
     client, experiment_id = store.open_experiment(experiment)
     try:
-        if journal is not None:
-            send_left(client, Path(journal))
+        if folder is not None:
+            send_left(client, Path(folder))
         close_dead_runs(client)
     except Exception as error:  # the new run does not need it
-        warn(f"MLflow could not mend what earlier runs left open ({first_line(error)}); the next start tries again.")
+        warn(f"MLflow could not complete earlier runs ({first_line(error)}); the next start tries again.")
     return experiment_id
 
 
@@ -51,23 +51,23 @@ def tracked_run(
     description: str | None = None,
     parent_run_id: str | None = None,
     resume_run_id: str | None = None,
-    journal: str | Path | None = None,
+    folder: str | Path | None = None,
 ) -> Iterator["Run"]:
     """Open a run, yield it, and close it with the status that tells how the block ended.
 
     Normal end, `sys.exit(0)`: FINISHED. Exception, other exit codes: FAILED. Ctrl-C, SIGTERM, SIGHUP: KILLED.
-    The exception goes on its way; SIGTERM becomes exit code 143. MLflow itself tags user, script and commit.
-    Within the block, subprocesses and plain `mlflow` calls, in whatever directory, mean the same store.
+    The exception is passed on; SIGTERM becomes exit code 143. MLflow itself tags user, script and commit.
+    Within the block, subprocesses and plain `mlflow` calls use the same store, in any directory.
     Raises TrackingError if the run cannot be opened.
 
     Args:
         experiment: its name; it is created where needed.
-        run_name, tags, description: what MLflow's interface shows.
+        run_name, tags, description: for MLflow's interface.
         params: the settings, usually `vars(args)`. A resumed run keeps those that it began with.
         parent_run_id: the run under which this one is listed.
-        resume_run_id: the run that goes on instead of a new one. If the store does not hold it, that is said, and a
-            new run begins.
-        journal: the output folder, where a file keeps what could not be sent. None: only the memory keeps it.
+        resume_run_id: the run that goes on instead of a new one. If the store does not hold it, a warning says so, and
+            a new run begins.
+        folder: the output folder, where a file keeps records that could not be sent. None: they are only in memory.
     """
     experiment_id = open_store(experiment)
     mlflow = store.import_mlflow()
@@ -80,15 +80,15 @@ def tracked_run(
         try:
             with signals_wait():
                 try:
-                    found = _reopen(client, resume_run_id, first_tags) if resume_run_id else None
-                    found = found or client.create_run(experiment_id, run_name=run_name, tags=first_tags)
+                    entity = _reopen(client, resume_run_id, first_tags) if resume_run_id else None
+                    entity = entity or client.create_run(experiment_id, run_name=run_name, tags=first_tags)
                 except Exception as error:
                     raise TrackingError(
                         f"MLflow cannot start a run in experiment {experiment!r} of {uri} ({first_line(error)}); "
                         "check that the store can be written to."
                     ) from None
-                run = Run(client, found, journal)
-            with signals_raise():  # what foreign code swallowed is raised here, before the status is settled
+                run = Run(client, entity, folder)
+            with signals_raise():  # an exception that foreign code swallowed is raised here, before the status is set
                 run.tags({**about, **(tags or {})})
                 run.params(params or {})
                 yield run
@@ -102,28 +102,28 @@ def tracked_run(
 
 
 class Run:
-    """An open run. No method raises because the store fails: what the store does not have is named in `missing`."""
+    """An open run. No method raises because the store fails: `missing` names the records that the store lacks."""
 
-    def __init__(self, client, found, journal: str | Path | None):
-        self.run_id = found.info.run_id
+    def __init__(self, client, entity, folder: str | Path | None):
+        self.run_id = entity.info.run_id
         self._client = client
-        self._unsent = Unsent(self.run_id, journal)
+        self._unsent = Unsent(self.run_id, folder)
         # A resumed run has no end yet, and will record its files again. Its params stay: MLflow refuses other values.
         again = ("end", "file", "model")
         self._unsent.items = [item for item in self._unsent.items if item["kind"] not in again]
         waiting = [item["values"] for item in self._unsent.items if item["kind"] == "params"]
-        self._settled = set(found.data.params).union(*waiting)
+        self._settled = set(entity.data.params).union(*waiting)
 
     @property
     def missing(self) -> list[str]:
-        """The names of all that the store does not have."""
+        """The names of all records that the store does not have."""
         return self._unsent.missing
 
     def metrics(self, values: dict[str, float], step: int | None = None, timestamp: int | None = None) -> None:
         """Record numbers, in one request. NaN stays NaN; MLflow stores an infinity as the largest float.
 
-        `timestamp`, in milliseconds since 1970, is now if it is not given. A point that is recorded again with its
-        former step, timestamp and value does not double.
+        `timestamp` is in milliseconds since 1970, by default now. A point that is recorded again with the same step,
+        timestamp and value does not double.
         """
         what = f"metrics at step {step}" if step is not None else f"metrics {', '.join(values)}"
         numbers = {key: float(value) for key, value in values.items()}
@@ -154,9 +154,9 @@ class Run:
     def dataset(self, images, masks, *, name: str, context: str, source: str, num_samples: int | None = None) -> None:
         """Record a data set's shapes, its checksum, and `source`, the call that makes it again.
 
-        A set that is drawn while it is used is never whole in memory: give some of its samples as `images` and
-        `masks`, and how many there are as `num_samples`. The shapes are then those of the whole set, the checksum is
-        that of the samples, and the profile says of how many ("digest_of_samples").
+        A set that is drawn during the training is never whole in memory: give some of its samples as `images` and
+        `masks`, and the number of all as `num_samples`. The shapes are then those of the whole set, the checksum is
+        that of the given samples, and the profile has their number ("digest_of_samples").
         """
         import mlflow.data
         from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -190,7 +190,7 @@ class Run:
         return f"{len(text)} characters, see the artifact {path}"
 
     def _record(self, kind: str, what: str, **content) -> str | None:
-        """Send one item, or keep it where others wait already; `what` is its name for the user."""
+        """Send one item, or keep it if others wait already; `what` is its name for the user."""
         raise_swallowed()
         others_wait = bool(self._unsent.items)
         self._unsent.items.append({"kind": kind, "what": what, **content})
@@ -204,7 +204,7 @@ class Run:
         return None
 
     def _close(self, status: str) -> None:
-        """Send the end of the run, and what waits; name what could not be sent."""
+        """Send the end of the run and the waiting items; print the items that could not be sent."""
         has_failed = bool(self._unsent.items)
         end = {"kind": "end", "what": f"the end of the run ({status})", "status": status, "timestamp": _now()}
         self._unsent.items.append(end)
@@ -214,7 +214,7 @@ class Run:
                 check_server(self._client.tracking_uri, seconds=2)  # a dead server would cost its time-outs again
             self._unsent.send(self._client)
             if has_failed:
-                note("MLflow answers again: what it had missed is recorded.")
+                note("MLflow answers again: the missing records are sent.")
         except Exception as error:
             because = f" ({first_line(error)})"
         self._unsent.write()
@@ -232,18 +232,18 @@ def _now() -> int:
 
 
 def _reopen(client, run_id: str, tags: dict[str, str]):
-    """Let a run go on; None, and a line that says so, where the store does not hold it."""
+    """Let a run go on; None, with a warning, if the store does not hold it."""
     from mlflow import MlflowException
     from mlflow.entities import RunTag
 
     try:
-        found = client.get_run(run_id)
-        if found.info.lifecycle_stage == "active":
+        entity = client.get_run(run_id)
+        if entity.info.lifecycle_stage == "active":
             client.update_run(run_id, status="RUNNING")
             client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
-            return found
+            return entity
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-    warn(f"MLflow run {run_id} is not in this store any more (deleted, or in another one): a new run begins.")
+    warn(f"MLflow run {run_id} is not in this store (deleted, or in another one): a new run begins.")
     return None

@@ -159,7 +159,7 @@ def describe_classes(parts: dict[str, list], classes: Classes) -> list[str]:
 
 
 def describe_parts(parts: dict[str, list], validation: np.ndarray) -> list[str]:
-    """Sentences on what trains, validates (masks (N, *sides, C) of patches) and tests, and on small pictures."""
+    """Sentences about the parts, the masks (N, *sides, C) of the validation's patches, and small pictures."""
     _, *sides, channels = validation.shape
     every = [sample for samples in parts.values() for sample in samples]
     what, pieces, unit = ("picture", "crops", "pixels") if len(sides) == 2 else ("scan", "patches", "voxels")
@@ -168,9 +168,9 @@ def describe_parts(parts: dict[str, list], validation: np.ndarray) -> list[str]:
     counts = (folders.count(training, what), *held_out)
     empty = sum(not (masks[..., channels > 1 :] == 1).any() for masks in validation)
     small = sum(any(np.less(sample.labels.shape, sides)) for sample in every)
-    outside = f"Smaller than {size}: {small} of {len(every)} {what}s; what lies outside is not labelled"
+    outside = f"Smaller than {size}: {small} of {len(every)} {what}s; the part outside them is not labelled"
     return [
-        "{} for training, {} for validation, {} for the test; split.json says which.".format(*counts),
+        "{} for training, {} for validation, {} for the test; split.json names them.".format(*counts),
         f"Validation takes {len(validation)} {pieces} of {size}, {empty} of them without an object; the test takes "
         f"each {what} as a whole.",
         *([f"{outside}, and changes no loss and no score."] if small else []),

@@ -113,8 +113,8 @@ def network(results, say):
     for level in reversed(range(depth)):
         channels = maps[f"decoder{level + 1}"]["channels"]
         start = right + 0.1
-        layer((right - 0.1, -(level + 1) * step + 0.8 * 0.5 ** (0.45 * (level + 1)) / 2 + 0.17),
-              (right - 0.1 + 0.35, -level * step - 0.8 * 0.5 ** (0.45 * level) / 2), GREEN)  # fmt: skip
+        layer((right + 0.1, -(level + 1) * step + 0.05),
+              (right + 0.3, -level * step - 0.8 * 0.5 ** (0.45 * level) / 2), GREEN)  # fmt: skip
         layer((ends[level], -level * step), (start, -level * step), GREY, linestyle="--")
         middle = box(start, level, channels, SKY, "")  # from the encoder
         right = box(middle, level, channels, PURPLE, "")
@@ -263,7 +263,7 @@ def loss_names(say) -> dict:
 
 def imbalance(results, say):
     """Left: Dice of each loss at three shares of foreground. Then: observed share against predicted probability."""
-    drawn, grid = figure(2.7, 4)
+    drawn, grid = figure(2.4, 4)
     looks = ((ORANGE, "s"), (BLUE, "o"), (BLUE, "x"), (SKY, "D"), (SKY, "+"), (GREEN, "^"))
     styles = dict(zip(loss_names(say), looks, strict=True))
     shares = {"10": say("10%", "10\u202f%"), "1": say("1%", "1\u202f%"), "0_1": say("0.1%", "0,1\u202f%")}

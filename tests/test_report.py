@@ -330,6 +330,7 @@ def test_the_text_claims_the_differences_that_the_records_carry():
     assert max(max(end) - min(end) for end in ends) < 0.01  # no longer rise
     rare = {loss: results["e3"]["0_1"][loss]["failed"] for loss in experiments.LOSSES}
     assert rare["dice_tiny"]["k"] == 0 and rare["dice_tiny"]["high"] < rare["dice"]["low"] - 0.2
+    assert rare["bce"]["k"] == rare["bce"]["n"]  # no training is left for its diagram
     assert round(results["e3"]["0_1"]["pixels"]) == 4  # and so 1/5 for an empty mask
     assert rare["dice"]["k"] - rare["dice_tiny"]["k"] > rare["pooled_dice_one"]["k"] - rare["pooled_dice"]["k"]
     for share in ("10", "1"):

@@ -1,4 +1,4 @@
-"""Build the lab report: run what is not recorded yet, draw the figures, typeset both editions.
+"""Build the lab report: run what is not recorded yet, draw the figures, typeset both editions and their answers.
 
     python -m report.build                  # all of it; seconds where everything is recorded
     python -m report.build --only e2        # run one experiment (again from its missing cells), and nothing else
@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results.json"
 EDITIONS = ("en", "fr")
+PARTS = ("report", "answers")
 
 
 def load() -> dict:
@@ -107,8 +108,8 @@ def made_at(cells: list[dict]) -> dict:
     return {"commit": ", ".join(sorted(commits)), "day": max(days)}
 
 
-def typeset(edition: str, target: Path, root: Path = ROOT) -> None:
-    """Typeset one edition with Typst and its own fonts only, so that every machine makes the same pages."""
+def typeset(edition: str, target: Path, root: Path = ROOT, part: str = "report") -> None:
+    """Typeset one edition, or the answers to its questions, with Typst's fonts only: the same pages everywhere."""
     import typst
 
     typst.compile(
@@ -117,6 +118,7 @@ def typeset(edition: str, target: Path, root: Path = ROOT) -> None:
         root=str(root),
         ignore_system_fonts=True,
         timestamp=0,
+        sys_inputs={"part": part},
     )
 
 
@@ -161,8 +163,9 @@ def main(argv=None) -> None:
 
     for edition in EDITIONS:
         figures.draw_all(results, edition, HERE / "figures" / edition)
-        typeset(edition, HERE / f"report.{edition}.pdf")
-        print(HERE / f"report.{edition}.pdf")
+        for part in PARTS:
+            typeset(edition, HERE / f"{part}.{edition}.pdf", part=part)
+            print(HERE / f"{part}.{edition}.pdf")
     print_age(results)
 
 

@@ -26,7 +26,7 @@ GREY = "0.45"
 WIDTH = 6.3  # inches: the width of the text
 STYLE = {
     # Typst has the first; Matplotlib measures with the second, which is about as wide.
-    "font.family": ["Libertinus Serif", "STIXGeneral"],
+    "font.family": ["Libertinus Serif", "STIXGeneral", "DejaVu Serif"],
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,
@@ -74,13 +74,14 @@ def network(results, say):
     axes = drawn.subplots()
     arrow = {"arrowstyle": "-|>", "linewidth": 0.9, "shrinkA": 1, "shrinkB": 1, "mutation_scale": 8}
 
-    def box(x, level, channels, color, label=None):
+    def box(x, level, channels, color, label=None, below=False):
         """A map whose left edge is at x; its right edge."""
         side = full >> level
         height, width = 0.8 * (side / full) ** 0.45, 0.07 + channels / 620
         axes.add_patch(Rectangle((x, -level * step - height / 2), width, height, color=color, linewidth=0))
         label = channels if label is None else label
-        axes.text(x + width / 2, -level * step + height / 2 + 0.03, label, ha="center", va="bottom", fontsize=7.5)
+        y, va = (-height / 2 - 0.03, "top") if below else (height / 2 + 0.03, "bottom")
+        axes.text(x + width / 2, -level * step + y, label, ha="center", va=va, fontsize=7.5)
         return x + width
 
     def layer(start, end, color, **style):
@@ -101,9 +102,9 @@ def network(results, say):
             previous = maps[f"encoder{level}"]["channels"]
             middle = right - (0.07 + previous / 620) / 2
             layer((middle, -(level - 1) * step - 0.8 * 0.5 ** (0.45 * (level - 1)) / 2),
-                  (middle, -level * step + 0.8 * 0.5 ** (0.45 * level) / 2 + 0.17), VERMILION)  # fmt: skip
+                  (middle, -level * step + 0.8 * 0.5 ** (0.45 * level) / 2), VERMILION)  # fmt: skip
             left = right - (0.07 + previous / 620)
-            right = box(left, level, previous, SKY)
+            right = box(left, level, previous, SKY, below=True)  # above it ends the arrow
         else:
             left = 0
         axes.text(left - 0.08, -level * step, f"{full >> level} × {full >> level}", ha="right", va="center", fontsize=8)
@@ -112,8 +113,8 @@ def network(results, say):
     for level in reversed(range(depth)):
         channels = maps[f"decoder{level + 1}"]["channels"]
         start = right + 0.1
-        layer((right - 0.1, -(level + 1) * step + 0.8 * 0.5 ** (0.45 * (level + 1)) / 2 + 0.17),
-              (right - 0.1 + 0.35, -level * step - 0.8 * 0.5 ** (0.45 * level) / 2), GREEN)  # fmt: skip
+        layer((right + 0.1, -(level + 1) * step + 0.05),
+              (right + 0.3, -level * step - 0.8 * 0.5 ** (0.45 * level) / 2), GREEN)  # fmt: skip
         layer((ends[level], -level * step), (start, -level * step), GREY, linestyle="--")
         middle = box(start, level, channels, SKY, "")  # from the encoder
         right = box(middle, level, channels, PURPLE, "")
@@ -177,7 +178,7 @@ def predictions(results, say):
         "false positive": say("false positive", "faux positif"),
         "false negative": say("false negative", "faux négatif"),
     }
-    drawn = Figure(figsize=(5.1, 5.3), layout="constrained")
+    drawn = Figure(figsize=(5.7, 5), layout="constrained")
     grid = drawn.subplots(4, 4)
     kinds = {"typical": say("typical", "typique"), "worst": say("worst", "pire cas")}
     for line, shown in zip(grid, e1["shown"], strict=True):
@@ -188,7 +189,10 @@ def predictions(results, say):
             axes.imshow(picture, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
         show_errors(line[3], true[zoom], hard[zoom])
         dice = f"Dice {shown['dice']:.4f}"
-        line[0].set_ylabel(f"{kinds[shown['kind']]}\n{say(dice, dice.replace('.', ','))}")
+        line[0].set_ylabel(
+            f"{kinds[shown['kind']]}\n{say(dice, dice.replace('.', ','))}",
+            rotation=0, ha="right", va="center", fontsize=10.5,
+        )  # fmt: skip
     titles = say(
         ("image", "ground truth", "probability", "errors, enlarged"),
         ("image", "vérité terrain", "probabilité", "erreurs, agrandies"),
@@ -246,7 +250,7 @@ def dots(axes, x, found, color, label=None) -> None:
 def loss_names(say) -> dict:
     """The names of the losses, those of the text."""
     pooled, per_image = say("pooled Dice", "Dice globale"), say("per-image Dice", "Dice par image")
-    tiny = "$10^{-6}$"
+    tiny = "10⁻⁶"
     return {
         "bce": say("cross-entropy", "entropie croisée"),
         "pooled_dice": f"{pooled}, s = {tiny}",
@@ -259,7 +263,7 @@ def loss_names(say) -> dict:
 
 def imbalance(results, say):
     """Left: Dice of each loss at three shares of foreground. Then: observed share against predicted probability."""
-    drawn, grid = figure(2.9, 3)
+    drawn, grid = figure(2.4, 4)
     looks = ((ORANGE, "s"), (BLUE, "o"), (BLUE, "x"), (SKY, "D"), (SKY, "+"), (GREEN, "^"))
     styles = dict(zip(loss_names(say), looks, strict=True))
     shares = {"10": say("10%", "10\u202f%"), "1": say("1%", "1\u202f%"), "0_1": say("0.1%", "0,1\u202f%")}
@@ -273,14 +277,15 @@ def imbalance(results, say):
     left.set_title(say("Dice, per image", "Dice, par image"))
     left.set_xticks(range(len(shares)), list(shares.values()))
     left.set_xlabel(say("foreground", "avant-plan"))
-    for axes, share in zip(others, ("10", "1"), strict=True):
+    for axes, share in zip(others, shares, strict=True):
         axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=0.8)
         for loss, (color, marker) in styles.items():
             bins = results["e3"][share][loss]["reliability"]
             axes.plot(bins["p"], bins["y"], marker=marker, color=color, markersize=3, linewidth=0.8)
         axes.set_title(say(f"foreground {shares[share]}", f"avant-plan {shares[share]}"))
         axes.set(xlabel=say("predicted probability", "probabilité prédite"), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        axes.set_ylabel(say("share that is foreground", "part d’avant-plan"))
+        if axes is others[0]:
+            axes.set_ylabel(say("share that is foreground", "part d’avant-plan"))
         axes.xaxis.set_major_formatter(plain(say))
     for axes in grid:
         axes.yaxis.set_major_formatter(plain(say))
@@ -306,11 +311,12 @@ def overlap(results, say):
     left.set(xlabel=say("IoU, J", "IoU, J"), ylabel="Dice, D", xlim=(0, 1), ylim=(0, 1.01))
     right.plot(iou, 1 / (1 + iou), color=BLUE)
     right.set(xlabel=say("IoU, J", "IoU, J"), ylabel="(1 − D) / (1 − J)", xlim=(0, 1), ylim=(0.45, 1.02))
+    plate = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the grid does not cross the words
     right.text(0.16, 0.95,
                say("little overlap:\nhardly any leniency", "faible recouvrement\u202f:\npresque aucune indulgence"),
-               color=GREY, va="center")  # fmt: skip
-    right.text(0.62, 0.5, say("good overlap:\nhalf the deduction", "bon recouvrement\u202f:\npénalité de moitié"),
-               color=GREY, ha="right", va="center")  # fmt: skip
+               color=GREY, va="center", bbox=plate)  # fmt: skip
+    right.text(0.62, 0.545, say("good overlap:\nhalf the deduction", "bon recouvrement\u202f:\npénalité de moitié"),
+               color=GREY, ha="right", va="center", bbox=plate)  # fmt: skip
     for axes in (left, right):
         axes.xaxis.set_major_formatter(plain(say))
         axes.yaxis.set_major_formatter(plain(say))
@@ -362,9 +368,9 @@ def conventions(results, say):
         "pooled": say("pooled", "global"),
     }
     styles = {
-        "soft_tiny": (ORANGE, "o", say("soft, s = 1e-6", "doux, s = 1e-6")),
+        "soft_tiny": (ORANGE, "o", say("soft, s = 10⁻⁶", "doux, s = 10⁻⁶")),
         "soft_one": (ORANGE, "D", say("soft, s = 1", "doux, s = 1")),
-        "hard_tiny": (BLUE, "o", say("hard, s = 1e-6", "dur, s = 1e-6")),
+        "hard_tiny": (BLUE, "o", say("hard, s = 10⁻⁶", "dur, s = 10⁻⁶")),
         "hard_one": (BLUE, "D", say("hard, s = 1", "dur, s = 1")),
     }
     seen = {True: [], False: []}

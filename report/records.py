@@ -62,11 +62,12 @@ def brain(found: dict) -> dict:
 
 
 def commands(found: dict) -> dict:
-    """Of volume_segmentation.py: mean Dice of the volumes over the seeds, of the network and of two references."""
+    """The longest time of each command; of volume_segmentation.py mean Dice over the seeds, beside two references."""
     rows = [row for row in found["rows"] if row["name"] == "volumes"]
     references = {"threshold": "best threshold", "filter": "Gaussian filter"}
     return {
         "network": over_seeds(row["test"]["image_dice"] for row in rows),
+        "seconds": {row["name"]: row["seconds"] for row in sorted(found["rows"], key=lambda row: row["seconds"])},
         **{
             name: over_seeds(
                 scores["image_dice"]
@@ -108,6 +109,10 @@ def own_data(found: dict) -> dict:
         place: max(of_rate.values(), key=lambda splits: (len(splits), statistics.mean(splits.values())))
         for place, of_rate in groups.items()
     }
+    times = {}
+    for row in found["rows"]:
+        times.setdefault((row["data"], row["side"]), []).append(row.get("seconds", 0))
+    seconds = {place: statistics.mean(of) for place, of in times.items()}
     data = {}
     for (name, side), splits in best.items():
         ours = best.get((name, "ours"), {})
@@ -115,6 +120,7 @@ def own_data(found: dict) -> dict:
         compared = side != "ours" and len(both) > 1
         data.setdefault(_key(name), {})[_key(side)] = {
             "dice": over_seeds(splits.values()),
+            "seconds": seconds.get((name, side)),
             "less_ours": paired(*([of[split] for split in both] for of in (ours, splits))) if compared else None,
         }
     rates = {row["rate"] for row in found["rows"] if row.get("rate")}
@@ -162,7 +168,7 @@ def compute() -> list[dict]:
         if rows:
             sums[name] = (len(rows), sum(map(seconds, rows)))
     if attacks := _common.rows("faults"):
-        tried = sum(counts[1] for row in attacks for counts in row["outcomes"].values())
+        tried = faults({"rows": attacks})["total"]["n"]
         sums["faults"] = (tried, sum(map(seconds, attacks)))
     if study := _common.read("conv3d_study"):
         sums["conv3d_study"] = (study["summary"]["num_measured"], study["summary"]["seconds"])

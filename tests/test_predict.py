@@ -532,7 +532,7 @@ def test_own_pictures_are_trained_on_and_predicted(store, tmp_path, capsys):
     split = json.loads((tmp_path / "out/split.json").read_text())
     assert sorted(sum(split.values(), [])) == [f"{i}.tif" for i in range(9)]
     rows = list(csv.DictReader((tmp_path / "out/per_image.csv").read_text().splitlines()))
-    assert {row["crop"].split(",")[0] for row in rows} == set(split["test"])
+    assert {row["image"] for row in rows} == set(split["test"])
     assert json.loads((tmp_path / "out/scores.json").read_text())["test"] == scores
     assert (tmp_path / "out/dataset.png").exists()
     assert model_file.read_preprocessing(tmp_path / "out/model.keras")["stretch"] == [1, 99]

@@ -105,7 +105,7 @@ def class_shares(masks: Iterable, num: int = 16) -> np.ndarray:
     """The share of the labelled pixels that each class has, the background's first, in the first `num` batches."""
     batches = list(itertools.islice(masks, num))
     if batches[0].shape[-1] == 1:
-        share = float(np.mean([(batch > 0).sum() / max(1, (batch >= 0).sum()) for batch in batches]))
+        share = np.mean([batch.mean(where=batch >= 0) for batch in batches])
         return np.array([1 - share, share])
     totals = np.sum([batch.sum(axis=tuple(range(batch.ndim - 1)), dtype=float) for batch in batches], axis=0)
     return totals / totals.sum()

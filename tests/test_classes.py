@@ -150,3 +150,14 @@ def test_what_is_not_labelled_is_255_and_zeros_in_the_masks():
     assert find_classes([held(0, 1, 2, 255, kind="palette", palette=tuple(voc))]).ignore == 255
     with pytest.raises(ValueError, match="it holds 3, where 0, 1, 2 are the classes"):
         found.to_labels(np.array([0, 3]))
+
+
+def test_numbers_of_objects_are_told_from_classes_by_their_regions(folders):
+    for number, name in enumerate("abcd"):
+        numbered = np.zeros((24, 24), np.uint8)
+        for value in range(1, 3 + number % 2):
+            numbered[2:6, 7 * value : 7 * value + 4] = value
+        Image.fromarray(numbered).save(folders[1] / f"{name}.png")
+    with pytest.raises(ValueError, match="grow from file to file .1 to 2 in one, 1 to 3 in .*number the objects"):
+        pictures.read_folder(*folders)
+    assert pictures.read_folder(*folders, names=["one", "two", "three"])[1].num == 3

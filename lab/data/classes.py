@@ -125,7 +125,15 @@ class MaskValues:
     counts: Counter  # value -> pixels
     kind: str = "grey"  # as in `Classes`
     palette: tuple[int, ...] | None = None
+    one_region_each: bool = False  # each value but 0 is one connected region, as the number of an object is
     between: frozenset = frozenset()  # values whose pixels lie between a lower and a higher one, as on soft edges
+
+
+def is_one_region_each(values: np.ndarray) -> bool:
+    """Whether each value of (H, W) but 0 is one connected region, corners included."""
+    from scipy.ndimage import label
+
+    return all(label(values == value, np.ones((3, 3)))[1] == 1 for value in np.unique(values) if value)
 
 
 def values_between(values: np.ndarray) -> frozenset:
@@ -266,7 +274,8 @@ def _refuse_instances(masks, values):
         )
     tops = [max(mask.counts) for mask in masks]
     counted = all(set(mask.counts) | {0} == set(range(top + 1)) for mask, top in zip(masks, tops, strict=True))
-    if counted and len(masks) >= 4 and len(set(tops)) > max(3, len(masks) // 2):
+    single = all(mask.one_region_each for mask in masks) and len(set(tops)) > 1
+    if counted and len(masks) >= 3 and (single or len(set(tops)) > max(3, len(masks) // 2)):
         raise ValueError(
             f"the values of the masks grow from file to file (1 to {min(tops)} in one, 1 to {max(tops)} in "
             f"{most.path}): they seem to number the objects. Make all numbers one (this lab finds classes, not "

@@ -260,8 +260,10 @@ def look_at_mask(path: Path, values: np.ndarray, kind: str, palette) -> classes.
     """The values of a mask, as `find_classes` needs them."""
     counts = Counter(dict(zip(*(array.tolist() for array in np.unique(values, return_counts=True)), strict=True)))
     few = kind == "grey" and 2 < len(counts) <= classes.MOST + 2
-    between = classes.values_between(values) if few else frozenset()
-    return classes.MaskValues(path, counts, kind, palette, between)
+    if not few:
+        return classes.MaskValues(path, counts, kind, palette)
+    single = classes.is_one_region_each(values)
+    return classes.MaskValues(path, counts, kind, palette, single, classes.values_between(values))
 
 
 def read_labels(path: Path, known: classes.Classes = classes.ONE) -> np.ndarray:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -284,3 +287,31 @@ def test_an_interrupted_save_leaves_the_former_file(tmp_path, monkeypatch):
 
 def _stop(*_):
     raise KeyboardInterrupt
+
+
+AS_ON_AVX2 = """
+from pathlib import Path
+import numpy as np
+from lab.model import prediction
+from lab.system import backend
+backend.import_keras()
+(model,) = prediction.load_models([Path("model.keras")])
+labels, probs = prediction.predict([model], np.zeros((40, 48, 1), np.float32))
+print({layer.compute_dtype for layer in model.network.layers}, probs.dtype)
+"""
+
+
+def test_a_model_of_bfloat16_computes_in_float32_where_the_processor_has_none(tmp_path):
+    """oneDNN 3.7 fails in bfloat16 on a processor with AVX2 alone, with "Graph execution error"."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    trained = unet_segmentation.build_unet((None, None, 1), filters=2, depth=2)
+    keras.config.set_dtype_policy("float32")
+    save_model(trained, tmp_path / "model.keras", (32, 32))
+    run = subprocess.run(
+        [sys.executable, "-c", AS_ON_AVX2],
+        cwd=tmp_path,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(Path(model_file.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == "{'float32'} float32\n", run.stderr

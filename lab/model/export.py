@@ -46,7 +46,7 @@ def export(path: Path, target: Path) -> str:
     if (used := backend.import_keras().backend.backend()) != "tensorflow":
         raise ValueError(f"only TensorFlow writes ONNX files, not {used}: unset KERAS_BACKEND. Its models work too.")
     trained = model_file.load_model(path).network
-    network, images = to_float32(trained), draw_images(settings)
+    network, images = model_file.to_float32(trained), draw_images(settings)
     expected, before = ([library_limits.predict_batch(one, batch) for batch in images] for one in (network, trained))
     with replaced(target) as aside:
         try:
@@ -63,18 +63,6 @@ def export(path: Path, target: Path) -> str:
     result = f"{target} gives the Keras model's probabilities, up to {error:.1e} (tried on {sizes}), in float32."
     rounding = largest_difference(before, expected)
     return result + f" In the training's precision the model's differ by {rounding:.1e}." * (rounding > TOLERANCE)
-
-
-def to_float32(network):
-    """A copy of a network that computes in float32: few programs that run ONNX files know bfloat16."""
-    import keras
-
-    def convert(layer):
-        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
-
-    copy = keras.models.clone_model(network, clone_function=convert, recursive=True)
-    copy.set_weights([array.astype(np.float32) for array in network.get_weights()])
-    return copy
 
 
 def draw_images(settings: dict) -> list[np.ndarray]:

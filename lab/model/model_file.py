@@ -115,6 +115,21 @@ def load_model(path: Path) -> Model:
     return Model(model, preprocessing)
 
 
+def to_float32(network):
+    """The network itself if it computes in float32, else a copy that does."""
+    import keras
+
+    if all(layer.compute_dtype == "float32" for layer in network.layers):
+        return network
+
+    def convert(layer):
+        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+    copy = keras.models.clone_model(network, clone_function=convert, recursive=True)
+    copy.set_weights([array.astype("float32") for array in network.get_weights()])
+    return copy
+
+
 def _read(path: Path) -> tuple[dict, dict]:
     """The preprocessing and Keras's description of the network, checked as far as possible before it is built."""
     try:

@@ -23,7 +23,7 @@ import numpy as np
 from lab.data import grey_values, patches
 from lab.data.classes import NOT_LABELLED
 from lab.model import memory, model_file, scale, timing
-from lab.system import library_limits
+from lab.system import backend, library_limits
 
 # By the number of axes: the side of the largest tiles, and the overlap of neighbours. Two such pictures at a time, or
 # one volume, take about 1 GB in the network.
@@ -35,6 +35,8 @@ SLAB = 2**22  # pixels of a mask that are measured at a time
 def load_models(paths: Sequence[str | Path]) -> list[model_file.Model]:
     """Load models whose probabilities are averaged; ValueError if one is unusable or they do not go together."""
     models = [model_file.load_model(Path(path)) for path in paths]
+    if backend.choose_precision("auto") == "float32":  # a processor that emulates bfloat16 is slow, or fails
+        models = [model._replace(network=model_file.to_float32(model.network)) for model in models]
     first = models[0].preprocessing
     for path, (_, other) in zip(paths, models, strict=True):
         for key, what in (("ndim", "axes"), ("channels", "channels"), ("spacing", "mm between voxels")):

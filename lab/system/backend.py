@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -142,6 +143,9 @@ def choose_precision(wanted: str) -> str:
 
         versions = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
     flags = {"avx512_bf16", "amx_bf16"} & set(processor()["flags"])
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()  # the library may be told to use less
+    if limit not in ("ALL", "DEFAULT") and not re.search("BF16|AMX", limit):
+        flags = set()
     native = min(versions) >= (8, 0) if versions else flags  # NVIDIA's Ampere and later
     return "mixed_bfloat16" if native else "float32"
 

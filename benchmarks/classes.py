@@ -303,13 +303,16 @@ def shapes_sentence(rows: list[dict]) -> str:
     names, baselines = tuple(rows[0]["objects"]), rows[0]["baselines"]
     fit = next(title for title in baselines if title.startswith(scoring.KNOWS_MORE))
     bound = next(dice for title, dice in baselines.items() if title.startswith("any rule"))
-    each = (f"{n} {told_mean(rows, f'image_dice/{n}')} in {rows[0]['test'][f'images/{n}']} images" for n in names)
+    each = (f"{n} {told_mean(rows, f'image_dice/{n}')}" for n in names)
+    images = rows[0]["test"][f"images/{names[0]}"]
+    knowing = scores.mean_and_spread([row["baselines"][fit] for row in rows])
+    fitted = fit.removeprefix(scoring.KNOWS_MORE)[9:]  # "64 images"
+    seconds = statistics.median(row["training_seconds"] for row in rows)
     return (
-        f"`--shapes`, {len(rows)} seeds: mean Dice {told_mean(rows, 'image_dice')} ({', '.join(each)}) after "
-        f"{statistics.median(row['training_seconds'] for row in rows):.0f} s of training; no rule per pixel exceeds "
-        f"{bound:.3f}, and the {fit} reach {scores.mean_and_spread([row['baselines'][fit] for row in rows])}. Of "
-        f"{count(rows, 'objects', names):,} objects {count(rows, 'confused', names)} are confused, "
-        f"{count(rows, 'missed', names)} missed."
+        f"`--shapes`, {len(rows)} seeds: mean Dice {told_mean(rows, 'image_dice')} ({', '.join(each)}) of {images} "
+        f"images, after {seconds:.0f} s of training; no rule per pixel exceeds {bound:.3f}, and a fit that knows the "
+        f"shapes ({fitted}) reaches {knowing}. Of {count(rows, 'objects', names):,} objects "
+        f"{count(rows, 'confused', names)} got another class, {count(rows, 'missed', names)} none."
     )
 
 

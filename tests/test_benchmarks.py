@@ -298,7 +298,7 @@ def test_parts_are_told_as_soon_as_they_are_recorded():
     row = {"part": "shapes", "side": "lab", "seed": 0, "rate": None, "training_seconds": 60, "test": test}
     row |= {"objects": {"a": counts, "b": counts}, "baselines": baselines}
     told = classes.shapes_sentence([row])
-    assert "0.9800 (a 0.9800 in 512 images, b" in told and "Of 1,024 objects 2 are confused, 4 missed." in told
+    assert "0.9800 (a 0.9800, b" in told and "Of 1,024 objects 2 got another class, 4 none." in told
     assert classes.rare_sentence([row]) == classes.losses_table([row]) == ""
 
 

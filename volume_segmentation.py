@@ -65,7 +65,8 @@ SPHERES = {
 }
 RECIPES = {
     "spheres": SPHERES,
-    "bodies": {**SPHERES, "size": 48, "radius": (5, 8), "noise": 0.25},
+    # 15 epochs do not suffice: mean Dice 0.62 on 32 volumes, and 0.55 at the spheres' rate (seed 0).
+    "bodies": {**SPHERES, "size": 48, "radius": (5, 8), "noise": 0.25, "learning_rate": 4e-3},
     "scans": {
         **SPHERES,
         "epochs": 30,

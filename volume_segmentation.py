@@ -9,7 +9,7 @@ unet_segmentation.py, in outputs/volume, with per_volume.csv for per_image.csv; 
     python volume_segmentation.py --images my/scans --masks my/masks --patch 48
 
 trains on your own scans instead, NIfTI files or TIFF stacks, with a mask of the same name for each. Without --patch the
-patches are the largest that fit into --memory.
+patches have about 131,000 voxels; with --memory, or on a graphics card, they are the largest that fit into the memory.
 """
 
 import argparse
@@ -302,13 +302,15 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="MM",
         help="resample all to this spacing: one number, or depth height width",
     )
-    add("--memory", type=float, metavar="GIB", help="memory of a training step; default: 70%% of what is free")
+    most = "memory of a training step, filled by the largest patch that fits; without it, and without a graphics card, "
+    most += f"a patch has at most about {MOST_VOXELS:,} voxels"
+    add("--memory", type=float, metavar="GIB", help=most)
     command_line.grey_range_flag(add)
     add("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, turn, vary the grey a little")
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-patches", type=int, metavar="N", help="training patches per epoch")
-    sides = "side of the patches, or depth height width, divisible by 8; for scans the largest that --memory allows"
+    sides = "side of the patches, or depth height width, divisible by 8; default for scans: see --memory"
     chosen("--patch", **command_line.one_or_three(int), metavar="VOXELS", help=sides)
     data("--val-patches", type=int, default=64, metavar="N", help="validation patches, at most")
     data("--test-volumes", type=int, default=32, metavar="N", help="volumes of spheres or bodies to test on")

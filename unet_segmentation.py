@@ -16,9 +16,10 @@ was read, and split.json tells which pictures train, validate and test. `--check
 """
 
 import argparse
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ from lab import command_line, experiment
 from lab.data import grey_values, patches, pictures, scenes, splits
 from lab.data.classes import Classes
 from lab.data.sample import to_masks
-from lab.data.source import Source
-from lab.evaluate import evaluation, plots, scoring, shape_fit
+from lab.data.source import Source, image_batches
+from lab.evaluate import evaluation, plots, shape_fit
 from lab.model import memory, model_file, scale, training
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
@@ -221,22 +222,6 @@ def build(args: argparse.Namespace, source: Source):
 # The data
 
 
-def epochs(args: argparse.Namespace, make_images: Callable) -> Callable[[int], Iterator[tuple]]:
-    """A function epoch -> its batches: new images, or with --fixed-images the same images in another order.
-
-    `make_images(num, *stream)` gives (images, masks) of a stream of the seed. New images are in memory batch by batch.
-    """
-    fixed = make_images(args.train_images) if args.fixed_images else None
-
-    def batches(epoch):
-        order = np.random.default_rng((args.seed, epoch)).permutation(args.train_images)
-        for batch, start in enumerate(range(0, args.train_images, args.batch_size)):
-            chosen = order[start : start + args.batch_size]  # the last batch may be shorter
-            yield tuple(array[chosen] for array in fixed) if fixed else make_images(len(chosen), epoch, batch)
-
-    return batches
-
-
 def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: int | None = None, raw: bool = False):
     """Images and masks (N, size, size, 1) of one stream of the seed; `size` is `--size` by default. Scenes for
     photographs are prepared as the network sees them, unless they are `raw`."""
@@ -254,71 +239,64 @@ def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: 
 
 
 def circles(args: argparse.Namespace) -> Source:
-    """Circles on noise, or scenes of circles for photographs."""
-    photographs = args.recipe == "photographs"
-    held_out = {VALIDATION: args.val_images, TEST: args.test_images}
-    validation, test = (make_circles(args, num, stream) for stream, num in held_out.items())
-    return Source(
+    """Circles on noise."""
+    return source_of(
+        args,
+        lambda num, *stream: make_circles(args, num, TRAIN, *stream, size=args.train_size),
+        train_size=args.train_size,
         name="circles",
-        origin="lab.data.scenes.draw_scenes" if photographs else "data_synth.make_circles",
-        batches=epochs(args, functools.partial(draw_circles, args)),
-        num_training=args.train_images,
-        sides=(args.train_size, args.train_size),
-        channels=1,
-        validation=validation,
-        test=test,
-        num_test=args.test_images,
-        # Objects in photographs have other sizes than these circles.
-        preprocessing={**grey_values.STRETCHED, "scales": scale.SCALES} if photographs else grey_values.ABSOLUTE,
+        origin="data_synth.make_circles",
+        validation=make_circles(args, args.val_images, VALIDATION),
+        test=make_circles(args, args.test_images, TEST),
         # Of full size: circles fill more of the small training images, whose grey values differ for that reason.
         typical=lambda: make_circles(args, 128, TYPICAL)[0],
-        raw=(lambda: [make_circles(args, n, s, raw=True) for s, n in held_out.items()]) if photographs else None,
-        settings={"data": "circles"},
-        remarks=(f"circles: trained on images of {describe_sizes(args.train_size, args.size)}",),
+    )
+
+
+def photographs(args: argparse.Namespace) -> Source:
+    """Scenes of circles under many kinds of light and surface."""
+    held_out = {VALIDATION: args.val_images, TEST: args.test_images}
+    return dataclasses.replace(
+        circles(args),
+        origin="lab.data.scenes.draw_scenes",
+        preprocessing={**grey_values.STRETCHED, "scales": scale.SCALES},  # objects have other sizes than these circles
+        raw=lambda: [make_circles(args, num, stream, raw=True) for stream, num in held_out.items()],
     )
 
 
 def shapes(args: argparse.Namespace) -> Source:
     """Discs, squares and triangles on noise, one of each in every image: three classes of one grey value."""
     looks = {"radius": args.radius, "contrast": args.contrast[0], "noise": args.noise[0]}
-    classes = Classes(tuple(SHAPES), tuple(range(len(SHAPES) + 1)))
+    classes = Classes(SHAPES, tuple(range(len(SHAPES) + 1)))
 
     def draw(num, *stream, size=args.size):
         images, labels = data_synth.make_shapes(num, size, seed=(args.seed, *stream), shapes=SHAPES, **looks)
         return images, to_masks(labels, classes.num)
 
-    validation, test = draw(args.val_images, VALIDATION), draw(args.test_images, TEST)
-
-    def references():
-        """The highest Dice of a rule per pixel (all shapes have one grey value and equal areas); the best fits."""
-        images, masks = (array[:NUM_FITTED] for array in test)
-        fitted = to_masks(shape_fit.fit_shapes(images, shapes=SHAPES, **looks), classes.num)
-        scores, _ = scoring.score(masks, fitted, classes.names)
-        title = f"likeliest shapes, {len(images)} images"
-        return {"any rule per pixel, at most": {"image_dice": 1 / classes.num}, title: scores}
-
-    return Source(
+    test = draw(args.test_images, TEST)
+    fitted = [array[:NUM_FITTED] for array in test]
+    return source_of(
+        args,
+        lambda num, *stream: draw(num, TRAIN, *stream, size=args.train_size),
+        train_size=args.train_size,
         name="shapes",
         origin="data_synth.make_shapes",
-        batches=epochs(args, lambda num, *stream: draw(num, TRAIN, *stream, size=args.train_size)),
-        num_training=args.train_images,
-        sides=(args.train_size, args.train_size),
-        channels=1,
-        validation=validation,
+        validation=draw(args.val_images, VALIDATION),
         test=test,
-        num_test=args.test_images,
         classes=classes,
-        references=references,
-        preprocessing=dict(grey_values.ABSOLUTE),
+        references=functools.partial(shape_fit.references, *fitted, SHAPES, looks),
         typical=lambda: draw(128, TYPICAL)[0],
-        settings={"data": "shapes"},
-        remarks=(f"shapes: trained on images of {describe_sizes(args.train_size, args.size)}",),
     )
 
 
-def draw_circles(args: argparse.Namespace, num: int, *stream: int):
-    """Images and masks to train on."""
-    return make_circles(args, num, TRAIN, *stream, size=args.train_size)
+def source_of(args: argparse.Namespace, make_images: Callable, train_size: int, **fields) -> Source:
+    """A source of square images to train on, which `make_images(num, *stream)` draws or cuts out."""
+    return Source(
+        batches=image_batches(make_images, args.train_images, args.batch_size, args.seed, args.fixed_images),
+        num_training=args.train_images,
+        sides=(train_size, train_size),
+        **fields,
+    )
 
 
 def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict], int]:
@@ -335,45 +313,35 @@ def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict], int]:
 def own_pictures(args: argparse.Namespace, classes: Classes, parts: dict[str, list], size: int) -> Source:
     """The user's pictures: random crops to train on, crops on a grid to validate on, whole pictures to test on."""
     preprocessing, ranged, remark = grey_values.settle(parts, args.grey_range)
-    augment = patches.vary if args.augment else None
-    train_size, channels = args.train_size or size, ranged["training"][0].image.shape[-1]
+    augment, train_size = patches.vary if args.augment else None, args.train_size or size
 
     def crops(num, side, *stream):
         return patches.random_patches(ranged["training"], num, side, (args.seed, *stream), augment, classes.num)
 
-    def grid(change=list):
-        return patches.grid_patches(change(ranged["validation"]), size, args.val_images, classes.num)
+    def grid(samples):
+        return patches.grid_patches(samples, size, args.val_images, classes.num)
 
-    validation = grid()
-    return Source(
+    validation = grid(ranged["validation"])
+    return source_of(
+        args,
+        lambda num, *stream: crops(num, train_size, TRAIN, *stream),
+        train_size=train_size,
         name="own pictures",
         origin=str(args.images),
-        batches=epochs(args, lambda num, *stream: crops(num, train_size, TRAIN, *stream)),
-        num_training=args.train_images,
-        sides=(train_size, train_size),
-        channels=channels,
         validation=validation,
         test=ranged["test"],
-        num_test=len(ranged["test"]),
         preprocessing=preprocessing,
         typical=lambda: crops(128, size, TYPICAL)[0],
         classes=classes,
-        raw=lambda: [grid(grey_values.raw), grey_values.raw(ranged["test"])],
+        raw=lambda: [grid(grey_values.raw(ranged["validation"])), grey_values.raw(ranged["test"])],
         settings={"data": splits.describe(parts), "size": size, **classes.settings()},
         files=splits.files(ranged, functools.partial(plots.plot_dataset, classes=classes)),
         remarks=(
             *splits.describe_parts(parts, validation[1]),
-            f"own pictures: trained on crops of {train_size} x {train_size} pixels, in "
-            f"{ {1: 'grey', 3: 'colour'}.get(channels, f'{channels} channels') }",
             remark,
             *splits.describe_classes(parts, classes),
         ),
     )
-
-
-def describe_sizes(train_size: int, size: int) -> str:
-    """The sides of the images that are trained on and scored on."""
-    return f"{train_size}x{train_size} pixels, scored on {size}x{size}"
 
 
 # The command line
@@ -480,7 +448,8 @@ def main(argv=None) -> dict:
     evaluate = functools.partial(score, settings=vars(args))
     run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluate)
     if args.images is None:
-        return run(functools.partial(shapes if args.recipe == "shapes" else circles, args))
+        drawn = {"shapes": shapes, "photographs": photographs}.get(args.recipe, circles)
+        return run(functools.partial(drawn, args))
     classes, folds, size = split_pictures(args)
     if size < (args.size or LAB["size"]):
         print(f"--size {size}: the largest at which these few small pictures can be split by regions.", flush=True)

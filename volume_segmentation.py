@@ -28,10 +28,10 @@ from lab import command_line, experiment
 from lab.data import grey_values, patches, splits, volumes
 from lab.data.classes import ONE, Classes
 from lab.data.sample import Sample, to_masks
-from lab.data.source import Source
+from lab.data.source import Batch, Source
 from lab.evaluate import ball_fit, evaluation, sample_scores, shape_fit, views
-from lab.model import checkpoints, memory, training
-from lab.system import backend, processes
+from lab.model import checkpoints, memory, patch_plan, training
+from lab.system import processes
 from unet_segmentation import build_unet, check_network
 
 EXPERIMENT = "3D_Volume_Segmentation"
@@ -40,11 +40,6 @@ DEPTH = 3  # poolings of the network: sides of patches are divisible by 8
 VOLUMES = 8  # of spheres: new ones for every epoch, and as many to validate on
 BODIES = ("ball", "cube", "octahedron")
 NUM_FITTED = 8  # test volumes to which bodies are fitted: each takes 2 seconds
-LARGEST = 128  # side of the patches that are planned: larger ones would take minutes per step
-# Voxels of a planned patch where there is no graphics card, unless --memory asks for more: more steps help more than
-# larger patches. White matter in six blocks of a brain: 1,350 steps of 24 x 64 x 64 in 5 minutes give a Dice of 0.96
-# (benchmarks/grey_values.py). On a processor without AVX-512 the largest patches, 32 x 128 x 104, took 21 minutes.
-MOST_VOXELS = 2**17
 
 # The settings for spheres and, with --images, for scans; each of these is also a flag. unet_segmentation.py gives the
 # reason for each.
@@ -99,74 +94,73 @@ def build(args: argparse.Namespace, source: Source):
 
 def make_spheres(args: argparse.Namespace, num_volumes: int, *stream: int) -> list[Sample]:
     """Volumes of spheres in noise, from one stream of the seed."""
-    looks = {"radius": args.radius, "contrast": args.contrast, "noise": args.noise}
     seed = (args.seed, *stream)
-    images, masks = data_synth.make_spheres(num_volumes, args.size, seed=seed, num_spheres=args.spheres, **looks)
+    images, masks = data_synth.make_spheres(num_volumes, args.size, seed=seed, num_spheres=args.spheres, **looks(args))
+    return drawn_samples(images, masks[..., 0].astype(np.uint8))
+
+
+def make_bodies(args: argparse.Namespace, num_volumes: int, *stream: int) -> list[Sample]:
+    """Volumes of a ball, a cube and an octahedron in noise, from one stream of the seed."""
+    seed = (args.seed, *stream)
+    return drawn_samples(*data_synth.make_bodies(num_volumes, args.size, seed=seed, bodies=BODIES, **looks(args)))
+
+
+def drawn_samples(images: np.ndarray, labels: np.ndarray) -> list[Sample]:
+    """Samples of volumes whose grey values are those that a network sees."""
     absolute = grey_values.range_of(images[:1], grey_values.ABSOLUTE)
-    labels = masks[..., 0].astype(np.uint8)
-    return [Sample(f"volume {i}", images[i], labels[i], absolute) for i in range(num_volumes)]
+    return [Sample(f"volume {i}", *pair, absolute) for i, pair in enumerate(zip(images, labels, strict=True))]
+
+
+def looks(args: argparse.Namespace) -> dict:
+    """How drawn volumes look."""
+    return {"radius": args.radius, "contrast": args.contrast, "noise": args.noise}
 
 
 def spheres(args: argparse.Namespace) -> Source:
-    """Random patches of spheres in noise, from new volumes in every epoch; whole volumes to test on."""
-    parts = {"validation": make_spheres(args, VOLUMES, VALIDATION), "test": make_spheres(args, args.test_volumes, TEST)}
+    """Spheres in noise."""
 
-    def batches(epoch):
-        return random_batches(args, make_spheres(args, VOLUMES, TRAIN, epoch), args.patch, epoch)
-
-    def likeliest_sphere():
+    def likeliest_sphere(test):
         """The best fit of one sphere, for volumes that are known to hold one."""
-        looks = {"noise": args.noise, "contrast": args.contrast, "radius": args.radius}
-        balls = ball_fit.fit_balls(np.stack([sample.image for sample in parts["test"]]), **looks)
+        balls = ball_fit.fit_balls(np.stack([sample.image for sample in test]), **looks(args))
         fitted = ball_fit.draw_balls(balls, (args.size,) * 3)
-        return {"likeliest sphere": sample_scores.score_samples(parts["test"], fitted)[0]}
+        return {"likeliest sphere": sample_scores.score_samples(test, fitted)[0]}
 
-    return source_of(
-        args,
-        parts,
-        args.patch,
-        batches,
-        name="spheres",
-        origin="data_synth.make_spheres",
-        preprocessing={**grey_values.ABSOLUTE, "spacing": None},
-        references=likeliest_sphere if tuple(args.spheres) == (1, 1) else None,
-        settings={"data": "spheres", "patch": args.patch},
-    )
+    return drawn(args, make_spheres, "spheres", ONE, likeliest_sphere if tuple(args.spheres) == (1, 1) else None)
 
 
 def bodies(args: argparse.Namespace) -> Source:
     """Balls, cubes and octahedra in noise, one of each in every volume: three classes of one grey value."""
-    looks = {"radius": args.radius, "contrast": args.contrast, "noise": args.noise}
-    classes = Classes(BODIES, tuple(range(len(BODIES) + 1)))
-    absolute = grey_values.range_of(np.zeros((1, 1, 1, 1), np.float32), grey_values.ABSOLUTE)
 
-    def draw(num, *stream):
-        drawn = data_synth.make_bodies(num, args.size, seed=(args.seed, *stream), bodies=BODIES, **looks)
-        return [Sample(f"volume {i}", *pair, absolute) for i, pair in enumerate(zip(*drawn, strict=True))]
+    def references(test):
+        images, labels = (np.stack([getattr(sample, name) for sample in test]) for name in ("image", "labels"))
+        few = slice(NUM_FITTED)
+        return shape_fit.references(images[few], to_masks(labels[few], len(BODIES)), BODIES, looks(args))
+
+    return drawn(args, make_bodies, "bodies", Classes(BODIES, tuple(range(len(BODIES) + 1))), references)
+
+
+def drawn(args: argparse.Namespace, draw: Callable, name: str, classes: Classes, references: Callable | None) -> Source:
+    """Random patches of volumes that `draw(args, num, *stream)` draws, new ones in every epoch; whole ones to test on.
+
+    `references(test)` gives the scores of methods that know the objects.
+    """
+    validation, test = draw(args, VOLUMES, VALIDATION), draw(args, args.test_volumes, TEST)
 
     def batches(epoch):
-        return random_batches(args, draw(VOLUMES, TRAIN, epoch), args.patch, epoch, num_classes=classes.num)
+        return random_batches(args, draw(args, VOLUMES, TRAIN, epoch), args.patch, epoch, num_classes=classes.num)
 
-    def references():
-        """The highest Dice of a rule per voxel (all bodies have one grey value and equal volumes); the best fits."""
-        few = parts["test"][:NUM_FITTED]
-        fitted = shape_fit.fit_shapes(np.stack([sample.image for sample in few]), shapes=BODIES, **looks)
-        scores, _ = sample_scores.score_samples(few, to_masks(fitted, classes.num), classes.names)
-        title = f"likeliest bodies, {len(few)} volumes"
-        return {"any rule per voxel, at most": {"image_dice": 1 / classes.num}, title: scores}
-
-    parts = {"validation": draw(VOLUMES, VALIDATION), "test": draw(args.test_volumes, TEST)}
     return source_of(
         args,
-        parts,
         args.patch,
         batches,
-        name="bodies",
-        origin="data_synth.make_bodies",
+        name=name,
+        origin=f"data_synth.{draw.__name__}",
+        validation=patches.grid_patches(validation, args.patch, args.val_patches, classes.num),
+        test=test,
         preprocessing={**grey_values.ABSOLUTE, "spacing": None},
         classes=classes,
-        references=references,
-        settings={"data": "bodies", "patch": args.patch},
+        references=references and functools.partial(references, test),
+        settings={"patch": args.patch},
     )
 
 
@@ -179,108 +173,77 @@ def split_scans(args: argparse.Namespace) -> tuple[Classes, dict[str, list[Sampl
 def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[Sample]], remarks=()) -> Source:
     """Random patches of the user's scans; whole scans to test on."""
     grey, parts, remark = grey_values.settle(split, args.grey_range)
-    patch = args.patch or shared_patch(args, parts["training"])
-    raw = {part: grey_values.raw(samples) for part, samples in parts.items()}
+    patch = args.patch or choose_patch(args, parts["training"])
     augment = None
     if args.augment:
-        planes = turning_planes(parts["training"], patch)
+        planes = patches.turning_planes(parts["training"], patch)
         looks: dict = ABSOLUTE if grey.get("window") else VARIED
         augment = functools.partial(patches.vary, planes=planes, **looks)
+
+    def grid(samples):
+        return patches.grid_patches(samples, patch, args.val_patches, classes.num)
+
+    validation = grid(parts["validation"])
     return source_of(
         args,
-        parts,
         patch,
         lambda epoch: random_batches(args, parts["training"], patch, epoch, augment, classes.num),
         name="own scans",
         origin=str(args.images),
+        validation=validation,
+        test=parts["test"],
         preprocessing={**grey, "spacing": args.spacing, "spacings_seen": volumes.spacings_of(parts["training"])},
         classes=classes,
-        raw=lambda: (validation_patches(args, raw, patch, classes.num), raw["test"]),
+        raw=lambda: (grid(grey_values.raw(parts["validation"])), grey_values.raw(parts["test"])),
         settings={"data": splits.describe(split), "patch": patch, **classes.settings()},
         files=splits.files(parts, functools.partial(views.plot_dataset, classes=classes)),
-        remarks=(*remarks, remark, *splits.describe_classes(split, classes)),
+        remarks=(
+            *splits.describe_parts(parts, validation[1]),
+            *remarks,
+            remark,
+            *splits.describe_classes(split, classes),
+        ),
     )
 
 
-def source_of(args: argparse.Namespace, parts: dict, patch: tuple, batches: Callable, remarks=(), **fields) -> Source:
-    """A source of patches; `parts` holds the samples "validation" and "test", and "training" if they are files."""
-    sides = " x ".join(map(str, patch))
-    validation = validation_patches(args, parts, patch, fields.get("classes", ONE).num)
-    counts = splits.describe_parts(parts, validation[1]) if "training" in parts else []
+def source_of(args: argparse.Namespace, patch: tuple, batches: Callable, **fields) -> Source:
+    """A source of patches to train on, which `batches(epoch)` yields."""
     return Source(
         batches=batches,
         num_training=args.train_patches,
         sides=patch,
-        channels=1,
-        validation=validation,
-        test=parts["test"],
-        num_test=len(parts["test"]),
         typical=lambda: np.concatenate([images for images, _ in itertools.islice(batches(0), 32)]),
-        remarks=(*counts, *remarks, f"{fields['name']}: trained on patches of {sides} voxels"),
         **fields,
     )
 
 
-def validation_patches(args: argparse.Namespace, parts: dict, patch: tuple, num_classes: int = 1) -> tuple:
-    """(images, masks) to validate on: patches on a grid."""
-    return patches.grid_patches(parts["validation"], patch, args.val_patches, num_classes)
-
-
 def random_batches(
     args: argparse.Namespace, samples: list[Sample], patch: tuple, epoch: int, augment=None, num_classes: int = 1
-) -> Iterator:
-    """Yield the (images, masks) of one epoch: (N, *patch, 1), and masks as `sample.to_masks` makes them."""
+) -> Iterator[Batch]:
+    """Yield the images (N, *patch, 1) and masks of one epoch (see `sample.to_masks`)."""
     for batch, start in enumerate(range(0, args.train_patches, args.batch_size)):
         num = min(args.batch_size, args.train_patches - start)  # the last batch may be shorter
         yield patches.random_patches(samples, num, patch, (args.seed, TRAIN, epoch, batch), augment, num_classes)
 
 
-def turning_planes(samples: list[Sample], patch: tuple) -> list[tuple[int, int]]:
-    """Pairs of axes in which patches may be turned by quarters: of equal sides and, in all scans, equal spacings."""
-    steps = np.array([sample.spacing or (1, 1, 1) for sample in samples])
+def choose_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, ...]:
+    """The patch of the run that is resumed, else the largest that pays and fits into the memory.
 
-    def alike(a, b):
-        return patch[a] == patch[b] and np.allclose(steps[:, a], steps[:, b], rtol=0.1)
-
-    return [plane for plane in itertools.combinations(range(3), 2) if alike(*plane)]
-
-
-def shared_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, int, int]:
-    """The patch of the run that is resumed, else the planned one. Process 0 decides: other processes may have less
-    free memory, or may not see the folder."""
-    former = checkpoints.settings_of_then(args.out_dir).get("patch") if args.resume else None
-    sides = map(int, re.findall(r"\d+", str(former))) if former else plan_patch(args, samples)
-    return tuple(json.loads(processes.from_first_process(json.dumps(list(sides)).encode())))
-
-
-def longest_side(shape: np.ndarray, most: int) -> int:
-    """The longest side of a cube, up to LARGEST, of which at most `most` voxels lie inside a scan of this shape."""
-    sides = range(2**DEPTH, LARGEST + 1, 2**DEPTH)
-    return max(side for side in sides if side == sides[0] or np.minimum(shape, side).prod() <= most)
-
-
-def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, ...]:
-    """The largest patch that trains within `--memory`, and is no larger than the scans; prints what was tried.
-
-    Without `--memory` and without a graphics card it has about MOST_VOXELS at most.
+    Process 0 decides: other processes may have less free memory, or may not see the folder.
     """
-    shape = np.median([sample.labels.shape for sample in samples], axis=0)
-    most = LARGEST**3 if args.memory or backend.has_graphics_card() else MOST_VOXELS
-    shape = np.minimum(shape, longest_side(shape, most))
-    budget = args.memory or 0.7 * memory.free_memory() / memory.GIB
-
-    def fixed(sides):
-        return build_unet((*sides, 1), args.filters, DEPTH, args.skips)
-
-    step = (args.batch_size, args.optimizer, backend.processor())
-    patch, tried = memory.largest_patch(fixed, budget, *step, tuple(shape), 2**DEPTH)
-    print(f"Memory of a training step of {args.batch_size} patches; at most {budget:.1f} GiB:")
-    for row in tried:
-        taken = ", taken" if row["sides"] == patch else "" if row["fits"] else ", too large"
-        print(f"  {' x '.join(map(str, row['sides'])):>15} voxels: {row['gib']:5.1f} GiB{taken}", flush=True)
-    if patch is None:
-        raise ValueError(f"no patch trains within {budget:.2f} GiB; take a larger --memory, or fewer --filters.")
-    return patch
+    former = checkpoints.settings_of_then(args.out_dir).get("patch") if args.resume else None
+    if former:
+        patch = tuple(map(int, re.findall(r"\d+", former)))
+    else:
+        shape = np.median([sample.labels.shape for sample in samples], axis=0)
+        patch = patch_plan.plan_patch(
+            lambda sides: build_unet((*sides, 1), args.filters, DEPTH, args.skips),
+            shape,
+            args.batch_size,
+            args.optimizer,
+            args.memory,
+        )
+    return tuple(json.loads(processes.from_first_process(json.dumps(patch).encode())))
 
 
 # The command line
@@ -303,7 +266,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="resample all to this spacing: one number, or depth height width",
     )
     most = "memory of a training step, filled by the largest patch that fits; without it, and without a graphics card, "
-    most += f"a patch has at most about {MOST_VOXELS:,} voxels"
+    most += f"a patch has at most about {patch_plan.MOST_VOXELS:,} voxels"
     add("--memory", type=float, metavar="GIB", help=most)
     command_line.grey_range_flag(add)
     add("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, turn, vary the grey a little")

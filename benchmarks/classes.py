@@ -39,7 +39,7 @@ from lab import experiment
 from lab.data import grey_values, splits
 from lab.data.classes import NOT_LABELLED, Classes
 from lab.data.sample import Sample, to_masks
-from lab.data.source import Source
+from lab.data.source import Source, image_batches
 from lab.evaluate import scoring
 from lab.system import backend
 
@@ -202,14 +202,16 @@ def run_imbalance(job: dict) -> dict:
     source = Source(
         name="unequal shapes",
         origin="benchmarks.classes.draw_unequal",
-        batches=unet.epochs(settings, lambda num, *stream: make(num, unet.TRAIN, *stream)),
+        batches=image_batches(
+            lambda num, *stream: make(num, unet.TRAIN, *stream),
+            settings.train_images,
+            settings.batch_size,
+            settings.seed,
+        ),
         num_training=settings.train_images,
         sides=test[0].shape[1:3],
-        channels=1,
         validation=make(settings.val_images, unet.VALIDATION),
         test=test,
-        num_test=len(test[0]),
-        preprocessing=dict(grey_values.ABSOLUTE),
         typical=lambda: test[0],
         classes=SMALL,
     )

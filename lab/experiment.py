@@ -63,7 +63,8 @@ def run(
         tracking.open_store(experiment, out)  # before Keras is imported: a bad store is reported in seconds
         source, model, precision = prepare(args, make_source, build)
         epochs = choose_epochs(model, source, args, folder_of_then(args, folder, fold))
-        settings = command_line.training_settings(args, epochs=epochs, precision=precision, **source.settings)
+        chosen = {"epochs": epochs, "precision": precision, "data": source.name, **source.settings}
+        settings = command_line.training_settings(args, **chosen)
         checkpoint = checkpoints.Checkpoint(out, settings)
         finished: Any = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
         if processes.from_first_process(b"finished" if finished else b""):
@@ -121,7 +122,7 @@ def show_data(source: Source, out: Path) -> list[str]:
 
     Where the folder holds results of a former training, nothing is written: new results replace them later, as a set.
     """
-    print(*source.remarks, sep="\n", flush=True)
+    print(*source.remarks, source.describe(), sep="\n", flush=True)
     if not source.files or (out / "scores.json").exists():
         return []
     with output_files.written_aside(out) as aside:

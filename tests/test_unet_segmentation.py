@@ -153,11 +153,11 @@ def test_a_batch_larger_than_the_training_set_is_the_set():
 )
 def test_training_images_have_the_side_that_was_asked_for_or_the_recipes(flags, side):
     args = unet.parse_args([*flags.split(), "--train-images", "4", "--val-images", "2", "--test-images", "2"])
-    source = unet.circles(args)
+    source = (unet.photographs if "photographs" in flags else unet.circles)(args)
     images, masks = next(source.batches(0))
     assert images.shape == masks.shape == (4, side, side, 1) and source.sides == (side, side)
     assert source.validation[0].shape == source.test[0].shape == (2, args.size, args.size, 1)
-    assert any(f"trained on images of {side}x{side}" in remark for remark in source.remarks)
+    assert f"trained on {side} x {side} pixels in grey, validated on {args.size} x {args.size}." in source.describe()
 
 
 LITTLE = "training images of 64x64 pixels suit one circle that covers at most a quarter of them; add --train-size 128."
@@ -440,7 +440,7 @@ def test_a_check_writes_what_was_read_and_ends_without_a_run(store, own_pictures
     assert {path.name for path in Path("out").iterdir()} == {"dataset.png", "split.json"}
     assert said.startswith("4 pictures for training, 1 for validation, 1 for the test; split.json names them.\n")
     assert "Validation takes 4 crops of 32 x 32 pixels, 0 of them without an object" in said
-    assert "trained on crops of 32 x 32 pixels, in grey" in said and "Smaller than" not in said
+    assert "trained on 32 x 32 pixels in grey, validated on 32 x 32." in said and "Smaller than" not in said
     size = Path("mlflow.db").stat().st_size
     assert unet.main([*own_pictures.split(), "--check", "--folds", "2", "--out-dir", "folds"]) == {}
     assert sorted(path.name for path in Path("folds").iterdir()) == ["fold-1", "fold-2"]

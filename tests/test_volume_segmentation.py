@@ -14,8 +14,10 @@ import data_synth
 import predict
 import volume_segmentation as script
 from lab import experiment
+from lab.data import patches
 from lab.data.sample import Sample
 from lab.evaluate import sample_scores
+from lab.model import patch_plan
 
 TINY = ["--epochs", "1", "--train-patches", "4", "--batch-size", "2", "--patch", "16", "--filters", "2"]
 FILES = set(experiment.FILES) - {"per_image.csv", "confusion.csv", "confusion.png"}
@@ -68,9 +70,9 @@ def test_a_planned_patch_is_that_of_then_when_a_run_goes_on(store, scan_folders,
     """With less memory free a smaller one would be planned, and the checkpoint refused."""
     flags = ["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), "--spacing", "1.5", "--filters", "2"]
     flags += ["--epochs", "1", "--train-patches", "2", "--out-dir", str(store / "out")]
-    monkeypatch.setattr(script, "plan_patch", lambda args, samples: (16, 16, 24))
+    monkeypatch.setattr(patch_plan, "plan_patch", lambda *settings: (16, 16, 24))
     scores = script.main(flags)
-    monkeypatch.setattr(script, "plan_patch", lambda args, samples: (16, 16, 16))
+    monkeypatch.setattr(patch_plan, "plan_patch", lambda *settings: (16, 16, 16))
     assert script.main([*flags, "--resume"]) == scores and "is finished" in capsys.readouterr().out
 
 
@@ -97,7 +99,8 @@ def test_a_check_of_scans_writes_what_was_read_and_ends_without_a_run(store, sca
     assert {path.name for path in (store / "out").iterdir()} == {"dataset.png", "split.json"}
     said = capsys.readouterr().out
     assert said.startswith("2 scans for training, 1 for validation, 1 for the test; split.json names them.\n")
-    assert "patches of 16 x 16 x 16 voxels" in said and said.endswith(f"Nothing was trained. Files: {store / 'out'}.\n")
+    assert "own scans: trained on 16 x 16 x 16 voxels in grey" in said
+    assert said.endswith(f"Nothing was trained. Files: {store / 'out'}.\n")
 
 
 def test_the_model_file_gets_the_spacings_of_the_training_scans(scan_folders):
@@ -119,7 +122,7 @@ def test_volumes_that_get_2_voxels_deep_are_not_trained_in_bfloat16(patch, expec
 
 
 def planned(samples, *flags):
-    return script.plan_patch(script.parse_args(["--images", "a", "--masks", "b", *flags]), samples)
+    return script.choose_patch(script.parse_args(["--images", "a", "--masks", "b", *flags]), samples)
 
 
 def test_more_memory_gives_larger_patches_up_to_the_scans(capsys):
@@ -136,14 +139,14 @@ def test_more_memory_gives_larger_patches_up_to_the_scans(capsys):
 def test_without_memory_or_a_card_the_patch_is_no_larger_than_pays():
     for shape in ((26, 200, 180), (200, 200, 200), (16, 16, 16), (500, 40, 40)):
         patch = planned([Sample("a", None, np.zeros(shape, bool), None)], "--filters", "1")
-        assert math.prod(patch) <= 1.35 * script.MOST_VOXELS  # sides are rounded up to what is divisible by 8
+        assert math.prod(patch) <= 1.35 * patch_plan.MOST_VOXELS  # sides are rounded up to what is divisible by 8
         assert all(side <= length + 7 for side, length in zip(patch, shape, strict=True))
-        assert math.prod(patch) >= 0.5 * min(script.MOST_VOXELS, math.prod(shape))
+        assert math.prod(patch) >= 0.5 * min(patch_plan.MOST_VOXELS, math.prod(shape))
 
 
 def test_patches_are_turned_in_planes_of_equal_spacing_and_sides_only():
     def plane(spacing, patch):
-        return script.turning_planes([Sample("a", None, None, None, spacing)], patch)
+        return patches.turning_planes([Sample("a", None, None, None, spacing)], patch)
 
     assert plane((1, 1, 1), (16, 16, 16)) == [(0, 1), (0, 2), (1, 2)]
     assert plane((3, 1, 1), (16, 16, 16)) == [(1, 2)]

@@ -196,6 +196,16 @@ def power(image: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     return np.sign(image) * np.abs(image) ** exponent
 
 
+def turning_planes(samples: Sequence, patch: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs of axes in which patches may be turned by quarters: of equal sides and, in all scans, equal spacings."""
+    steps = np.array([sample.spacing or (1, 1, 1) for sample in samples])
+
+    def alike(a, b):
+        return patch[a] == patch[b] and np.allclose(steps[:, a], steps[:, b], rtol=0.1)
+
+    return [plane for plane in itertools.combinations(range(3), 2) if alike(*plane)]
+
+
 # Prediction
 
 

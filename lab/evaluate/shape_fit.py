@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_synth import SHAPES, fill_shape, radius_at, random_turns
+from lab.data.sample import to_masks
+from lab.evaluate import scoring
 from lab.evaluate.ball_fit import log_likelihood_ratio
 
 ROUND = {2: "disc", 3: "ball"}
@@ -59,6 +61,19 @@ def fit_shapes(
         for i, k in zip(*linear_sum_assignment(likelihoods, maximize=True), strict=True):
             fill_shape(label, k + 1, shapes[k], *fits[i][k][1:])
     return labels
+
+
+def references(images: np.ndarray, masks: np.ndarray, shapes: Sequence[str], looks: dict) -> dict[str, dict]:
+    """The scores of two references for images (N, *sides, 1) of shapes with their masks (N, *sides, K + 1).
+
+    They are the highest Dice of any rule per pixel, 1 / K, because all shapes have one grey value and equal areas; and
+    the fit, with `looks` (radius, contrast, noise) for its arguments.
+    """
+    fitted = to_masks(fit_shapes(images, shapes=shapes, **looks), len(shapes))
+    what = ("shapes", "images") if images.ndim == 4 else ("bodies", "volumes")
+    title = "likeliest {}, {num} {}".format(*what, num=len(images))
+    bound = f"any rule per {'pixel' if images.ndim == 4 else 'voxel'}, at most"
+    return {bound: {"image_dice": 1 / len(shapes)}, title: scoring.score(masks, fitted, shapes)[0]}
 
 
 def _find_discs(ratio, shapes, radius):

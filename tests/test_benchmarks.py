@@ -26,6 +26,7 @@ from benchmarks import (
     deep_structures,
     faults,
     gpu,
+    machines,
     memory,
     object_sizes,
     own_data,
@@ -307,6 +308,25 @@ def test_a_small_training_on_several_classes_gives_a_row(part):
     job = {"part": part, "side": classes.SIDES[part][0], "seed": 0, "rate": 3e-3, "tiny": True}
     row = json.loads(json.dumps(classes.RUNS[part](job)))
     assert {"test", "objects", "never_found", "val_dice", "training_seconds"} <= row.keys()
+
+
+def test_a_kind_of_processor_has_a_line_and_is_marked_if_it_was_emulated():
+    step = {"images_per_second": 13.5, "times_eager": 1.07, "times_compiled": 0.98}
+    rows = [
+        {"kind": "AVX2", "emulated": True, "part": "steps", "steps": {"train 48^3": step}},
+        {"kind": "AVX2", "emulated": True, "part": "commands", "seconds": {"circles": 185.6}},
+        {"kind": "AMX", "emulated": False, "part": "onnx", "times_onnx": 1.234},
+    ]
+    *_, first, second = machines.machines_table(rows).splitlines()
+    assert first == "| AVX2, emulated | 186 |  |  |  |  | 13.5/s, 1.07 and 0.98 |  |  |  |  |  |"
+    assert second.startswith("| AMX |") and second.endswith("| 1.23 |")
+
+
+def test_only_what_starts_within_the_block_is_limited(monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    with machines.limited_to("AVX2"):
+        assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert "ONEDNN_MAX_CPU_ISA" not in os.environ
 
 
 def test_of_monais_rates_the_best_of_the_first_seed_goes_on():
@@ -629,6 +649,7 @@ SHAPES = {  # by record: what each of its rows has
     "faults": {"attack", "outcomes"},
     "generator": {"images", "size", "lab_against_noise", "monai_against_lab"},
     "gpu": {"what", "card"},
+    "machines": {"kind", "emulated", "part"},
     "memory": {"images", "new_every_epoch_mib", "fixed_mib"},
     "metrics_speed": {"score", "side", "milliseconds", "it_against_lab_tensors"},
     "noise": {"noise", "seed", "threshold", "network", "fit"},

@@ -6,8 +6,8 @@
 
 A change of structure may change no number. Each case is a command, so small that most of its time goes into imports.
 Compared are digests of the numbers in the files that it writes. Of the code behind the commands only the functions that
-draw images are called, so a record holds whatever that code looks like. The case `resumed` is a training that is
-killed after its first epoch and goes on. It is compared with the same training undisturbed, `lab`, not with the record.
+draw images are called, so a record holds whatever that code looks like. A case of RESUMED is a training that is killed
+after its first epoch and goes on. It is compared with the same training undisturbed, not with the record.
 
 Exit code 0: all is the same. 1: a case differs, and its line says in what; or a command failed. 2: nothing was
 compared. There is no record, or another processor or other versions made it, and these change bits too.
@@ -44,7 +44,9 @@ FIRST = "checkpoint-000001.npz"  # a training keeps its newest two
 TRAINING = "--deterministic --epochs 2"
 IMAGES = f"{TRAINING} --val-images 4 --test-images 6 --size 48 --filters 4 --train-images 20"  # the last batch is short
 CIRCLES = f"{IMAGES} --radius 3 8 --train-size 48"
-LAB = f"{CIRCLES} --epochs 3 --train-size 24 --precision float32"  # while FIRST is kept, an epoch is left to resume
+# Of trainings that are resumed: while FIRST is kept, an epoch is left to resume.
+LAB = f"{CIRCLES} --epochs 3 --train-size 24 --precision float32"
+SHAPES = f"{IMAGES} --epochs 3 --shapes --size 64 --train-size 64 --radius 3 5 --precision float32"
 PICTURES = f"{IMAGES} --precision float32 --masks data/masks --images"
 VOLUMES = f"{TRAINING} --precision float32 --patch 16 --filters 2 --train-patches 5 --val-patches 4"
 GREY, SCANS = "data/grey/0.png data/grey/5.png", "data/scans/0.nii.gz data/scans/4.nii.gz"
@@ -57,7 +59,9 @@ CASES = {  # script and flags; the name is that of the output folder
     "colour": ("unet_segmentation.py", f"{PICTURES} data/colour"),
     "folds": ("unet_segmentation.py", f"{PICTURES} data/grey --folds 2"),
     "classes": ("unet_segmentation.py", f"{PICTURES} data/grey --masks data/classes --class-weights"),
-    "shapes": ("unet_segmentation.py", f"{IMAGES} --shapes --size 64 --train-size 64 --radius 3 5 --precision float32"),
+    "class_folds": ("unet_segmentation.py", f"{PICTURES} data/grey --masks data/classes --folds 2"),
+    "shapes": ("unet_segmentation.py", SHAPES),
+    "resumed_shapes": ("unet_segmentation.py", SHAPES),
     "spheres": ("volume_segmentation.py", f"{VOLUMES} --size 24 --radius 3 6 --spheres 1 1 --test-volumes 2"),
     "scans": ("volume_segmentation.py", f"{VOLUMES} --images data/scans --masks data/scan_masks"),
     "scan_classes": ("volume_segmentation.py", f"{VOLUMES} --images data/scans --masks data/scan_classes"),
@@ -73,8 +77,9 @@ CASES = {  # script and flags; the name is that of the output folder
     "predict_scans": ("predict.py", f"scans/model.keras {SCANS} --probabilities --masks data/scan_masks"),
     "predict_scan_classes": ("predict.py", f"scan_classes/model.keras {SCANS} --masks data/scan_classes"),
 }
+RESUMED = {"resumed": "lab", "resumed_shapes": "shapes"}  # a case: the same training undisturbed
 NEEDS = {  # the cases whose files or digests are used
-    "resumed": "lab",
+    **RESUMED,
     "predict_grey": "grey",
     "predict_classes": "classes",
     "predict_colour": "colour",
@@ -136,7 +141,7 @@ def run(name: str, folder: Path) -> dict[str, str]:
     if name == "generator":
         return generator()
     script, flags = CASES[name][0], f"{CASES[name][1]} --out-dir {name}"
-    if name == "resumed":
+    if name in RESUMED:
         kill_after_first_epoch(folder, name, flags)
         flags += " --resume"
     if code := start(folder, script, flags, **ENVIRONMENT).wait():
@@ -284,8 +289,8 @@ def main(argv=None) -> None:
         make_data(folder / "data")
         for name in with_needed(args.only or NAMES):
             found[name] = run(name, folder)
-            if name == "resumed":
-                lines.append(verdict(name, found["lab"], found[name]))
+            if name in RESUMED:
+                lines.append(verdict(name, found[RESUMED[name]], found[name]))
             elif args.record:
                 lines.append(f"made: {name}, {len(found[name])} digests")
             else:

@@ -21,6 +21,7 @@ if importlib.util.find_spec("jax") is None:  # not imported: JAX sets variables 
 # A rate that is constant, so that the number of epochs is not compiled in: what is compiled for one test serves in all.
 FLAGS = "--size 16 --train-size 16 --radius 2 5 --filters 2 --batch-size 4 --val-images 8 --test-images 4"
 FLAGS += " --precision float32 --schedule constant"
+SHAPES = "--shapes --size 40 --train-size 40 --radius 3 4"
 STEPS = "--epochs 4 --train-images 14"  # 4 + 4 + 4 + 2: the last batch is shorter
 
 
@@ -78,8 +79,12 @@ def whole(tmp_path_factory, migrated_database):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_weights_and_scores_of_one(whole):
-    codes, consoles = train(whole, 2, STEPS, "--out-dir two")
+@pytest.mark.parametrize("data", ["", SHAPES], ids=["circles", "three classes"])
+def test_two_processes_give_the_weights_and_scores_of_one(whole, data):
+    if data:
+        codes, consoles = train(whole, 1, STEPS, data, "--out-dir one --overwrite")
+        assert codes == [0], consoles
+    codes, consoles = train(whole, 2, STEPS, data, "--out-dir two --overwrite")
     assert codes == [0, 0], consoles
     one, two = weights(whole / "one"), weights(whole / "two")
     assert one.keys() == two.keys() and max(np.abs(one[name] - two[name]).max() for name in one) < 1e-5

@@ -148,6 +148,14 @@ metric.update_state(true, pred)
 values = [metrics.dice_coeff(true, pred), metrics.iou_metric(true, pred), metrics.DiceLoss()(true, pred)]
 from tests.test_metrics import count_beyond_float32
 totals = count_beyond_float32(metrics.IoU(threshold=0.5))
+from tests.test_metrics import random_classes
+classes, probs = random_classes()
+classes[:, :2] = 0  # not labelled
+for kind in (metrics.DiceCoefficient, metrics.IoU):
+    of_classes = kind(threshold=0.5, average="image")
+    of_classes.update_state(classes, probs)
+    values.append(of_classes.result())
+values.append(metrics.DiceLoss()(classes, probs))
 print([*totals, *(float(value) for value in [*values, metric.result()])])
 """
 

@@ -212,6 +212,9 @@ class DiceLoss(keras.losses.Loss):
             almost 0 at 1e-6: with the default of 1 it is large enough to clear the last false positives. The
             minimum is at B = A for every value.
         reduction: "sum_over_batch_size" (mean over images), "sum" or "none", as in every Keras loss.
+        absent: whether each of several classes counts in images that do not hold it. There the loss only asks for no
+            pixels: a small class may be unlearned in the many images without it. With False the mean is over the
+            classes that are there, and 0 if none is; another loss, such as cross-entropy, must clear false positives.
 
     Raises:
         ValueError: if the shapes differ or the rank is below 2.
@@ -219,9 +222,9 @@ class DiceLoss(keras.losses.Loss):
     Example: A = [[1, 1, 0, 0]], B = [[0.5, 0.5, 0, 0]], smooth = 1e-6 gives 1/3.
     """
 
-    def __init__(self, smooth=1.0, reduction="sum_over_batch_size", name="dice_loss", dtype=None):
+    def __init__(self, smooth=1.0, reduction="sum_over_batch_size", name="dice_loss", dtype=None, absent=True):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.smooth = _check_smooth(smooth)
+        self.smooth, self.absent = _check_smooth(smooth), absent
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         _check(y_true, y_pred)  # before Keras squeezes or expands one of them to the other's rank
@@ -231,10 +234,15 @@ class DiceLoss(keras.losses.Loss):
         if not _several_classes(y_pred):
             return dice_loss(y_true, y_pred, self.smooth, _image_axes(y_pred))
         true, pred, _ = _foreground(y_true, y_pred)
-        return ops.mean(dice_loss(true, pred, self.smooth, _image_axes(y_pred)[:-1]), axis=-1)
+        axes = _image_axes(y_pred)[:-1]
+        losses = dice_loss(true, pred, self.smooth, axes)
+        if self.absent:
+            return ops.mean(losses, axis=-1)
+        there = ops.cast(ops.max(true, axis=axes) > 0, "float32")
+        return ops.sum(losses * there, axis=-1) / ops.maximum(ops.sum(there, axis=-1), 1.0)
 
     def get_config(self):
-        return {**super().get_config(), "smooth": self.smooth}
+        return {**super().get_config(), "smooth": self.smooth, "absent": self.absent}
 
 
 def _sums(y_true, y_pred, axis=None) -> tuple[Any, Any, Any]:

@@ -176,9 +176,8 @@ def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[
     patch = args.patch or choose_patch(args, parts["training"])
     augment = None
     if args.augment:
-        planes = patches.turning_planes(parts["training"], patch)
-        looks: dict = ABSOLUTE if grey.get("window") else VARIED
-        augment = functools.partial(patches.vary, planes=planes, **looks)
+        grey_changes = ABSOLUTE if grey.get("window") else VARIED
+        augment = functools.partial(patches.vary, **patches.symmetries(parts["training"], patch), **grey_changes)
 
     def grid(samples):
         return patches.grid_patches(samples, patch, args.val_patches, classes.num)
@@ -269,7 +268,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     most += f"a patch has at most about {patch_plan.MOST_VOXELS:,} voxels"
     add("--memory", type=float, metavar="GIB", help=most)
     command_line.grey_range_flag(add)
-    add("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, turn, vary the grey a little")
+    augmented = "flip left and right, vary the grey a little; TIFF stacks are flipped along each axis, and turned"
+    add("--augment", action=argparse.BooleanOptionalAction, default=True, help=augmented)
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-patches", type=int, metavar="N", help="training patches per epoch")

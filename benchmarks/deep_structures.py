@@ -67,7 +67,7 @@ def read_halves() -> tuple[Sample, Sample]:
     image, middle = np.asarray(head.voxels)[..., None], round(-head.affine[0, 3])  # where x, to the right, is 0
     own_range = grey_values.range_of(grey_values.few_slices(image), grey_values.STRETCHED)
     return tuple(
-        Sample(name, image[:, :, part], labels[:, :, part], own_range, head.spacing)
+        Sample(name, image[:, :, part], labels[:, :, part], own_range, head.spacing, is_oriented=True)
         for name, part in (("left", slice(0, middle)), ("right", slice(middle + 1, None)))
     )
 

@@ -264,3 +264,28 @@ def test_the_loss_is_one_minus_the_mean_dice_of_the_foreground():
     loss = np.array(metrics.DiceLoss(smooth=1.0, reduction="none")(true, probs))
     dice = np.array(metrics.dice_coeff(true, probs, smooth=1.0, axis=(1, 2)))[:, 1:].mean(axis=1)
     np.testing.assert_allclose(loss, 1 - dice, atol=1e-6)
+
+
+def test_without_absent_classes_the_loss_is_the_mean_over_those_that_are_there():
+    import tensorflow as tf
+
+    true, probs = random_classes(num=3)
+    true[0][true[0][..., 1] == 1] = [1, 0, 0, 0]  # the first class is not in the first image
+    true[1] = [1, 0, 0, 0]  # none is in the second
+    dice = np.array(metrics.dice_coeff(true, probs, smooth=1.0, axis=(1, 2)))[:, 1:]
+    loss = metrics.DiceLoss(reduction="none", absent=False)
+    expected = [1 - dice[0, 1:].mean(), 0, 1 - dice[2].mean()]
+    np.testing.assert_allclose(np.array(loss(true, probs)), expected, atol=1e-6)
+    assert metrics.DiceLoss.from_config(loss.get_config()).absent is False
+    variable = tf.Variable(probs)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(loss(tf.constant(true), tf.identity(variable)))
+    gradient = tape.gradient(total, variable).numpy()
+    assert not gradient[0, ..., 1].any() and gradient[0, ..., 2:].all() and not gradient[1].any()
+
+
+def test_absent_or_not_is_the_same_for_one_class():
+    true, pred = random_masks()
+    true[0] = 0
+    one, other = (np.array(metrics.DiceLoss(reduction="none", absent=absent)(true, pred)) for absent in (True, False))
+    np.testing.assert_array_equal(one, other)

@@ -196,14 +196,21 @@ def power(image: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     return np.sign(image) * np.abs(image) ** exponent
 
 
-def turning_planes(samples: Sequence, patch: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs of axes in which patches may be turned by quarters: of equal sides and, in all scans, equal spacings."""
+def symmetries(samples: Sequence, patch: Sequence[int]) -> dict[str, list]:
+    """The flips and quarter turns that scans allow, as arguments of `vary`.
+
+    Where all scans lie in one known orientation, left and right alone are exchanged: up and down, front and back tell
+    the network where it is. All other scans are flipped along each axis, and turned in planes of equal sides and, in
+    all scans, equal spacings.
+    """
+    if all(sample.is_oriented for sample in samples):
+        return {"flips": [2], "planes": []}
     steps = np.array([sample.spacing or (1, 1, 1) for sample in samples])
 
     def alike(a, b):
         return patch[a] == patch[b] and np.allclose(steps[:, a], steps[:, b], rtol=0.1)
 
-    return [plane for plane in itertools.combinations(range(3), 2) if alike(*plane)]
+    return {"flips": [0, 1, 2], "planes": [plane for plane in itertools.combinations(range(3), 2) if alike(*plane)]}
 
 
 # Prediction

@@ -23,6 +23,7 @@ class Sample:
     spacing: tuple[float, ...] | None = None  # of the voxels' centres along the axes, in mm
     steps: np.ndarray | None = None  # (3, 3) in mm, one axis a column: of a scan whose axes are not at right angles
     is_region: bool = False  # part of a picture; other parts validate or test
+    is_oriented: bool = False  # a scan whose axes are known to point to the head, the front and the right
 
     @functools.cached_property
     def counts(self) -> np.ndarray:

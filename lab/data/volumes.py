@@ -106,7 +106,8 @@ def _to_grid(scan, mask, grid):
     image = resample(scan.voxels, grid)[..., None]
     own_range = grey_values.range_of(grey_values.few_slices(image), grey_values.STRETCHED)
     steps = scan.steps * np.divide(scan.voxels.shape, grid) if scan.sheared else None
-    return Sample(scan.path.name, image, resample(mask.voxels, grid, labels=True), own_range, spacing, steps)
+    labels, is_oriented = resample(mask.voxels, grid, labels=True), scan.affine is not None and scan.lacks != "affine"
+    return Sample(scan.path.name, image, labels, own_range, spacing, steps, is_oriented=is_oriented)
 
 
 def describe_grids(samples: list[Sample]) -> list[str]:

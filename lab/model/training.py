@@ -23,15 +23,16 @@ PREDICT_BATCH = 16  # images at a time in validation and test
 def choose_loss(name: str, smooth: float | None = None, class_weights: Sequence[float] | None = None):
     """The loss of a name: one value per image, except for "pooled-dice", the lab report's, which pools the batch.
 
-    `smooth` is the constant of the Dice losses; None means 1 per image and 1e-6 pooled. `class_weights` of background
-    and classes weight the pixels in cross-entropy.
+    In "dice+ce" the Dice loss is the mean over the classes that an image holds. `smooth` is the constant of the Dice
+    losses; None means 1 per image and 1e-6 pooled. `class_weights` of background and classes weight the pixels in
+    cross-entropy.
     """
     from keras import ops
 
     import metrics
 
     given = {} if smooth is None else {"smooth": smooth}
-    dice = metrics.DiceLoss(**given)
+    dice, dice_of_present = metrics.DiceLoss(**given), metrics.DiceLoss(**given, absent=False)
 
     def pooled_dice(masks, probs):
         if masks.shape[-1] == 1:
@@ -45,7 +46,7 @@ def choose_loss(name: str, smooth: float | None = None, class_weights: Sequence[
 
     def dice_and_ce(masks, probs):
         axes = tuple(range(1, len(masks.shape)))
-        return dice.call(masks, probs) + ops.mean(ce(masks, probs), axis=axes[:-1])
+        return dice_of_present.call(masks, probs) + ops.mean(ce(masks, probs), axis=axes[:-1])
 
     return {"dice": dice, "ce": ce, "dice+ce": dice_and_ce, "pooled-dice": pooled_dice}[name]
 

@@ -14,7 +14,7 @@ import data_synth
 import predict
 import volume_segmentation as script
 from lab import experiment
-from lab.data import patches
+from lab.data import patches, volumes
 from lab.data.sample import Sample
 from lab.evaluate import sample_scores
 from lab.model import patch_plan
@@ -144,13 +144,26 @@ def test_without_memory_or_a_card_the_patch_is_no_larger_than_pays():
         assert math.prod(patch) >= 0.5 * min(patch_plan.MOST_VOXELS, math.prod(shape))
 
 
-def test_patches_are_turned_in_planes_of_equal_spacing_and_sides_only():
-    def plane(spacing, patch):
-        return patches.turning_planes([Sample("a", None, None, None, spacing)], patch)
+@pytest.mark.parametrize(("affine", "known"), [(np.eye(4), True), (None, False)])
+def test_a_scan_is_oriented_if_its_file_holds_an_affine(affine, known, tmp_path):
+    (image,), (mask,) = data_synth.make_spheres(1, 16, radius=(3, 5))
+    for name, voxels in {"scans": image, "masks": mask}.items():
+        (tmp_path / name).mkdir()
+        nibabel.save(nibabel.Nifti1Image(voxels[..., 0], affine), tmp_path / name / "a.nii")
+    ((sample,), _) = volumes.read_folder(tmp_path / "scans", tmp_path / "masks")
+    assert sample.is_oriented is known
 
-    assert plane((1, 1, 1), (16, 16, 16)) == [(0, 1), (0, 2), (1, 2)]
-    assert plane((3, 1, 1), (16, 16, 16)) == [(1, 2)]
-    assert plane(None, (8, 16, 16)) == [(1, 2)]
+
+def test_scans_of_one_known_orientation_are_flipped_left_and_right_only():
+    def allowed(spacing, patch, *oriented):
+        samples = [Sample("a", None, None, None, spacing, is_oriented=known) for known in oriented]
+        return patches.symmetries(samples, patch)
+
+    assert allowed((1, 1, 1), (16, 16, 16), True, True) == {"flips": [2], "planes": []}
+    every = {"flips": [0, 1, 2], "planes": [(0, 1), (0, 2), (1, 2)]}
+    assert allowed((1, 1, 1), (16, 16, 16), True, False) == every
+    assert allowed((3, 1, 1), (16, 16, 16), False)["planes"] == [(1, 2)]  # of equal spacing
+    assert allowed(None, (8, 16, 16), False)["planes"] == [(1, 2)]  # of equal sides
 
 
 def test_an_epochs_patches_are_its_own_and_come_again():

@@ -1,6 +1,6 @@
 """Five deep structures of a brain by a 3D U-Net: this lab's beside MONAI's two, and beside windows of grey values.
 
-    python -m benchmarks.deep_structures               # 5 trainings of five minutes, 14 of MONAI's; 2 quiet cores
+    python -m benchmarks.deep_structures               # 10 trainings of five minutes, 14 of MONAI's; 2 quiet cores
     python -m benchmarks.deep_structures --only ours    # without MONAI
     python -m benchmarks.deep_structures --only ours --tiny --seconds 2 --seeds 0     # whether it runs
 
@@ -9,7 +9,8 @@ left and right are one class. Trained on the left half, tested on the right: two
 of a population. All sides train in float32 for the same seconds on the same patches of 48^3 voxels, two at a time, with
 rates that fall as a cosine: ours by the recipe of `volume_segmentation.py` for scans; MONAI's, of as many channels,
 with Adam and Dice + cross-entropy, at the one of RATES with the best test of the first seed, which favours them.
-"windows" are the intervals of grey values, one of each structure, that are the best on the left half.
+"windows" are the intervals of grey values, one of each structure, that are the best on the left half. "absent" is
+ours with a Dice loss that counts the structures that a patch does not hold, too.
 
 Each row is a process of its own. It is recorded as soon as it ends, and not repeated.
 """
@@ -38,7 +39,8 @@ from lab.evaluate import scoring
 from lab.system import backend
 
 NAME = "deep_structures"
-SIDES = ("windows", "ours", "UNet", "DynUNet")
+SIDES = ("windows", "ours", "absent", "UNet", "DynUNet")
+OURS = ("ours", "absent")
 SEEDS = (0, 1, 2, 3, 4)
 RATES = (1e-3, 3e-3, 1e-2)  # of MONAI's Adam
 STRUCTURES = {  # name: values of the left and the right one in the atlas
@@ -86,6 +88,7 @@ def score(test: Sample, probs: np.ndarray) -> dict:
 
 def run_side(job: dict) -> dict:
     """A side of the brain: grey windows, our training or one of MONAI's networks."""
+    import metrics
     import volume_segmentation as script
 
     left, right = read_halves()
@@ -100,7 +103,10 @@ def run_side(job: dict) -> dict:
         parts = {"training": [left], "validation": [left], "test": [right]}
         return settings, script.own_scans(settings, DEEP, parts)
 
-    return (our_side if job["side"] == "ours" else monai_side)(job, source_of)
+    if job["side"] == "absent":
+        dice_loss = metrics.DiceLoss
+        metrics.DiceLoss = lambda absent=True, **settings: dice_loss(**settings)
+    return (our_side if job["side"] in OURS else monai_side)(job, source_of)
 
 
 def windows_side(left: Sample, right: Sample) -> dict:
@@ -189,7 +195,7 @@ def plan(args: argparse.Namespace, rows: list[dict]):
         yield "windows", 0, 0, None
     for seed in args.seeds:
         for side in args.only:  # in turns: a machine's speed drifts
-            rates = args.rates if side in ("UNet", "DynUNet") else [None] * (side == "ours")
+            rates = args.rates if side in ("UNet", "DynUNet") else [None] * (side in OURS)
             if seed != args.seeds[0] and len(rates) > 1:
                 rates = [best_rates(rows, side, args.seconds)[0]["rate"]]
             yield from ((side, args.seconds, seed, rate) for rate in rates)

@@ -128,14 +128,14 @@ def test_colours_are_named_by_a_label_map_and_written_for_a_viewer(tmp_path):
 
 def test_what_is_not_labelled_is_255_and_zeros_in_the_masks():
     found = find_classes([held(0, 1, 2, 255)], ignore=255)
-    labels = found.to_labels(np.array([0, 1, 2, 255]))
+    labels = found.to_labels(np.array([0, 1, 2, 255]), Path("a.png"))
     assert labels.tolist() == [0, 1, 2, 255]
     assert sample.to_masks(labels[None], 2)[0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
     assert sample.to_masks(labels[None], 1)[0, :, 0].tolist() == [0, 1, 0, -1]
     voc = PALETTE[:3] + [128, 0, 0] + PALETTE[6:765] + [224, 224, 192]
     assert find_classes([held(0, 1, 2, 255, kind="palette", palette=tuple(voc))]).ignore == 255
-    with pytest.raises(ValueError, match="it holds 3, where 0, 1, 2 are the classes"):
-        found.to_labels(np.array([0, 3]))
+    with pytest.raises(ValueError, match="^a.png: it holds 3, where 0, 1, 2 are the classes"):
+        found.to_labels(np.array([0, 3]), Path("a.png"))
 
 
 def test_numbers_of_objects_are_told_from_classes_by_their_regions(folders):

@@ -1,7 +1,7 @@
 """Which values of the masks mean which class: one mapping for the whole folder.
 
     classes = find_classes([MaskValues(path, Counter(values.flat)), ...], names=None, ignore=None, folder=masks)
-    labels = classes.to_labels(values)               # uint8: 0 background, 1 to K the classes, 255 not labelled
+    labels = classes.to_labels(values, path)         # uint8: 0 background, 1 to K the classes, 255 not labelled
     values = classes.to_values(labels)               # values as in the user's own files
 
 In masks of two values, black is the background and the other value, any number, is the object. More values are classes,
@@ -62,12 +62,8 @@ class Classes:
         pairs = zip(("background", *self.names), map(self.shown, self.values), strict=True)
         return ", ".join(f"{name} ({value})" for name, value in pairs)
 
-    def to_labels(self, values: np.ndarray) -> np.ndarray:
-        """Values of a file -> uint8 labels (see the top).
-
-        Raises:
-            ValueError: for a value that is no class; its message begins with "it holds".
-        """
+    def to_labels(self, values: np.ndarray, path: Path) -> np.ndarray:
+        """Values of the file `path` -> uint8 labels (see the top); ValueError for a value that is no class."""
         if self.two_valued:
             return (values != 0).astype(np.uint8)
         value_of = dict(enumerate(self.values))
@@ -80,7 +76,7 @@ class Classes:
             known |= here
         if not known.all():
             strange, classes = values[~known].flat[0], ", ".join(map(self.shown, self.values))
-            raise ValueError(f"it holds {self.shown(strange)}, where {classes} are the classes")
+            raise ValueError(f"{path}: it holds {self.shown(strange)}, where {classes} are the classes.")
         return labels
 
     def to_values(self, labels: np.ndarray) -> np.ndarray:

@@ -72,8 +72,7 @@ def random_patches(
     a frequent one. Whether the first patch holds one is drawn at random, so that half of them do in batches of one too.
 
     Args:
-        samples: see `lab/data/sample.py`.
-        num: number of patches.
+        samples, num: see `lab/data/sample.py`; the number of patches.
         size: sides of a patch; a sample that is smaller is reflected.
         seed: a seed for `np.random.default_rng`.
         augment: image (*size, C), labels (*size), rng -> varied image and labels, such as `vary`.
@@ -147,9 +146,7 @@ def vary(
     Nothing is clipped: the brightest pixels stay the brightest.
 
     Args:
-        image: a prepared image.
-        labels: its labels.
-        rng: the source of the random numbers.
+        image, labels, rng: a prepared image, its labels, and the source of the random numbers.
         flips: axes that may be flipped; by default all of them.
         planes: pairs of axes that span the planes of quarter turns; by default all pairs of equal sides.
         contrast: grey values are spread around 0.5 by 1 - contrast to 1 + contrast.

@@ -70,7 +70,7 @@ def read_folder(
         if sentence:
             print(f"{num} of {len(pictures)} pictures in {images}: {sentence}")
     return [
-        Sample(path.name, image, mapping.to_labels(values), grey_values.range_of(image, grey_values.STRETCHED))
+        Sample(path.name, image, mapping.to_labels(values, path), grey_values.range_of(image, grey_values.STRETCHED))
         for (path, image), (_, values, *_) in zip(pictures, values_of, strict=True)
     ], mapping
 
@@ -127,6 +127,5 @@ def _mask_values(path: Path, values: np.ndarray, kind: str, palette) -> classes.
 
 
 def _count(values: np.ndarray) -> Counter:
-    """How many pixels have each value."""
     present, numbers = np.unique(values, return_counts=True)
     return Counter(dict(zip(present.tolist(), numbers.tolist(), strict=True)))

@@ -235,10 +235,7 @@ def read_labels(path: Path, known: classes.Classes = classes.ONE) -> np.ndarray:
     elif (kind == "colour") != (known.kind == "colour"):
         what = "colours" if kind == "colour" else "numbers"
         raise ValueError(f"{path} holds {what}, unlike the masks of the training.")
-    try:
-        return known.to_labels(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}.") from None
+    return known.to_labels(values, path)
 
 
 def readable(name: str) -> str:

@@ -290,10 +290,7 @@ def to_labels(mask: Scan, known: Classes) -> Scan:
     """The mask with labels (D, H, W), uint8, as its voxels, on disk; ValueError for a value that is no class."""
     labels = scratch(mask.voxels.shape, np.uint8)
     for region in parts(labels):
-        try:
-            labels[region] = known.to_labels(np.asarray(mask.voxels[region]))
-        except ValueError as error:
-            raise ValueError(f"{mask.path}: {error}.") from None
+        labels[region] = known.to_labels(np.asarray(mask.voxels[region]), mask.path)
     return mask._replace(voxels=labels)
 
 

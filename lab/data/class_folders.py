@@ -34,7 +34,9 @@ def merge(files: dict[int, Path], labels: np.ndarray, read: Callable[[Path], np.
                 place = np.add(first, [region.start] + [0] * (labels.ndim - 1))
                 shown = ", ".join(f"{axis} {index}" for axis, index in zip("xyz", reversed(place), strict=False))
                 what = "pixel" if labels.ndim == 2 else "voxel"
-                raise ValueError(f"{files[before[first]]} and {path} both claim the {what} {shown}: it has one class.")
+                raise ValueError(
+                    f"{files[int(before[first])]} and {path} both claim the {what} {shown}: it has one class."
+                )
             before[here] = label
 
 

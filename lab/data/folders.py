@@ -76,7 +76,8 @@ def pair_by_name(
         problems.extend(doubles)
         return files
 
-    of_image, of_mask = files_of(images, stem), {}
+    of_image = files_of(images, stem)
+    of_mask: dict[str, Any] = {}
     of_class = _class_folders(masks, find)
     for label, folder in enumerate(of_class, 1):
         for name, path in files_of(folder, stem_of_mask).items():

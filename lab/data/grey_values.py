@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -168,7 +169,8 @@ def settle(parts: dict[str, list], wanted: str) -> tuple[dict, dict[str, list], 
     """
     training = parts["training"]
     window = folder_range(training)
-    common, own = disagreement(training, window), disagreement(training)
+    common = disagreement(training, window)
+    own: Any = disagreement(training)  # None where `common` is
     if wanted == "auto":
         wanted = "folder" if common is not None and common < own + TIE else "picture"
     if wanted == "folder":

@@ -72,7 +72,8 @@ def random_patches(
     a frequent one. Whether the first patch holds one is drawn at random, so that half of them do in batches of one too.
 
     Args:
-        samples, num: see `lab/data/sample.py`; the number of patches.
+        samples: see `lab/data/sample.py`.
+        num: number of patches.
         size: sides of a patch; a sample that is smaller is reflected.
         seed: a seed for `np.random.default_rng`.
         augment: image (*size, C), labels (*size), rng -> varied image and labels, such as `vary`.

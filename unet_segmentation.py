@@ -26,7 +26,7 @@ import numpy as np
 
 import data_synth
 from lab import command_line, experiment
-from lab.data import grey_values, patches, pictures, scenes, splits
+from lab.data import grey_values, patches, picture_folders, scenes, splits
 from lab.data.classes import Classes
 from lab.data.sample import to_masks
 from lab.data.source import Source, image_batches
@@ -304,7 +304,7 @@ def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict], int]:
 
     Without `--size`, each region of one or two pictures must have room for a crop: the side is the largest possible.
     """
-    samples, classes = pictures.read_folder(args.images, args.masks, args.classes, args.ignore)
+    samples, classes = picture_folders.read_folder(args.images, args.masks, args.classes, args.ignore)
     least = max(LEAST if len(samples) < 3 else LAB["size"], args.train_size or 0)
     sizes = [args.size] if args.size else range(LAB["size"], least - 1, -8)
     return classes, *splits.largest_split(samples, args.seed, sizes, args.folds)

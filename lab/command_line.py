@@ -243,10 +243,9 @@ def class_flags(add: Callable) -> None:
     """Add the flags that say what the values of the masks mean, and the one that shows them without training."""
     text = "print what a training would see, write dataset.png and split.json to --out-dir, and end without training"
     add("--check", action="store_true", help=text)
-    names = (
-        "names of the classes, in the order of the masks' values (default: those that a label file in the folder of "
-    )
-    add("--classes", nargs="+", metavar="NAME", help=names + "masks gives, else the values)")
+    names = "names of the classes, in the order of the masks' values (default: the names of the folders in --masks, if "
+    names += "it holds one for each class, or those that a label file in it gives, else the values)"
+    add("--classes", nargs="+", metavar="NAME", help=names)
     ignored = "value, or #colour, of pixels in masks that are not labelled, often 255"
     add("--ignore", type=_value, metavar="VALUE", help=ignored)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab.data import classes, pictures, sample
+from lab.data import classes, picture_folders, pictures, sample
 from lab.data.classes import Classes, MaskValues, find_classes
 
 LABELS = np.kron(np.array([[0, 1, 1], [2, 2, 0], [0, 0, 2]], np.uint8), np.ones((8, 8), np.uint8))
@@ -45,26 +45,12 @@ def folders(tmp_path):
 def test_masks_of_one_content_give_the_same_labels_and_their_own_values_back(kind, folders):
     for name in "abcd":
         write(folders[1] / f"{name}.png", kind=kind)
-    samples, found = pictures.read_folder(*folders)
+    samples, found = picture_folders.read_folder(*folders)
     assert found.num == 2 and all((one.labels == LABELS).all() for one in samples)
     values, _, _ = pictures.read_values(folders[1] / "a.png")
     np.testing.assert_array_equal(found.to_values(LABELS), values)
     np.testing.assert_array_equal(pictures.read_labels(folders[1] / "a.png", found), LABELS)
     assert samples[0].classes == [1, 2] and samples[0].counts[:3].tolist() == [256, 128, 192]
-
-
-def test_a_folder_for_each_class_is_merged_and_an_overlap_names_file_and_pixel(folders):
-    images, masks = folders
-    for label, name in ((1, "nucleus"), (2, "cell")):
-        (masks / name).mkdir()
-        for stem in "abcd":
-            Image.fromarray((label == LABELS).astype(np.uint8) * 255).save(masks / name / f"{stem}.png")
-    samples, found = pictures.read_folder(images, masks)
-    assert found.names == ("cell", "nucleus")  # as folders are listed
-    np.testing.assert_array_equal(samples[0].labels, np.array([0, 2, 1])[LABELS])
-    Image.fromarray(np.full((24, 24), 255, np.uint8)).save(masks / "cell" / "b.png")
-    with pytest.raises(ValueError, match=r"nucleus/b.png and .*cell/b.png both claim 128 pixels, such as x 8, y 0"):
-        pictures.read_folder(images, masks)
 
 
 def test_palettes_that_differ_are_read_by_their_colours(folders):
@@ -74,12 +60,12 @@ def test_palettes_that_differ_are_read_by_their_colours(folders):
     image = Image.frombytes("P", (24, 24), np.array([0, 2, 1], np.uint8)[LABELS].tobytes())
     image.putpalette(swapped)
     image.save(folders[1] / "d.png")
-    samples, found = pictures.read_folder(*folders)
+    samples, found = picture_folders.read_folder(*folders)
     assert found.kind == "colour" and all((one.labels == LABELS).all() for one in samples)
     image.putpalette(PALETTE[:3] + PALETTE[3:6] * 2 + PALETTE[9:])
     image.save(folders[1] / "d.png")
     with pytest.raises(ValueError, match=r"d.png has another palette .* 0, 1, 2, have one colour"):
-        pictures.read_folder(*folders)
+        picture_folders.read_folder(*folders)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +79,7 @@ def test_palettes_that_differ_are_read_by_their_colours(folders):
             [held(*range(n + 1), name=f"{n}.png") for n in (3, 7, 5, 9, 12)],
             "grow from file to file .*number the objects",
         ),
-        ([held(0, 1, 2), held(0, 0xFF0000, name="b.png", kind="colour")], "a.png holds numbers, b.png colours"),
+        ([held(0, 1, 2), held(0, 0xFF0000, name="b.png", kind="colour")], "a.png holds grey values, b.png colour ones"),
     ],
 )
 def test_what_is_no_mask_of_classes_is_refused_with_file_and_values(masks, words):
@@ -103,9 +89,9 @@ def test_what_is_no_mask_of_classes_is_refused_with_file_and_values(masks, words
 
 def test_soft_edges_are_told_from_classes():
     edge = np.repeat(np.array([[0, 0, 0, 90, 200, 200, 200]], np.uint8), 7, axis=0)
-    assert classes.values_between(edge) == {90}
+    assert picture_folders._mask_values(Path(), edge, "grey", None).between == {90}
     wide = np.repeat(np.array([[0, 0, 90, 90, 90, 200, 200]], np.uint8), 7, axis=0)
-    assert not classes.values_between(wide)
+    assert not picture_folders._mask_values(Path(), wide, "grey", None).between
     with pytest.raises(ValueError, match="a.png has soft edges: 90 stand"):
         find_classes([MaskValues(Path("a.png"), Counter({0: 9, 90: 3, 200: 9}), between=frozenset({90}))])
 
@@ -142,14 +128,14 @@ def test_colours_are_named_by_a_label_map_and_written_for_a_viewer(tmp_path):
 
 def test_what_is_not_labelled_is_255_and_zeros_in_the_masks():
     found = find_classes([held(0, 1, 2, 255)], ignore=255)
-    labels = found.to_labels(np.array([0, 1, 2, 255]))
+    labels = found.to_labels(np.array([0, 1, 2, 255]), Path("a.png"))
     assert labels.tolist() == [0, 1, 2, 255]
     assert sample.to_masks(labels[None], 2)[0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
     assert sample.to_masks(labels[None], 1)[0, :, 0].tolist() == [0, 1, 0, -1]
     voc = PALETTE[:3] + [128, 0, 0] + PALETTE[6:765] + [224, 224, 192]
     assert find_classes([held(0, 1, 2, 255, kind="palette", palette=tuple(voc))]).ignore == 255
-    with pytest.raises(ValueError, match="it holds 3, where 0, 1, 2 are the classes"):
-        found.to_labels(np.array([0, 3]))
+    with pytest.raises(ValueError, match="^a.png: it holds 3, where 0, 1, 2 are the classes"):
+        found.to_labels(np.array([0, 3]), Path("a.png"))
 
 
 def test_numbers_of_objects_are_told_from_classes_by_their_regions(folders):
@@ -159,5 +145,5 @@ def test_numbers_of_objects_are_told_from_classes_by_their_regions(folders):
             numbered[2:6, 7 * value : 7 * value + 4] = value
         Image.fromarray(numbered).save(folders[1] / f"{name}.png")
     with pytest.raises(ValueError, match="grow from file to file .1 to 2 in one, 1 to 3 in .*number the objects"):
-        pictures.read_folder(*folders)
-    assert pictures.read_folder(*folders, names=["one", "two", "three"])[1].num == 3
+        picture_folders.read_folder(*folders)
+    assert picture_folders.read_folder(*folders, names=["one", "two", "three"])[1].num == 3

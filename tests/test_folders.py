@@ -37,18 +37,18 @@ def test_a_stem_is_the_name_without_suffix_and_a_masks_without_its_ending(file, 
 
 def test_files_of_one_stem_are_paired_whatever_their_suffixes(tmp_path):
     images, masks = make_folders(tmp_path, "b.png a.jpg c.tif", "c.png a.png b_mask.bmp")
-    pairs, problems = folders.pair_by_name(images, masks, find, "picture")
+    of_class, pairs, problems = folders.pair_by_name(images, masks, find, "picture")
     assert [(image.name, mask.name) for image, mask in pairs] == [
         ("a.jpg", "a.png"),
         ("b.png", "b_mask.bmp"),
         ("c.tif", "c.png"),
     ]
-    assert problems == []
+    assert problems == of_class == []
 
 
 def test_each_problem_of_the_folders_is_a_sentence(tmp_path):
     images, masks = make_folders(tmp_path, "a.png a.bmp alone.png", "a.png a_mask.png unused.png")
-    pairs, problems = folders.pair_by_name(images, masks, find, "scan")
+    _, pairs, problems = folders.pair_by_name(images, masks, find, "scan")
     assert len(pairs) == 1 and problems == [
         f"{images / 'a.png'} and a.bmp have the same name, a: remove one.",
         f"{masks / 'a_mask.png'} and a.png have the same name, a: remove one.",
@@ -59,7 +59,7 @@ def test_each_problem_of_the_folders_is_a_sentence(tmp_path):
 
 def test_an_empty_folder_is_one_problem_and_the_same_folder_is_refused(tmp_path):
     images, masks = make_folders(tmp_path, "a.png b.png", "")
-    assert folders.pair_by_name(images, masks, find, "picture") == ([], [f"{masks} is empty."])
+    assert folders.pair_by_name(images, masks, find, "picture") == ([], [], [f"{masks} is empty."])
     with pytest.raises(ValueError, match="pictures and masks must lie in two folders"):
         folders.pair_by_name(images, images, find, "picture")
 

@@ -57,7 +57,7 @@ def test_every_picture_is_tested_in_one_fold(num, folds):
 @pytest.mark.parametrize("corner", range(4))
 def test_regions_lie_apart_by_a_crop_and_each_has_room_for_one(sides, corner):
     crop = 128
-    places = splits.cut_regions(sides, corner, crop, 0.15)
+    places = splits.cut_regions(sides, corner, crop, "a.png")
     for one, other in itertools.combinations(places.values(), 2):
         gaps = [max(b.start - a.stop, a.start - b.stop) for a, b in zip(one, other, strict=True)]
         assert max(gaps) >= crop

@@ -246,7 +246,7 @@ def bad_file(kind, folder):
     "kind, words",
     [
         ("missing", "does not exist"),
-        ("2D", "2 axes.*a volume was expected"),
+        ("2D", "2 axes.*a volume of three was expected"),
         ("slice", "single slice"),
         ("4D", "4 axes.*split it"),
         ("colour", "colours"),
@@ -260,7 +260,7 @@ def bad_file(kind, folder):
         ("cut", "truncated"),
         ("tiff time", "TYX.*ZYX was expected"),
         ("tiff channels", "ZCYX.*ZYX was expected"),
-        ("tiff page", "single picture"),
+        ("tiff page", "YX .5 x 6., where ZYX was expected"),
         ("tiff colours", "YXS.*ZYX was expected"),
         ("tiff cut", "cut off"),
         ("tiff pages cut", "cut off"),

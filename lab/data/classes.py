@@ -1,7 +1,7 @@
 """Which values of the masks mean which class: one mapping for the whole folder.
 
     classes = find_classes([MaskValues(path, Counter(values.flat)), ...], names=None, ignore=None, folder=masks)
-    labels = classes.to_labels(values)               # uint8: 0 background, 1 to K the classes, 255 not labelled
+    labels = classes.to_labels(values, path)         # uint8: 0 background, 1 to K the classes, 255 not labelled
     values = classes.to_values(labels)               # values as in the user's own files
 
 In masks of two values, black is the background and the other value, any number, is the object. More values are classes,
@@ -62,27 +62,21 @@ class Classes:
         pairs = zip(("background", *self.names), map(self.shown, self.values), strict=True)
         return ", ".join(f"{name} ({value})" for name, value in pairs)
 
-    def to_labels(self, values: np.ndarray) -> np.ndarray:
-        """Values of a file -> uint8 labels (see the top).
-
-        Raises:
-            ValueError: for a value that is no class; its message begins with "it holds".
-        """
+    def to_labels(self, values: np.ndarray, path: Path) -> np.ndarray:
+        """Values of the file `path` -> uint8 labels (see the top); ValueError for a value that is no class."""
         if self.two_valued:
             return (values != 0).astype(np.uint8)
-        labels = np.zeros(values.shape, np.uint8)
-        known = values == self.values[0]
-        for label, value in enumerate(self.values[1:], 1):
+        value_of = dict(enumerate(self.values))
+        if self.ignore is not None:
+            value_of[NOT_LABELLED] = self.ignore
+        labels, known = np.zeros(values.shape, np.uint8), np.zeros(values.shape, bool)
+        for label, value in value_of.items():
             here = values == value
             labels[here] = label
             known |= here
-        if self.ignore is not None:
-            here = values == self.ignore
-            labels[here] = NOT_LABELLED
-            known |= here
         if not known.all():
-            strange, listed = values[~known].flat[0], ", ".join(map(self.shown, self.values))
-            raise ValueError(f"it holds {self.shown(strange)}, where {listed} are the classes")
+            strange, classes = values[~known].flat[0], ", ".join(map(self.shown, self.values))
+            raise ValueError(f"{path}: it holds {self.shown(strange)}, where {classes} are the classes.")
         return labels
 
     def to_values(self, labels: np.ndarray) -> np.ndarray:
@@ -92,7 +86,7 @@ class Classes:
 
     def shown(self, value) -> str:
         """A value as the user knows it: 85, or #ff0000."""
-        return f"#{int(value):06x}" if self.kind == "colour" else f"{value:g}"
+        return listed([value], self.kind)
 
     def settings(self) -> dict[str, str]:
         """Settings that a resumed training must have again, beside the labels; none for one class."""
@@ -126,24 +120,7 @@ class MaskValues:
     kind: str = "grey"  # as in `Classes`
     palette: tuple[int, ...] | None = None
     one_region_each: bool = False  # each value but 0 is one connected region, as the number of an object is
-    between: frozenset = frozenset()  # values whose pixels lie between a lower and a higher one, as on soft edges
-
-
-def is_one_region_each(values: np.ndarray) -> bool:
-    """Whether each value of (H, W) but 0 is one connected region, corners included."""
-    from scipy.ndimage import label
-
-    return all(label(values == value, np.ones((3, 3)))[1] == 1 for value in np.unique(values) if value)
-
-
-def values_between(values: np.ndarray) -> frozenset:
-    """Values of (H, W) of which nine tenths of the pixels have both a lower and a higher neighbour."""
-    from scipy.ndimage import maximum_filter, minimum_filter
-
-    soft = (minimum_filter(values, 3) < values) & (maximum_filter(values, 3) > values)
-    present, counts = np.unique(values, return_counts=True)
-    edges = dict(zip(*np.unique(values[soft], return_counts=True), strict=True))
-    return frozenset(value for value, num in zip(present, counts, strict=True) if edges.get(value, 0) >= 0.9 * num)
+    between: frozenset = frozenset()  # values with nine tenths of the pixels between a lower and a higher neighbour
 
 
 def find_classes(
@@ -166,8 +143,13 @@ def find_classes(
     one_each = all(len(mask.counts.keys() - {0}) <= 1 for mask in masks)
     if one_each and names is None and (len({mask.kind for mask in masks}) > 1 or set(present) <= {0, 1, 255}):
         return dataclasses.replace(ONE, ignore=ignore)  # black and one other value in each, of any kind
-    kind, palette = _common_kind(masks)
-    if ignore is None and kind == "palette" and _is_voc(palette) and NOT_LABELLED in present:
+    first = masks[0]
+    for mask in masks:
+        if mask.kind != first.kind:
+            raise ValueError(f"{first.path} holds {first.kind} values, {mask.path} {mask.kind} ones: save all alike.")
+    kind, palette = first.kind, first.palette
+    voc = palette is not None and palette[3:6] == (128, 0, 0) and palette[765:768] == (224, 224, 192)
+    if ignore is None and voc and NOT_LABELLED in present:  # as PASCAL VOC marks pixels that are not labelled
         ignore = NOT_LABELLED
     values = [value for value in present if value != ignore]
     if sum(value != 0 for value in values) < 2 or (len(values) == len(names or ()) and 0 not in values):
@@ -185,34 +167,22 @@ def find_classes(
                 f"labelled, or be a class. Give --ignore 255 for the former, or --classes with {len(values) - 1} names "
                 "for the latter."
             )
-    draft = Classes(tuple(names or ()), tuple(map(int, values)), kind, palette, ignore)
+    shown = [listed([value], kind) for value in values[1:]]
     if names is None:
-        known = names_in(folder)
-        other = ["object"] if len(values) == 2 else [f"class {draft.shown(value).lstrip('#')}" for value in values[1:]]
-        draft = dataclasses.replace(draft, names=tuple(map(known.get, values[1:], other)))
-    elif len(names) != len(values) - 1:
+        other = ["object"] if len(shown) == 1 else [f"class {value.lstrip('#')}" for value in shown]
+        names = list(map(names_in(folder).get, values[1:], other))
+    elif len(names) != len(shown):
         raise ValueError(
-            f"--classes takes a name for each value of the masks except the background's, here {len(values) - 1} "
-            f"({', '.join(map(draft.shown, values[1:]))}, the last one in {_holding(masks, values[-1])}); got "
-            f"{len(names)}: {' '.join(names)}."
+            f"--classes takes a name for each value of the masks except the background's, here {len(shown)} "
+            f"({', '.join(shown)}, the last one in {_holding(masks, values[-1])}); got {len(names)}: {' '.join(names)}."
         )
-    check_names(draft.names)
-    return draft
+    check_names(names)
+    return Classes(tuple(names), tuple(map(int, values)), kind, palette, ignore)
 
 
 def _holding(masks: Sequence[MaskValues], value: int) -> Path:
     """The first mask that holds a value."""
     return next((mask.path for mask in masks if value in mask.counts), Path())
-
-
-def of_folders(folders: Sequence[str], names: Sequence[str] | None = None) -> Classes:
-    """The classes of a folder that holds a folder of masks for each; `names`, if given, must be theirs."""
-    if names is not None and list(names) != list(folders):
-        raise ValueError(f"the folders of masks name the classes {', '.join(folders)}; leave --classes out.")
-    check_names(folders)
-    if len(folders) > MOST:
-        raise ValueError(f"at most {MOST} classes are possible; got {len(folders)} folders of masks.")
-    return Classes(tuple(folders), tuple(range(len(folders) + 1)))
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -222,26 +192,6 @@ def check_names(names: Sequence[str]) -> None:
             raise ValueError(f"a class's name is of letters, digits, spaces and _ . -; got {name!r}.")
         if list(names).count(name) > 1:
             raise ValueError(f"the name {name!r} is given to two classes; give each another name.")
-
-
-def _common_kind(masks):
-    """How the masks of a folder are read: "grey", "palette" with the palette, or "colour"."""
-    kinds = {mask.kind for mask in masks}
-    palettes = {mask.palette for mask in masks}
-    if len(kinds) > 1:
-        one, other = (next(mask for mask in masks if mask.kind == kind) for kind in sorted(kinds)[:2])
-        raise ValueError(
-            f"{other.path} holds {_kind_words[other.kind]}, {one.path} {_kind_words[one.kind]}: save all masks alike."
-        )
-    return kinds.pop(), palettes.pop() if len(palettes) == 1 else None
-
-
-_kind_words = {"grey": "numbers", "palette": "numbers with a palette", "colour": "colours"}
-
-
-def _is_voc(palette) -> bool:
-    """Whether a palette is that of PASCAL VOC, where 255 marks pixels that are not labelled."""
-    return palette is not None and tuple(palette[3:6]) == (128, 0, 0) and tuple(palette[765:768]) == (224, 224, 192)
 
 
 def _refuse_soft(masks, values):
@@ -297,24 +247,22 @@ def _rgb(value: int) -> tuple[int, int, int]:
 
 
 def names_in(folder: Path) -> dict[int, str]:
-    """Value, or colour as 0xRRGGBB, -> name, from the first file in `folder` that names classes."""
+    """Value, or colour as 0xRRGGBB, -> name, from the first file in `folder` that names classes.
+
+    Names come without the letters that MLflow's keys cannot hold.
+    """
     readers: dict[str, Callable[[str], dict[int, str]]] = {
         "dataset.json": _names_of_nnunet,
         "labelmap.txt": _names_of_cvat,
+        "*.txt": _names_of_itksnap,
+        "*.label": _names_of_itksnap,
     }
-    for name, reader in readers.items():
-        if (folder / name).is_file():
-            return _clean(reader((folder / name).read_text(errors="replace")))
-    for path in sorted(folder.glob("*.txt")) + sorted(folder.glob("*.label")):
-        names = _names_of_itksnap(path.read_text(errors="replace"))
-        if names:
-            return _clean(names)
+    for pattern, reader in readers.items():
+        for path in sorted(folder.glob(pattern)):
+            names = reader(path.read_text(errors="replace"))
+            if names:
+                return {value: re.sub(r"[^\w. -]", " ", name).strip() for value, name in names.items() if name.strip()}
     return {}
-
-
-def _clean(names: dict[int, str]) -> dict[int, str]:
-    """Names without the letters that MLflow's keys cannot hold."""
-    return {value: re.sub(r"[^\w. -]", " ", name).strip() for value, name in names.items() if name.strip()}
 
 
 def _names_of_nnunet(text: str) -> dict[int, str]:

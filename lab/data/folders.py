@@ -1,13 +1,26 @@
-"""Folders to train on: which image and which mask belong together; one error lists all problems.
+"""Folders to train on: which image and which masks belong together; one error lists all problems.
 
-    pairs, problems = folders.pair_by_name(Path("images"), Path("masks"), pictures.find_pictures, "picture")
-    folders.refuse(problems, "picture")
-
-A mask has the name of its image, or that name with _mask at its end.
+of_class, pairs, problems = folders.pair_by_name(Path("images"), Path("masks"), pictures.find_pictures, "picture")
+folders.refuse(problems, "picture")
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+
+def find_files(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
+    """The files directly in `folder` with one of the suffixes, sorted by name, without those that the system hides.
+
+    Raises ValueError if it is no folder, or holds no such file; `what` is the word for one.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder.")
+    named = (path for path in folder.iterdir() if path.name.lower().endswith(suffixes))
+    files = sorted(path for path in named if not path.name.startswith(".") and not path.is_dir())
+    if not files:
+        raise ValueError(f"the folder {folder} holds no {what} ({', '.join(suffixes)}).")
+    return files
 
 
 def stem(path: Path) -> str:
@@ -34,17 +47,19 @@ def by_stem(paths: Iterable[Path], stem_of: Callable[[Path], str]) -> tuple[dict
 
 def pair_by_name(
     images: Path, masks: Path, find: Callable[[Path], list[Path]], what: str
-) -> tuple[list[tuple[Path, Path]], list[str]]:
+) -> tuple[list[str], list[tuple[Path, Any]], list[str]]:
     """Pair the images of one folder with the masks of another: NAME with NAME or NAME_mask, with any suffixes.
 
     Args:
-        images, masks: the folders.
+        images: the folder of images.
+        masks: the folder of their masks; or one that holds no mask, but a folder of masks for each class.
         find: the files of a folder, or ValueError.
         what: the word for an image in sentences: "picture" or "scan".
 
     Returns:
-        Pairs (image, mask), sorted by name, and a sentence for each file without a partner, for each name that comes
-        twice, and for a folder that cannot be used.
+        The names of the classes, sorted, where each has a folder, else none; pairs (image, mask), sorted by name, or
+        for classes (image, {class from 1 on: mask}), where a class may lack a mask; and a sentence for each file
+        without a partner, for each name that comes twice, and for a folder that cannot be used.
 
     Raises:
         ValueError: if both are the same folder.
@@ -61,11 +76,29 @@ def pair_by_name(
         problems.extend(doubles)
         return files
 
-    of_image, of_mask = files_of(images, stem), files_of(masks, stem_of_mask)
+    of_image = files_of(images, stem)
+    of_mask: dict[str, Any] = {}
+    of_class = _class_folders(masks, find)
+    for label, folder in enumerate(of_class, 1):
+        for name, path in files_of(folder, stem_of_mask).items():
+            of_mask.setdefault(name, {})[label] = path
+    if not of_class:
+        of_mask = files_of(masks, stem_of_mask)
     if of_image and of_mask:  # an empty folder has its sentence already
         problems += [f"{path} has no mask in {masks}." for name, path in of_image.items() if name not in of_mask]
-        problems += [f"{path} has no {what} in {images}." for name, path in of_mask.items() if name not in of_image]
-    return [(of_image[name], of_mask[name]) for name in sorted(of_image.keys() & of_mask.keys())], problems
+        unused = [] if of_class else [path for name, path in of_mask.items() if name not in of_image]
+        problems += [f"{path} has no {what} in {images}." for path in unused]
+    pairs = [(of_image[name], of_mask[name]) for name in sorted(of_image.keys() & of_mask.keys())]
+    return [folder.name for folder in of_class], pairs, problems
+
+
+def _class_folders(masks, find):
+    """The folders in `masks`, sorted by name, if it holds no mask."""
+    try:
+        find(masks)
+    except ValueError:
+        return sorted(path for path in masks.iterdir() if path.is_dir()) if masks.is_dir() else []
+    return []
 
 
 def refuse(problems: list[str], what: str) -> None:

@@ -10,8 +10,10 @@ by a logarithm, so that their order stays and different values stay different. T
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ import numpy as np
 ABSOLUTE = {"grey": "ITU-R 601 luma, transparent is black", "stretch": None, "beyond": "log"}
 STRETCHED: dict = {**ABSOLUTE, "stretch": [1, 99], "surroundings": 0.25}
 QUANTILES = (1, 50, 99)  # percentiles of an image that are compared with those seen in training
+TIE = 0.01  # of the contrast: if one range and many differ by less, absolute values are kept
 WIDEST = 2.0  # prepared values from here on are drawn as white: 2.7 times the range above its lower end
 
 
@@ -138,13 +141,13 @@ def least_range(channel: np.ndarray) -> float:
     return 20 * noise / max(1, 2 * (structure / noise) ** 2)
 
 
-def _blocks(channel: np.ndarray, most: int = 2**20) -> np.ndarray:
-    """Blocks of 8 x 8 pixels, about `most` in all and evenly spread: (n, 8, m, 8), float32; in 3D likewise."""
+def _blocks(channel: np.ndarray) -> np.ndarray:
+    """Blocks of 8 x 8 pixels, about 2^20 pixels in all and evenly spread: (n, 8, m, 8), float32; in 3D likewise."""
     sides = [max(1, min(8, length // 4)) for length in channel.shape]
     counts = [length // side for length, side in zip(channel.shape, sides, strict=True)]
     whole = channel[tuple(slice(num * side) for num, side in zip(counts, sides, strict=True))]
     blocks = whole.reshape([n for pair in zip(counts, sides, strict=True) for n in pair])
-    step = math.ceil((whole.size / most) ** (1 / channel.ndim))
+    step = math.ceil((whole.size / 2**20) ** (1 / channel.ndim))
     return blocks[(slice(None, None, step), slice(None)) * channel.ndim].astype(np.float32)
 
 
@@ -166,29 +169,22 @@ def settle(parts: dict[str, list], wanted: str) -> tuple[dict, dict[str, list], 
     """
     training = parts["training"]
     window = folder_range(training)
-    figures: dict = {name: disagreement(training, common) for name, common in (("folder", window), ("picture", None))}
-    taken = wanted
+    common = disagreement(training, window)
+    own: Any = disagreement(training)  # None where `common` is
     if wanted == "auto":
-        measured = figures["folder"] is not None
-        taken = "folder" if measured and figures["folder"] < figures["picture"] + TIE else "picture"
-    if taken == "folder":
+        wanted = "folder" if common is not None and common < own + TIE else "picture"
+    if wanted == "folder":
         settings = {**STRETCHED, "window": [window.low.tolist(), window.high.tolist()]}
-        parts = {
-            name: [dataclasses.replace(sample, grey_range=window) for sample in samples]
-            for name, samples in parts.items()
-        }
+        with_window = functools.partial(dataclasses.replace, grey_range=window)
+        parts = {name: list(map(with_window, samples)) for name, samples in parts.items()}
         ends = ", ".join(f"{low:.4g} to {high:.4g}" for low, high in zip(window.low, window.high, strict=True))
         remark = f"one range for the folder, {ends}"
     else:
         settings, remark = dict(STRETCHED), "a range for each picture"
-    if figures["folder"] is not None:
-        both = ", ".join(f"{figures[name]:.3f} with one for {what}" for name, what in RANGES.items())
+    if common is not None:
+        both = f"{common:.3f} with one for the folder, {own:.3f} with one for each picture"
         remark += f"; objects and surroundings differ from picture to picture by this share of their contrast: {both}"
     return settings, parts, f"Grey values: {remark}. (--grey-range)"
-
-
-TIE = 0.01  # of the contrast: if the two differ by less, absolute values are kept
-RANGES = {"folder": "the folder", "picture": "each picture"}
 
 
 def folder_range(samples: Sequence) -> GreyRange:
@@ -204,19 +200,13 @@ def folder_range(samples: Sequence) -> GreyRange:
     pixels = [without_surroundings(image.reshape(-1, image.shape[-1]), share) for image in thinned]
     together = np.concatenate(pixels)
     low, high = np.percentile(together, stretch, axis=0)
-    if np.any(low == high):
-        low, high = np.where(low == high, (together.min(axis=0), together.max(axis=0)), (low, high))
-    if all(_has_zero_inside(image) for image in thinned):
+    low, high = np.where(low == high, (together.min(axis=0), together.max(axis=0)), (low, high))
+    ends = (np.percentile(image, stretch) for image in thinned)
+    if all(least < -0.05 * (largest - least) for least, largest in ends):  # zero lies well inside
         objects = np.concatenate([_around_objects(sample, label)[0] for sample in samples for label in sample.classes])
         first, last = np.percentile(objects, stretch, axis=0) if len(objects) else (low, high)
         low, high = np.where(last > first, (2 * first - last, 2 * last - first), (low, high))
     return GreyRange(*_apart(low, high))
-
-
-def _has_zero_inside(image: np.ndarray) -> bool:
-    """Whether more than a hundredth of the values lies below zero, by more than a twentieth of the range."""
-    low, high = np.percentile(image, STRETCHED["stretch"])
-    return low < -0.05 * (high - low)
 
 
 def disagreement(samples: Iterable, common: GreyRange | None = None) -> float | None:
@@ -235,17 +225,14 @@ def disagreement(samples: Iterable, common: GreyRange | None = None) -> float | 
             both = _around_objects(sample, label)
             if all(map(len, both)):
                 middles.setdefault(label, []).append([np.median(prepare(values), axis=0) for values in both])
-    spreads = [_spread(np.array(of_class)) for of_class in middles.values() if len(of_class) > 1]
+    spreads = []
+    for medians in (np.array(of_class) for of_class in middles.values() if len(of_class) > 1):  # (samples, 2, C)
+        contrast = np.median(np.linalg.norm(medians[:, 0] - medians[:, 1], axis=-1))
+        spreads.append(math.sqrt(medians.var(axis=0).sum() / 2) / max(float(contrast), 1e-6))
     return float(np.mean(spreads)) if spreads else None
 
 
-def _spread(middles: np.ndarray) -> float:
-    """The `disagreement` of one class, from its medians (samples, 2, C)."""
-    contrast = np.median(np.linalg.norm(middles[:, 0] - middles[:, 1], axis=-1))
-    return math.sqrt(middles.var(axis=0).sum() / 2) / max(float(contrast), 1e-6)
-
-
-def _around_objects(sample, label: int, most: int = 2**12) -> tuple[np.ndarray, np.ndarray]:
+def _around_objects(sample, label: int) -> tuple[np.ndarray, np.ndarray]:
     """Values (n, C) of pixels of a class, and of pixels near them of another one; few are read from a sample on disk.
 
     Near pixels lie at a random distance of up to 4 along each axis, then 8, 16, ..., until a tenth of them lie outside
@@ -253,7 +240,7 @@ def _around_objects(sample, label: int, most: int = 2**12) -> tuple[np.ndarray, 
     """
     rng, sides = np.random.default_rng(0), np.array(sample.labels.shape)
     objects = sample.places[label]
-    chosen = objects[np.linspace(0, len(objects) - 1, min(most, len(objects))).astype(int)]
+    chosen = objects[np.linspace(0, len(objects) - 1, min(2**12, len(objects))).astype(int)]
     places = np.stack(np.unravel_index(chosen, sides), axis=-1)
     near, reach = places[:0], 4
     while len(near) < len(places) / 10 and reach < 2 * sides.max():
@@ -263,9 +250,9 @@ def _around_objects(sample, label: int, most: int = 2**12) -> tuple[np.ndarray, 
     return sample.image[tuple(places.T)], sample.image[tuple(near.T)]
 
 
-def few_slices(image: np.ndarray, most: int = 2**24) -> np.ndarray:
-    """Every k-th line or slice, so that about `most` pixels are left; no others are read from disk."""
-    return image[:: math.ceil(math.prod(image.shape) / most)]
+def few_slices(image: np.ndarray) -> np.ndarray:
+    """Every k-th line or slice, so that about 2^24 pixels are left; no others are read from disk."""
+    return image[:: math.ceil(math.prod(image.shape) / 2**24)]
 
 
 # Grey values seen in training
@@ -278,10 +265,10 @@ def describe_training(images: np.ndarray, settings: dict) -> dict:
     return {**settings, "size": list(images.shape[1:-1]), "seen": seen}
 
 
-def describe_strangeness(image: np.ndarray, seen: dict, tolerance: float = 0.05) -> str | None:
+def describe_strangeness(image: np.ndarray, seen: dict) -> str | None:
     """A sentence if the values of a prepared picture lie outside those of the training, else None."""
     for (name, (low, high)), value in zip(seen.items(), np.percentile(image, QUANTILES), strict=True):
-        if not low - tolerance <= value <= high + tolerance:
+        if not low - 0.05 <= value <= high + 0.05:
             what = {"1%": "darkest 1%", "50%": "median", "99%": "brightest 1%"}[name]
             return (
                 f"its grey values lie outside those of the training ({what}: {value:.2f}, in training {low:.2f} to "
@@ -289,9 +276,6 @@ def describe_strangeness(image: np.ndarray, seen: dict, tolerance: float = 0.05)
                 f"train on {'scans like it' if image.ndim == 4 else 'pictures like it, or with --recipe photographs'}."
             )
     return None
-
-
-# For figures
 
 
 def shown_range(images: np.ndarray) -> GreyRange:

@@ -29,16 +29,15 @@ def reflect(places: np.ndarray, length: int) -> np.ndarray:
     """Indices folded back into [0, length) by reflection at the first and last voxel."""
     period = max(1, 2 * (length - 1))
     folded = places % period
-    return np.minimum(folded, period - folded) if length > 1 else 0 * places
+    return np.minimum(folded, period - folded)
 
 
 def cut_patch(array, starts: Sequence[int], size: Sequence[int]) -> np.ndarray:
     """The patch of `size` at `starts` of an array (*sides) or (*sides, C), reflected beyond the array's end."""
     axes = zip(array.shape, starts, size, strict=False)  # not along the channels
     places = [reflect(np.arange(start, start + side), length) for length, start, side in axes]
-    firsts = [axis.min() for axis in places]
-    read = tuple(slice(int(first), int(axis.max()) + 1) for first, axis in zip(firsts, places, strict=True))
-    return np.asarray(array[read])[np.ix_(*(axis - first for first, axis in zip(firsts, places, strict=True)))]
+    read = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in places)
+    return np.asarray(array[read])[np.ix_(*(axis - axis.min() for axis in places))]
 
 
 def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, np.ndarray]]:
@@ -49,8 +48,6 @@ def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, np.ndarr
     """
     from scipy.signal.windows import tukey
 
-    if not 0 <= overlap < tile:
-        raise ValueError(f"overlap must be in [0, tile), here [0, {tile}); got {overlap}.")
     if length <= tile:
         return [(0, np.ones(tile, np.float32))]
     num = math.ceil((length - overlap) / (tile - overlap))
@@ -60,14 +57,6 @@ def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, np.ndarr
     for start in starts:
         total[start : start + tile] += window
     return [(start, (window / total[start : start + tile]).astype(np.float32)) for start in starts]
-
-
-def per_axis(value: Any, ndim: int) -> tuple[int, ...]:
-    """One number per axis, from one number for all axes or one for each."""
-    values = (value,) * ndim if np.ndim(value) == 0 else tuple(value)
-    if len(values) != ndim:
-        raise ValueError(f"one number for all {ndim} axes was expected, or one for each; got {value}.")
-    return values
 
 
 # Training and validation
@@ -99,7 +88,7 @@ def random_patches(
     for i in range(num):
         sample = samples[rng.integers(len(samples))]
         sides = sample.labels.shape
-        patch = per_axis(size, len(sides))
+        patch = np.broadcast_to(size, len(sides))
         room = np.maximum(1, np.subtract(sides, patch) + 1)
         start = rng.integers(room)
         if (i + aimed) % 2 and sample.classes:
@@ -121,20 +110,18 @@ def grid_patches(samples: Sequence, size: Size, most: int, num_classes: int = 1)
     places = []
     for sample in samples:
         sides = sample.labels.shape
-        axes = (axis_tiles(length, side, 0) for length, side in zip(sides, per_axis(size, len(sides)), strict=True))
-        places += [(sample, [start for start, _ in place]) for place in itertools.product(*axes)]
+        patch = np.broadcast_to(size, len(sides))
+        axes = (axis_tiles(length, side, 0) for length, side in zip(sides, patch, strict=True))
+        places += [(sample, [start for start, _ in place], patch) for place in itertools.product(*axes)]
     chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
-    pairs = [_cut_pair(sample, starts, per_axis(size, len(starts))) for sample, starts in (places[i] for i in chosen)]
-    return _stack(pairs, num_classes)
+    return _stack([_cut_pair(*places[i]) for i in chosen], num_classes)
 
 
 def _cut_pair(sample, starts, size):
     """Image and labels of a patch; outside the sample the image is reflected, and the labels are "not labelled"."""
-    labels = cut_patch(sample.labels, starts, size).astype(np.uint8, copy=False)
-    for axis, (start, length) in enumerate(zip(starts, labels.shape, strict=True)):
-        outside = max(0, start + length - sample.labels.shape[axis])
-        if outside:
-            labels[(slice(None),) * axis + (slice(length - outside, None),)] = NOT_LABELLED
+    inside = tuple(slice(side - start) for start, side in zip(starts, sample.labels.shape, strict=True))
+    labels = np.full(size, NOT_LABELLED, np.uint8)
+    labels[inside] = cut_patch(sample.labels, starts, size)[inside]
     return sample.prepare(cut_patch(sample.image, starts, size)), labels
 
 
@@ -160,9 +147,7 @@ def vary(
     Nothing is clipped: the brightest pixels stay the brightest.
 
     Args:
-        image: a prepared image.
-        labels: its labels.
-        rng: the source of the random numbers.
+        image, labels, rng: a prepared image, its labels, and the source of the random numbers.
         flips: axes that may be flipped; by default all of them.
         planes: pairs of axes that span the planes of quarter turns; by default all pairs of equal sides.
         contrast: grey values are spread around 0.5 by 1 - contrast to 1 + contrast.
@@ -239,8 +224,8 @@ def predict_tiles(
         Slabs (d, *sides[1:], K) of the result, float32, from the first to the last; one row of tiles is in memory.
     """
     sides = image.shape[:-1]
-    overlap = per_axis(overlap, len(sides))
-    rows, *others = (axis_tiles(*axis) for axis in zip(sides, tile, overlap, strict=True))
+    axes = zip(sides, tile, np.broadcast_to(overlap, len(sides)), strict=True)
+    rows, *others = (axis_tiles(*axis) for axis in axes)
     row_ends = [start for start, _ in rows[1:]] + [sides[0]]
     places = list(itertools.product(*others))
     all_places = ((row, *place) for row in rows for place in places)

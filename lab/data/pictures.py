@@ -1,54 +1,33 @@
-"""Pictures and masks from disk: single files, and folders to train on.
+"""Pictures and masks as files.
 
     from lab.data import pictures
-    from lab.evaluate import plots
     image = pictures.read_picture("coins.png")                            # (H, W, 1) or, in colour, (H, W, 3)
-    samples, classes = pictures.read_folder(Path("pictures"), Path("masks"))
+    labels = pictures.read_labels("coins_mask.png")                       # (H, W)
 
 `lab/data/grey_values.py` defines how grey values are prepared for a network.
 """
 
 import contextlib
-import hashlib
-import io
 import math
 import stat
 import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lab.data import classes, folders, grey_values
-from lab.data.folders import describe_sides
-from lab.data.sample import Sample
+from lab.data import classes, folders
 from lab.system.errors import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PIXELS = 500_000_000
 STRIP = 2**22  # pixels that are converted at a time
 
 
-# Reading
-
-
 def find_pictures(folder: Path) -> list[Path]:
     """The picture files directly in `folder`, sorted by name; ValueError if it is no folder or holds none."""
-    try:
-        names = sorted(folder.iterdir())
-        paths = [path for path in names if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-        paths = [path for path in paths if not path.is_dir()]
-    except NotADirectoryError:
-        raise ValueError(f"{folder} is not a folder.") from None
-    except OSError as error:
-        raise ValueError(f"the folder {folder} cannot be read: {error.strerror}.") from None
-    if not paths:
-        raise ValueError(f"the folder {folder} holds no picture ({', '.join(SUFFIXES)}).")
-    return paths
+    return folders.find_files(folder, SUFFIXES, "picture")
 
 
 def open_picture(path: Path):
@@ -67,8 +46,12 @@ def open_picture(path: Path):
             raise ValueError("it is no file, but a folder, a pipe or a device")
         # Pillow maps a file that it opens itself, and then confuses rows and columns of a TIFF that a tag turns.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            problem = _frame_problem(image)
-            if problem is None:
+            pixels, frames = math.prod(image.size), getattr(image, "n_frames", 1)
+            if not 0 < pixels <= MAX_PIXELS:
+                problem = f"has {pixels:,} pixels, where 1 to {MAX_PIXELS:,} can be read; cut it into parts"
+            elif frames > 1 and image.format != "MPO":  # telephones put a preview behind the picture
+                problem = f"holds {frames} pages or frames; save each as a file of its own"
+            else:
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 return image
@@ -77,26 +60,12 @@ def open_picture(path: Path):
     except Exception as error:  # foreign bytes may raise any error
         reason = first_line(error)
         if isinstance(error, UnidentifiedImageError):
-            reason = "it is no PNG, JPEG, TIFF or BMP"
-            if Path(path).read_bytes()[:4] in TIFF_STARTS:
-                reason = "it is a TIFF of numbers that are not supported; save 8 or 16 bits per channel, unsigned"
+            reason = "it is no PNG, JPEG or BMP, and no TIFF of 8 or 16 bits per channel, unsigned; save it as one"
         again = "; it is damaged or cut off: copy the file again" if image else ""
         problem = f"cannot be read as a picture: {reason.removesuffix('.')}{again}"
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     raise ValueError(f"{path} {problem}.")
-
-
-def _frame_problem(image) -> str | None:
-    """The reason not to decode an opened picture, None if there is none."""
-    pixels = math.prod(image.size)
-    if not 0 < pixels <= MAX_PIXELS:
-        return f"has {pixels:,} pixels, where 1 to {MAX_PIXELS:,} can be read; cut it into parts"
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # telephones put a preview behind the picture
-        what = "pages" if image.format == "TIFF" else "frames"
-        return f"holds {frames} {what}; save each as a file of its own"
-    return None
 
 
 def read_picture(path: Path, channels: int | None = None) -> np.ndarray:
@@ -116,7 +85,6 @@ def read_picture(path: Path, channels: int | None = None) -> np.ndarray:
         if channels == 1 and pixels.shape[-1] == 3:
             luma = pixels @ np.array([0.299, 0.587, 0.114])
             pixels = (luma if pixels.dtype.kind == "f" else luma.round()).astype(pixels.dtype)[..., None]
-        pixels = _grey_if_equal(pixels) if channels is None else pixels
     elif image.mode == "F":
         pixels = _checked(path, np.asarray(image)).astype(np.float32)[..., None]
     elif image.mode.startswith("I"):
@@ -127,13 +95,9 @@ def read_picture(path: Path, channels: int | None = None) -> np.ndarray:
         pixels = _decode(image, "L")[..., None]
     else:
         pixels = _decode(image, "RGB")
-        pixels = _grey_if_equal(pixels) if channels is None else pixels
+    if channels is None and all(np.array_equal(channel, pixels[..., 0]) for channel in np.moveaxis(pixels, -1, 0)):
+        pixels = np.ascontiguousarray(pixels[..., :1])
     return np.repeat(pixels, 3, axis=-1) if channels == 3 and pixels.shape[-1] == 1 else pixels
-
-
-def _grey_if_equal(image):
-    equal = all(np.array_equal(image[..., 0], image[..., i]) for i in range(image.shape[-1]))
-    return np.ascontiguousarray(image[..., :1]) if equal else image
 
 
 def _read_deep_tiff(path: Path) -> np.ndarray | None:
@@ -142,22 +106,16 @@ def _read_deep_tiff(path: Path) -> np.ndarray | None:
     Raises:
         ValueError: if it has neither one nor three channels, transparency apart.
     """
-    try:
-        with open(path, "rb") if path.is_file() else io.BytesIO() as file:  # reading a pipe would wait
-            if file.read(4) not in TIFF_STARTS:
-                return None
-        import tifffile
+    import tifffile
 
+    if not path.is_file():  # reading a pipe would wait
+        return None
+    try:
         with tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
-            samples = page.samplesperpixel
+            samples, pixels = page.samplesperpixel, page.imagewidth * page.imagelength
             photometric, extra = int(page.photometric), [int(kind) for kind in page.extrasamples]
-            if (
-                len(file.pages) > 1
-                or samples == 1
-                or photometric not in (1, 2)
-                or page.imagewidth * page.imagelength > MAX_PIXELS
-            ):
+            if len(file.pages) > 1 or samples == 1 or photometric not in (1, 2) or pixels > MAX_PIXELS:
                 return None
             alpha = bool(extra and extra[-1])
             colours = samples - alpha - (photometric == 2 and extra == [0])  # RGBX: Pillow ignores X too
@@ -219,14 +177,12 @@ def _is_signed(image) -> bool:
 
 def _checked(path, values, maximum=None):
     low, high = values.min(), values.max()
-    if maximum is None:
-        if not np.isfinite([low, high]).all():
-            raise ValueError(f"{path} holds values from {low:g} to {high:g}, where finite numbers were expected.")
-        return values
-    if not (low >= 0 and high <= maximum):  # also where one is NaN
+    fits = np.isfinite([low, high]).all() if maximum is None else low >= 0 and high <= maximum
+    if not fits:
+        expected = "finite numbers" if maximum is None else f"0 to {maximum}"
         raise ValueError(
-            f"{path} holds values from {low:g} to {high:g}, where its type should hold 0 to {maximum}; "
-            "save it with 8 or 16 bits per pixel, unsigned."
+            f"{path} holds values from {low:g} to {high:g}, where {expected} were expected; save it with 8 or 16 bits "
+            "per pixel, unsigned."
         )
     return values
 
@@ -246,7 +202,7 @@ def read_values(path: Path) -> tuple[np.ndarray, str, tuple[int, ...] | None]:
             raise ValueError(f"{path} is no mask: it holds numbers that are no integers.")
         return values.astype(np.int64 if values.dtype.kind == "f" else values.dtype), "grey", None
     if image.mode == "L" and not image.has_transparency_data:
-        return (np.asarray(image).view(np.int8) if _is_signed(image) else np.asarray(image)), "grey", None
+        return np.asarray(image).view(np.int8 if _is_signed(image) else np.uint8), "grey", None
     return _as_colours(_decode(image, "RGB")), "colour", None
 
 
@@ -256,14 +212,9 @@ def _as_colours(colours: np.ndarray) -> np.ndarray:
     return red.astype(np.uint32) << 16 | green.astype(np.uint32) << 8 | blue
 
 
-def look_at_mask(path: Path, values: np.ndarray, kind: str, palette) -> classes.MaskValues:
-    """The values of a mask, as `find_classes` needs them."""
-    counts = Counter(dict(zip(*(array.tolist() for array in np.unique(values, return_counts=True)), strict=True)))
-    few = kind == "grey" and 2 < len(counts) <= classes.MOST + 2
-    if not few:
-        return classes.MaskValues(path, counts, kind, palette)
-    single = classes.is_one_region_each(values)
-    return classes.MaskValues(path, counts, kind, palette, single, classes.values_between(values))
+def in_colours(values: np.ndarray, palette: tuple[int, ...]) -> np.ndarray:
+    """Values of a mask with a palette, as colours 0xRRGGBB."""
+    return _as_colours(np.array(palette, np.uint8).reshape(256, 3))[values]
 
 
 def read_labels(path: Path, known: classes.Classes = classes.ONE) -> np.ndarray:
@@ -273,7 +224,7 @@ def read_labels(path: Path, known: classes.Classes = classes.ONE) -> np.ndarray:
     """
     values, kind, palette = read_values(path)
     if kind == "palette" and (known.kind == "colour" or known.two_valued):
-        values, kind = _as_colours(np.array(palette, np.uint8).reshape(256, 3))[values], "colour"
+        values, kind = in_colours(values, palette), "colour"
     if known.two_valued:
         present = np.unique(values)
         if np.count_nonzero(present) > 1:
@@ -282,162 +233,11 @@ def read_labels(path: Path, known: classes.Classes = classes.ONE) -> np.ndarray:
                 "value were expected. Save masks as PNG: JPEG blurs their edges."
             )
     elif (kind == "colour") != (known.kind == "colour"):
-        raise ValueError(
-            f"{path} holds {'colours' if kind == 'colour' else 'numbers'}, unlike the masks of the training."
-        )
-    try:
-        return known.to_labels(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}.") from None
+        what = "colours" if kind == "colour" else "numbers"
+        raise ValueError(f"{path} holds {what}, unlike the masks of the training.")
+    return known.to_labels(values, path)
 
 
 def readable(name: str) -> str:
     """A file's name for terminals, tables and plots: letters that cannot be decoded or printed become "?"."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
-
-
-# Folders to train on
-
-
-def read_folder(
-    images: Path, masks: Path, names: Sequence[str] | None = None, ignore: int | None = None
-) -> tuple[list[Sample], classes.Classes]:
-    """Read all pictures of a folder with their masks in another, by name, each with its own grey range.
-
-    If all are in colour, samples have three channels; if one is grey, all are read as grey. Everything stays in memory:
-    a byte per pixel and channel, two with 16 bits, and one for the labels. If `masks` holds folders instead of
-    pictures, each of them has the masks of one class.
-
-    Args:
-        images, masks: the folders.
-        names, ignore: see `classes.find_classes`.
-
-    Raises:
-        ValueError: with all problems, a line each: files without a partner, unreadable files, different sizes,
-            wrong mask values, one name twice, one picture twice (it could be in training and test), no object in any
-            mask.
-    """
-    of_class = class_folders(masks)
-    if of_class:
-        pairs, problems = pair_class_folders(images, of_class)
-    else:
-        pairs, problems = folders.pair_by_name(images, masks, find_pictures, "picture")
-    items: list[tuple] = []
-    known: dict = {}
-    for path, mask_path in pairs:
-        try:
-            image = read_picture(path)
-            mask = merge_classes(mask_path, of_class) if of_class else read_values(mask_path)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if image.shape[:2] != mask[0].shape:
-            sides, mask_sides = map(describe_sides, (image.shape[:2], mask[0].shape))
-            problems.append(f"{path} is {sides} pixels, its mask {mask_sides}.")
-        twin = known.setdefault(hashlib.sha256(image.tobytes()).digest(), path)
-        if twin is not path:
-            problems.append(f"{path} shows the same as {twin.name}.")
-        items.append((path, image, mask_path, *mask))
-    mapping = classes.ONE
-    try:
-        items = _by_colour_if_needed(items)
-        seen = [look_at_mask(mask_path, *mask) for _, _, mask_path, *mask in items]
-        if of_class:
-            mapping = classes.of_folders([folder.name for folder in of_class], names)
-        elif seen:
-            mapping = classes.find_classes(seen, names, ignore, masks)
-        if seen and not any(set(mask.counts) - {mapping.values[0], mapping.ignore} for mask in seen):
-            problems.append(f"all masks in {masks} are empty (black): there is nothing to learn.")
-    except ValueError as error:
-        problems.append(str(error))
-    folders.refuse(problems, "picture")
-    colours = sum(image.shape[-1] == 3 for _, image, *_ in items)
-    if 0 < colours < len(items):
-        print(f"Not all pictures in {images} are in colour ({colours} of {len(items)}): all are used in grey.")
-        items = [
-            (path, image if image.shape[-1] == 1 else read_picture(path, 1), *mask) for path, image, *mask in items
-        ]
-    for sentence, num in Counter(describe_loss(path, image) for path, image, *_ in items).items():
-        if sentence:
-            print(f"{num} of {len(items)} pictures in {images}: {sentence}")
-    return [
-        Sample(path.name, image, mapping.to_labels(values), grey_values.range_of(image, grey_values.STRETCHED))
-        for path, image, _, values, *_ in items
-    ], mapping
-
-
-def _by_colour_if_needed(items: list[tuple]) -> list[tuple]:
-    """Turn masks with palettes into colours, if palettes differ, or if a mask is black and one other colour.
-
-    Each item is (path, image, path of the mask, values, kind, palette). Raises ValueError if palettes differ and two
-    numbers of a mask have one colour.
-    """
-    palettes = {palette for *_, palette in items if palette}
-    numbers = set().union(*(np.unique(values).tolist() for *_, values, kind, _ in items if kind == "palette"))
-    if not palettes or (len(palettes) == 1 and len(numbers) > 2 and all(kind == "palette" for *_, kind, _ in items)):
-        return items
-    result = []
-    for path, image, mask_path, values, kind, palette in items:
-        if kind == "palette":
-            lookup = _as_colours(np.array(palette, np.uint8).reshape(256, 3))
-            used = np.unique(values)
-            if len(palettes) > 1 and len(np.unique(lookup[used])) < len(used):
-                raise ValueError(
-                    f"{mask_path} has another palette than other masks, and two of its numbers, of "
-                    f"{', '.join(map(str, used))}, have one colour: save all masks with one palette."
-                )
-            values, kind, palette = lookup[values], "colour", None
-        result.append((path, image, mask_path, values, kind, palette))
-    return result
-
-
-# A folder for each class
-
-
-def class_folders(masks: Path, find: Callable = find_pictures) -> list[Path]:
-    """The folders in `masks`, sorted by name, if it holds no file to read; each has the masks of one class."""
-    try:
-        find(masks)
-        return []
-    except ValueError:
-        return sorted(path for path in masks.iterdir() if path.is_dir()) if masks.is_dir() else []
-
-
-def pair_class_folders(images: Path, of_class: list[Path], find: Callable = find_pictures, what: str = "picture"):
-    """As `folders.pair_by_name`: each image with the stem of its masks; a folder need not have a mask for each."""
-    stems: set[str] = set()
-    problems = []
-    for folder in of_class:
-        files, doubles = folders.by_stem(find(folder), folders.stem_of_mask)
-        problems += doubles
-        stems |= files.keys()
-    of_image, doubles = folders.by_stem(find(images), folders.stem)
-    masks = of_class[0].parent
-    problems += doubles + [f"{path} has no mask in {masks}." for stem, path in of_image.items() if stem not in stems]
-    return [(path, masks / stem) for stem, path in sorted(of_image.items()) if stem in stems], problems
-
-
-def merge_classes(mask: Path, of_class: list[Path]) -> tuple[np.ndarray, str, None]:
-    """The masks of one picture, at most one for each class, merged to values 1 to K (H, W)."""
-    merged: Any = None
-    owner: dict = {}
-    for label, folder in enumerate(of_class, 1):
-        files, _ = folders.by_stem(find_pictures(folder), folders.stem_of_mask)
-        if mask.name not in files:
-            continue
-        path = files[mask.name]
-        here = read_labels(path) == 1
-        merged = np.zeros(here.shape, np.uint8) if merged is None else merged
-        if here.shape != merged.shape:
-            raise ValueError(
-                f"{path} is {describe_sides(here.shape)} pixels, another class {describe_sides(merged.shape)}."
-            )
-        both = np.argwhere(here & (merged > 0))
-        if len(both):
-            y, x = both[0]
-            raise ValueError(
-                f"{path} and {owner[merged[y, x]]} both claim {len(both)} pixels, such as x {x}, y {y}; a pixel has "
-                "one class."
-            )
-        merged[here], owner[label] = label, path
-    return merged, "grey", None

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lab.data import folders
 from lab.data.classes import MOST, ONE, Classes, listed
+from lab.data.folders import count, describe_sides, find_files
 from lab.system.errors import first_line
 
 NIFTI, TIFF = (".nii.gz", ".nii"), (".tif", ".tiff")
@@ -61,7 +61,7 @@ class Scan(NamedTuple):
     @property
     def sheared(self) -> bool:
         """Whether the axes are not at right angles, as after a tilted gantry."""
-        return self.affine is not None and _determinant(self.affine) < 0.9999 * math.prod(self.spacing)
+        return self.affine is not None and self._determinant < 0.9999 * math.prod(self.spacing)
 
     @property
     def steps(self) -> tuple | np.ndarray | None:
@@ -71,14 +71,11 @@ class Scan(NamedTuple):
     @property
     def voxel(self) -> float | None:
         """The volume of a voxel in mm^3: the product of the spacing, for sheared axes |det|; None without spacing."""
-        return _determinant(self.affine) if self.sheared else math.prod(self.spacing) if self.spacing else None
+        return self._determinant if self.sheared else math.prod(self.spacing) if self.spacing else None
 
-
-def _determinant(affine):
-    return abs(float(np.linalg.det(affine[:3, :3])))
-
-
-# Reading
+    @property
+    def _determinant(self):
+        return abs(float(np.linalg.det(self.affine[:3, :3])))
 
 
 def suffix_of(path: Path) -> str:
@@ -89,17 +86,13 @@ def suffix_of(path: Path) -> str:
 
 def find_scans(folder: Path) -> list[Path]:
     """The scan files directly in `folder`, sorted by name; ValueError if it is no folder or holds none."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder.")
-    files = sorted(path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
-    scan_files = [path for path in files if path.name.lower().endswith(SUFFIXES)]
-    if scan_files:
-        return scan_files
-    if any(_is_dicom(path) for path in files if path.is_file()):
-        raise ValueError(
-            f"{folder} holds DICOM slices; make NIfTI files of them, with `dcm2niix -z y -o NEW_FOLDER {folder}`."
-        )
-    raise ValueError(f"the folder {folder} holds no scan ({', '.join(SUFFIXES)}).")
+    try:
+        return find_files(folder, SUFFIXES, "scan")
+    except ValueError:
+        if folder.is_dir() and any(_is_dicom(path) for path in folder.iterdir() if path.is_file()):
+            command = f"dcm2niix -z y -o NEW_FOLDER {folder}"
+            raise ValueError(f"{folder} holds DICOM slices; make NIfTI files of them, with `{command}`.") from None
+        raise
 
 
 def _is_dicom(path):
@@ -123,17 +116,14 @@ def open_scan(path: Path) -> Scan:
         raise ValueError(f"{path} does not exist.") from None
     except _Problem as problem:
         raise ValueError(f"{path} {problem}.") from None
-    except OSError as error:
-        if isinstance(error, gzip.BadGzipFile) or error.errno is None:
-            raise ValueError(f"{path} cannot be read as a scan: {_reason(error)}.") from None
-        raise
     except Exception as error:  # foreign bytes may raise any error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk is full, or its owner forbids to read
         raise ValueError(f"{path} cannot be read as a scan: {_reason(error)}.") from None
     if opened.voxels.dtype.kind not in "biuf":
         raise ValueError(f"{path} holds colours or complex numbers ({opened.voxels.dtype}); save one grey channel.")
     if min(opened.voxels.shape) < 2:
-        depth, height, width = opened.voxels.shape
-        raise ValueError(f"{path} is a single slice ({width} x {height} x {depth}); a volume was expected.")
+        raise ValueError(f"{path} is a single slice ({describe_sides(opened.voxels.shape)}); a volume was expected.")
     if opened.spacing and not all(math.isfinite(step) and step > 0 for step in opened.spacing):
         shown = " x ".join(f"{step:g}" for step in opened.spacing)
         raise ValueError(f"{path} has a spacing of {shown} mm (depth, height, width); each must be above 0.")
@@ -159,11 +149,14 @@ def _open_nifti(path):
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        advice = "split it into volumes of three" if len(shape) > 3 else "a volume was expected"
-        raise _Problem(f"has {len(shape)} axes ({' x '.join(map(str, shape))}); {advice}")
+        sides = " x ".join(map(str, shape))
+        raise _Problem(f"has {len(shape)} axes ({sides}), where a volume of three was expected; split it, or stack it")
     raw = _mapped(_unpacked(path), stored.dtype, stored.offset, shape, "F")
-    if (stored.slope, stored.inter) != (1, 0):
-        raw = _scaled(raw, stored.slope, stored.inter)
+    if (stored.slope, stored.inter) != (1, 0):  # the file stores grey values as (value - inter) / slope
+        scaled = scratch(raw.T.shape, np.float32)
+        for region in parts(scaled):
+            scaled[region] = raw.T[region] * np.float32(stored.slope) + np.float32(stored.inter)
+        raw = scaled.T
     unit = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     affine = np.diag([unit, unit, unit, 1]) @ image.affine
     spacing = tuple(float(step) for step in nibabel.affines.voxel_sizes(affine))
@@ -185,8 +178,6 @@ def _unpacked(path):
         with gzip.open(path) as packed:
             shutil.copyfileobj(packed, file, 2**20)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        if "Not a gzipped" in str(error):
-            raise
         raise _Problem(f"is truncated or damaged ({_reason(error)}); copy it again") from None
     return file
 
@@ -200,14 +191,6 @@ def _mapped(file, dtype, offset, shape, order):
         return np.memmap(file, dtype, "r", offset, shape, order)
 
 
-def _scaled(raw, slope, inter):
-    """A float32 copy on disk of a file that stores grey values as (value - inter) / slope."""
-    result = scratch(raw.T.shape, np.float32)
-    for region in parts(result):
-        result[region] = raw.T[region] * np.float32(slope) + np.float32(inter)
-    return result.T
-
-
 def _open_tiff(path):
     import tifffile
 
@@ -217,13 +200,10 @@ def _open_tiff(path):
         if len(file.series) != 1:
             raise _Problem(f"holds {len(file.series)} pictures of different sizes; save one stack")
         series = file.series[0]
-        if len(series.shape) == 2:
-            raise _Problem("is a single picture; a stack of slices was expected")
         if len(series.shape) != 3 or series.axes[0] not in "ZQI" or series.axes[1:] != "YX":
             raise _Problem(
-                f"has the axes {series.axes} ({' x '.join(map(str, series.shape))}), where ZYX was expected: save "
-                "one channel and one time; if slices are called channels or frames, correct that in ImageJ, Image "
-                "> Properties"
+                f"has the axes {series.axes} ({' x '.join(map(str, series.shape))}), where ZYX was expected: save one "
+                "channel and one time; ImageJ's Image > Properties mends slices that are called channels or frames"
             )
         spacing = _tiff_spacing(file)
         if series.dataoffset is None:  # compressed, or scattered over the file
@@ -310,10 +290,7 @@ def to_labels(mask: Scan, known: Classes) -> Scan:
     """The mask with labels (D, H, W), uint8, as its voxels, on disk; ValueError for a value that is no class."""
     labels = scratch(mask.voxels.shape, np.uint8)
     for region in parts(labels):
-        try:
-            labels[region] = known.to_labels(np.asarray(mask.voxels[region]))
-        except ValueError as error:
-            raise ValueError(f"{mask.path}: {error}.") from None
+        labels[region] = known.to_labels(np.asarray(mask.voxels[region]), mask.path)
     return mask._replace(voxels=labels)
 
 
@@ -346,15 +323,10 @@ def look_through(scan: Scan) -> bytes:
             strange += part.size - np.count_nonzero(np.isfinite(part))
         low, high = min(low, part.min()), max(high, part.max())
     if strange:
-        raise ValueError(
-            f"{scan.path} holds {folders.count(int(strange), 'voxel')} of NaN or infinity; replace them by 0."
-        )
+        raise ValueError(f"{scan.path} holds {count(int(strange), 'voxel')} of NaN or infinity; replace them by 0.")
     if low == high:
         raise ValueError(f"{scan.path} is constant: every voxel is {low:g}.")
     return digest.digest()
-
-
-# Writing
 
 
 def write(array: np.ndarray, scan: Scan, path: Path) -> None:

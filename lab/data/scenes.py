@@ -27,44 +27,36 @@ from data_synth import (
 
 FAINTEST = 0.04  # least contrast of an object, in grey values; it is also at least the noise
 
-# What `draw_scenes` can vary: the value that leaves the image as it is, the least and the greatest allowed.
+# What `draw_scenes` can vary, in the order of the work: shapes, surfaces, light, lens, sensor, file. For each setting:
+# the value that leaves the image as it is, the least and the greatest allowed, and the range in the mixture VARIED.
 LOOKS = {
-    "elongation": (1, 1, 4),
-    "roughness": (0, 0, 0.5),
-    "own_contrast": (1, 0.01, 100),
-    "touching": (0, 0, 1),
-    "borders": (0, 0, 1000),
-    "dust": (0, 0, 1000),
-    "highlights": (0, 0, 1000),
-    "texture": (0, 0, math.inf),
-    "illumination": (0, 0, 1),
-    "blur": (0, 0, math.inf),
-    "inverted": (0, 0, 1),
-    "gamma": (1, 0.1, 10),
-    "shot": (0, 0, math.inf),
-    "jpeg": (0, 0, 95),
+    "elongation": (1, 1, 4, (1.0, 3.0)),  # longest over shortest axis of an ellipse turned at random; for each object
+    "roughness": (0, 0, 0.5, (0.0, 0.3)),  # how far outlines are dented, as a share of the radius; for each object
+    # An object's brightness above the background is this times `contrast`, but at least FAINTEST and the noise's
+    # standard deviation, because invisible objects must not be labelled; for each object. Values above 1 are saturated.
+    "own_contrast": (1, 0.01, 100, (0.3, 1.5)),
+    "touching": (0, 0, 1, (0.0, 1.0)),  # probability that an object is moved to touch or overlap the one before it
+    # Number of nearly straight borders across the background, brighter by up to 0.15 on one side; they are in no mask.
+    "borders": (0, 0, 1000, (0, 4)),
+    "dust": (0, 0, 1000, (0, 10)),  # number of specks and fibres, 1 to 3 pixels wide, dark or bright, in no mask
+    "highlights": (0, 0, 1000, (0, 6)),  # number of saturated spots, reflections of 1 to 4 pixels; they change no mask
+    # Standard deviation of the surfaces' own pattern, in grey values: noise smoothed over 1 to 8 pixels, another one
+    # inside the objects than outside.
+    "texture": (0, 0, math.inf, (0.0, 0.15)),
+    "illumination": (0, 0, 1, (0.0, 0.9)),  # share of the light that comes from one side
+    "blur": (0, 0, math.inf, (0.0, 3.0)),  # standard deviation of the lens's blur, in pixels; the mask stays sharp
+    "inverted": (0, 0, 1, 0.5),  # probability that an image is turned into its negative, dark objects on bright
+    "gamma": (1, 0.1, 10, (0.6, 1.6)),  # exponent of the sensor's response to light, image ** gamma
+    # Standard deviation of the light's own noise at brightness 1, in grey values; it grows with the square root of the
+    # brightness.
+    "shot": (0, 0, math.inf, (0.0, 0.12)),
+    "jpeg": (0, 0, 95, (0, 70)),  # losses of a JPEG file, 100 minus its quality; below 1 nothing is lost
 }
 
 # A mixture for photographs: each image, or each object, draws its own value from each range.
-VARIED = {
-    "num_circles": (0, 8),
-    "contrast": (0.1, 0.6),
-    "noise": (0.0, 0.1),
-    "elongation": (1.0, 3.0),
-    "roughness": (0.0, 0.3),
-    "own_contrast": (0.3, 1.5),
-    "touching": (0.0, 1.0),
-    "borders": (0, 4),
-    "dust": (0, 10),
-    "highlights": (0, 6),
-    "texture": (0.0, 0.15),
-    "illumination": (0.0, 0.9),
-    "blur": (0.0, 3.0),
-    "inverted": 0.5,
-    "gamma": (0.6, 1.6),
-    "shot": (0.0, 0.12),
-    "jpeg": (0, 70),
-    "margin": 16,
+VARIED: dict = {
+    **{"num_circles": (0, 8), "contrast": (0.1, 0.6), "noise": (0.0, 0.1), "margin": 16},
+    **{name: mixture for name, (*_, mixture) in LOOKS.items()},
 }
 
 
@@ -77,71 +69,42 @@ def draw_scenes(
     radius: tuple[float, float] = (8, 25),
     contrast: Range = 0.5,
     noise: Range = 0.25,
-    elongation: Range = 1.0,
-    roughness: Range = 0.0,
-    own_contrast: Range = 1.0,
-    touching: Range = 0.0,
-    borders: Range = 0,
-    dust: Range = 0,
-    highlights: Range = 0,
-    texture: Range = 0.0,
-    illumination: Range = 0.0,
-    blur: Range = 0.0,
-    inverted: float = 0.0,
-    gamma: Range = 1.0,
-    shot: Range = 0.0,
-    jpeg: Range = 0,
     margin: int = 0,
+    **looks: Range,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw scenes of round objects with their masks; without further settings, bright circles on a noisy background.
+    """Draw scenes of round objects with their masks; without `looks`, bright circles on a noisy background.
 
-    The order of the settings is: shapes, surfaces, light, lens, sensor, file. If a setting is a range (smallest,
-    largest), each image, or each object where the list says so, draws its value from it. If the least value changes
-    nothing, the square of a uniform number is drawn, so that most pictures have little of it; otherwise it is uniform.
+    If a setting is a range (smallest, largest), each image, or each object where `LOOKS` says so, draws its value from
+    it. If the least value changes nothing, the square of a uniform number is drawn, so that most pictures have little
+    of it; otherwise it is uniform.
 
     Args:
-        num_images, size, seed, num_circles, noise: as for `data_synth.make_circles`; the objects of a seed lie where
-            its circles lie, unless `touching` moves them.
-        radius: (smallest, largest) radius in pixels, at least 1; uniform in between. If an object is no circle,
-            no part of it is farther from its centre.
-        contrast: brightness of an object above the background 0.25, in (0, 0.75].
-        elongation: longest over shortest axis of an object, an ellipse turned at random, in [1, 4]; for each object.
-        roughness: how far a blob's outline is dented, as a share of its radius, in [0, 0.5]; for each object.
-        own_contrast: an object's brightness above the background is this times `contrast`, in [0.01, 100], but at least
-            0.04 and the noise's standard deviation, because invisible objects must not be labelled; for each object.
-            Values above 1 are saturated.
-        touching: probability that an object is moved until it touches or overlaps the one before it, in [0, 1].
-        borders: number of nearly straight borders across the background, which is brighter by up to 0.15 on one side;
-            they are in no mask, >= 0.
-        dust: number of specks and fibres, 1 to 3 pixels wide, dark or bright, that are in no mask, >= 0.
-        highlights: number of saturated spots, reflections of 1 to 4 pixels; they change no mask, >= 0.
-        texture: standard deviation of the surfaces' own pattern, in grey values, >= 0: noise smoothed over 1 to 8
-            pixels, another one inside the objects than outside.
-        illumination: share of the light that comes from one side, in [0, 1].
-        blur: standard deviation of the lens's blur, in pixels, >= 0; the mask stays sharp.
-        inverted: probability that an image is turned into its negative, dark objects on bright, in [0, 1].
-        gamma: exponent of the sensor's response to light, image ** gamma, in [0.1, 10].
-        shot: standard deviation of the light's own noise at brightness 1, in grey values, >= 0; it grows with the
-            square root of the brightness.
-        jpeg: losses of a JPEG file, 100 minus its quality, in [0, 95]; below 1 nothing is lost.
-        margin: pixels by which an object may reach over the border, >= 0, but at most up to its centre.
+        num_images, size, seed, num_circles, radius, contrast, noise, margin: as for `data_synth.make_circles`; the
+            objects of a seed lie where its circles lie, unless `touching` moves them. If an object is no circle, no
+            part of it is farther from its centre than its radius.
+        looks: settings of `LOOKS`, within their limits.
 
     Returns:
         images (N, H, W, 1), float32 in [0, 1], and masks (N, H, W, 1), float32, exactly 0 or 1.
 
     Raises:
         ValueError: if an argument lies outside its range.
+        TypeError: for a setting that is not in `LOOKS`.
     """
-    given = locals()
-    looks = {name: check_range(name, given[name], *ends) for name, (_, *ends) in LOOKS.items()}
-    looks |= {"contrast": check_contrast(contrast), "noise": check_range("noise", noise)}
+    if looks.keys() - LOOKS.keys():
+        raise TypeError(f"draw_scenes can vary {', '.join(LOOKS)}; got {', '.join(looks)}.")
+    ends = {
+        name: check_range(name, looks.get(name, neutral), least, greatest)
+        for name, (neutral, least, greatest, _) in LOOKS.items()
+    }
+    ends |= {"contrast": check_contrast(contrast), "noise": check_range("noise", noise)}
     num, shape = check_integer("the number of images", num_images, low=1), check_size(size, 2)
     generator = generators(seed)
     balls = place_balls(generator(0), num, shape, "num_circles", num_circles, radius, margin)
     images = np.empty((num, *shape, 1), np.float32)
     masks = np.zeros((num, *shape, 1), np.float32)
     for i, ball in enumerate(zip(*balls, strict=True)):  # streams 1 and 2 are those of `make_circles`
-        _draw_scene(images[i, ..., 0], masks[i, ..., 0], *ball, margin, looks, generator(3, i))
+        _draw_scene(images[i, ..., 0], masks[i, ..., 0], *ball, margin, ends, generator(3, i))
     return images, masks
 
 
@@ -185,7 +148,7 @@ def _draw_scene(image, mask, count, radii, centres, margin, looks, rng):
 def _between(name, ends, rng):
     """A value between two ends; small values are more frequent if the least value changes nothing."""
     low, high = ends
-    neutral, least, _ = LOOKS.get(name, (None, 0, 0))
+    neutral, least, *_ = LOOKS.get(name, (None, 0))
     return low + (high - low) * rng.random() ** (2 if neutral == least else 1)
 
 

@@ -5,9 +5,10 @@
 The samples are those of `lab/data/sample.py`.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ import numpy as np
 from lab.data import folders
 from lab.data.classes import Classes
 
+SHARE = 0.15  # of the samples, or of a picture, for validation; the same for the test
 
-def split(samples: list, seed: int, crop: int = 128, share: float = 0.15) -> dict[str, list]:
-    """Training, validation and test samples, drawn by `seed`; the last two have a `share` each, at least one sample.
+
+def split(samples: list, seed: int, crop: int = 128) -> dict[str, list]:
+    """Training, validation and test samples, drawn by `seed`; the last two have SHARE each, at least one sample.
 
     One or two pictures are split by regions instead, with a gap of `crop` pixels between them: no pixel of a patch, and
     none near it, is in two parts.
@@ -27,9 +30,9 @@ def split(samples: list, seed: int, crop: int = 128, share: float = 0.15) -> dic
     """
     rng = np.random.default_rng(seed)
     if len(samples) < 3:
-        layouts = [_split_regions(samples, corner, crop, share) for corner in rng.permutation(4)]
+        layouts = [_split_regions(samples, corner, crop) for corner in rng.permutation(4)]
         return next((parts for parts in layouts if _holds_objects(parts)), None) or _refuse_empty(samples)
-    part = max(1, round(share * len(samples)))
+    part = max(1, round(SHARE * len(samples)))
     order = [samples[i] for i in rng.permutation(len(samples))]
     parts = {"training": order[2 * part :], "validation": order[:part], "test": order[part : 2 * part]}
     if not any(sample.classes for sample in parts["training"]):
@@ -37,7 +40,7 @@ def split(samples: list, seed: int, crop: int = 128, share: float = 0.15) -> dic
     return parts
 
 
-def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.15) -> list[dict[str, list]]:
+def folds(samples: list, seed: int, num: int, crop: int = 128) -> list[dict[str, list]]:
     """`num` splits for cross-validation: every picture is in the test part of exactly one.
 
     One or two pictures are split by regions, as in `split`: each fold is tested in another corner.
@@ -53,7 +56,7 @@ def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.
         raise ValueError(f"--folds must be 2 to {most} with {len(samples)} pictures; got {num}.")
     rng = np.random.default_rng(seed)
     if few:
-        splits = [_split_regions(samples, corner, crop, share) for corner in range(num)]
+        splits = [_split_regions(samples, corner, crop) for corner in range(num)]
         if not all(map(_holds_objects, splits)):
             _refuse_empty(samples)
         return splits
@@ -61,7 +64,7 @@ def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.
     order = rng.permutation(len(samples))
     for tested in np.array_split(order, num):
         others = [i for i in np.roll(order, -tested[-1]) if i not in tested]
-        part = max(1, round(share * len(samples)))
+        part = max(1, round(SHARE * len(samples)))
         if len(others) <= part:
             raise ValueError(f"{len(samples)} pictures are too few for {num} folds: some would have none to train on.")
         places: dict = {"training": others[part:], "validation": others[:part], "test": tested}
@@ -69,29 +72,27 @@ def folds(samples: list, seed: int, num: int, crop: int = 128, share: float = 0.
     return splits
 
 
-def largest_split(samples: list, seed: int, sizes: Iterable[int], num_folds: int | None) -> tuple[list[dict], int]:
+def largest_split(samples: list, seed: int, sizes: Sequence[int], num_folds: int | None) -> tuple[list[dict], int]:
     """The splits, one or `num_folds`, by the first of `sizes` (of crops, falling) with objects in all regions."""
-    failure = None
+
+    def split_by(size):
+        return folds(samples, seed, num_folds, size) if num_folds else [split(samples, seed, size)]
+
     for size in sizes:
-        try:
-            splits = folds(samples, seed, num_folds, size) if num_folds else [split(samples, seed, size)]
-            return splits, size
-        except ValueError as error:
-            failure = failure or error
-    raise failure or ValueError("no size of crops to try.")
+        with contextlib.suppress(ValueError):
+            return split_by(size), size
+    return split_by(sizes[0]), sizes[0]  # raises its error again
 
 
-def _split_regions(samples, corner, crop, share) -> dict[str, list]:
+def _split_regions(samples, corner, crop) -> dict[str, list]:
     parts: dict[str, list] = {"training": [], "validation": [], "test": []}
     for sample in samples:
-        for name, place in cut_regions(sample.labels.shape, int(corner), crop, share, sample.name).items():
+        for name, place in cut_regions(sample.labels.shape, int(corner), crop, sample.name).items():
             parts[name].append(sample.region(place))
     return parts
 
 
-def cut_regions(
-    sides: tuple[int, ...], corner: int, crop: int, share: float, name: str = "the picture"
-) -> dict[str, tuple[slice, ...]]:
+def cut_regions(sides: tuple[int, ...], corner: int, crop: int, name: str) -> dict[str, tuple[slice, ...]]:
     """Training, validation and test region of a picture, at least `crop` wide and `crop` apart.
 
     +----------------+   +------------+
@@ -111,28 +112,26 @@ def cut_regions(
             f"{3 * crop} and {3 * crop}, or one of them {5 * crop}; got {' x '.join(map(str, reversed(sides)))}. "
             "Take a smaller --size, or at least 3 pictures."
         )
+    # Each region's first and last place along the long side, and along the short side.
     if beside:
-        strip = min(max(crop, round(2 * share * length)), length - 2 * crop)
+        strip = min(max(crop, round(2 * SHARE * length)), length - 2 * crop)
         half = (width - crop) // 2
-        along = {"training": (0, length - strip - crop), "validation": (length - strip, length)}
-        along["test"] = along["validation"]
-        across = {"training": (0, width), "validation": (0, half), "test": (width - half, width)}
+        training = [0, length - strip - crop, 0, width]
+        validation = [length - strip, length, 0, half]
+        test = [length - strip, length, width - half, width]
     else:
-        part = min(max(crop, round(share * length)), (length - 3 * crop) // 2)
-        ends = {"test": length, "validation": length - part - crop}
-        along = {name: (end - part, end) for name, end in ends.items()}
-        along["training"] = (0, length - 2 * part - 2 * crop)
-        across = dict.fromkeys(along, (0, width))
+        part = min(max(crop, round(SHARE * length)), (length - 3 * crop) // 2)
+        training = [0, length - 2 * part - 2 * crop, 0, width]
+        validation = [length - 2 * part - crop, length - part - crop, 0, width]
+        test = [length - part, length, 0, width]
     if corner & 2:
-        along["test"], along["validation"] = along["validation"], along["test"]
-        across["test"], across["validation"] = across["validation"], across["test"]
-    if corner & 1:
-        along = {name: (length - end, length - start) for name, (start, end) in along.items()}
+        validation, test = test, validation
     places = {}
-    for part in ("training", "validation", "test"):
+    for part_name, (first, last, top, bottom) in {"training": training, "validation": validation, "test": test}.items():
         place = [slice(0, side) for side in sides]
-        place[long], place[short] = slice(*along[part]), slice(*across[part])
-        places[part] = tuple(place)
+        place[long] = slice(length - last, length - first) if corner & 1 else slice(first, last)
+        place[short] = slice(top, bottom)
+        places[part_name] = tuple(place)
     return places
 
 
@@ -164,16 +163,16 @@ def describe_parts(parts: dict[str, list], validation: np.ndarray) -> list[str]:
     every = [sample for samples in parts.values() for sample in samples]
     what, pieces, unit = ("picture", "crops", "pixels") if len(sides) == 2 else ("scan", "patches", "voxels")
     what, size = "region" if every[0].is_region else what, f"{' x '.join(map(str, sides))} {unit}"
-    training, *held_out = (len(parts[part]) for part in ("training", "validation", "test"))
-    counts = (folders.count(training, what), *held_out)
+    num_training, num_validation, num_test = (len(parts[part]) for part in ("training", "validation", "test"))
     empty = sum(not (masks[..., channels > 1 :] == 1).any() for masks in validation)
     small = sum(any(np.less(sample.labels.shape, sides)) for sample in every)
-    outside = f"Smaller than {size}: {small} of {len(every)} {what}s; the part outside them is not labelled"
+    outside = f"Smaller than {size}: {small} of {len(every)} {what}s; the part outside them is not labelled, and "
     return [
-        "{} for training, {} for validation, {} for the test; split.json names them.".format(*counts),
+        f"{folders.count(num_training, what)} for training, {num_validation} for validation, {num_test} for the test; "
+        "split.json names them.",
         f"Validation takes {len(validation)} {pieces} of {size}, {empty} of them without an object; the test takes "
         f"each {what} as a whole.",
-        *([f"{outside}, and changes no loss and no score."] if small else []),
+        *([f"{outside}changes no loss and no score."] if small else []),
     ]
 
 

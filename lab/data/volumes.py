@@ -14,15 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.data import classes, folders, grey_values
+from lab.data import class_folders, classes, folders, grey_values
 from lab.data.folders import describe_sides
 from lab.data.sample import Sample
-from lab.data.scans import Scan, count_values, find_scans, look_through, open_scan, parts, scratch, to_labels
+from lab.data.scans import Scan, count_values, find_scans, look_through, open_scan, parts, read_mask, scratch, to_labels
 
 THICK = 2.0  # slices are thick if the largest spacing is more than this times the smallest
-
-
-# Folders to train on
 
 
 def read_folder(
@@ -36,7 +33,7 @@ def read_folder(
 
     Args:
         images: folder of scans.
-        masks: folder of masks on the same grids.
+        masks: folder of masks on the same grids, or of a folder for each class (see `folders.pair_by_name`).
         spacing: (depth, height, width) in mm: resample all to it (see `resample`); None leaves every grid as it is.
         names, ignore: see `classes.find_classes`.
 
@@ -45,7 +42,7 @@ def read_folder(
             values that are no classes, NaN, constant scans, one name twice, one scan twice (it could be in training
             and test), no spacing where resampling needs one.
     """
-    pairs, problems = folders.pair_by_name(images, masks, find_scans, "scan")
+    of_class, pairs, problems = folders.pair_by_name(images, masks, find_scans, "scan")
     triples, seen = [], []
     known: dict = {}
 
@@ -55,24 +52,38 @@ def read_folder(
         except ValueError as error:
             problems.append(str(error))
 
-    _allow_open_files(2 * len(pairs))
+    _allow_open_files(4 * len(pairs))
     for scan_path, mask_path in pairs:
-        scan, mask = attempt(open_scan, scan_path), attempt(open_scan, mask_path)
+        scan = attempt(open_scan, scan_path)
+        mask = None if of_class else attempt(open_scan, mask_path)
         if scan is None:
             continue
         twin = known.setdefault(attempt(look_through, scan) or scan.path, scan.path)
         if twin is not scan.path:
             problems.append(f"{scan.path} shows the same as {twin.name}.")
+        if of_class:
+            mask = attempt(_merged, mask_path, scan)
         if mask is not None:
             attempt(check_same_grid, scan, mask)
             counts = attempt(count_values, mask)
-            seen += [classes.MaskValues(mask_path, counts)] if counts else []
+            seen += [classes.MaskValues(mask.path, counts)] if counts else []
         triples.append((scan, mask, attempt(grid_shape, scan, spacing)))
-    mapping = attempt(classes.find_classes, seen, names, ignore, masks) if seen else None
-    if mapping and not any(of_mask.counts.keys() - {mapping.values[0], mapping.ignore} for of_mask in seen):
-        problems.append(f"all masks in {masks} are empty: there is nothing to learn.")
+    mapping = attempt(class_folders.find_classes, seen, of_class, names, ignore, masks) if seen else None
     folders.refuse(problems, "scan")
     return [_to_grid(scan, to_labels(mask, mapping), grid) for scan, mask, grid in triples], mapping
+
+
+def _merged(files: dict[int, Path], scan: Scan) -> Scan:
+    """The masks of a scan, class -> file, as one mask with values 0 to K, on disk."""
+
+    def read(path):
+        mask = read_mask(path)
+        check_same_grid(scan, mask)
+        return mask.voxels
+
+    labels = scratch(scan.voxels.shape, np.uint8)
+    class_folders.merge(files, labels, read)
+    return scan._replace(voxels=labels)
 
 
 def _allow_open_files(num):
@@ -134,12 +145,12 @@ def spacings_of(samples: list[Sample]) -> list[list[float]] | None:
     return None if None in steps else [np.min(steps, axis=0).tolist(), np.max(steps, axis=0).tolist()]
 
 
-def describe_spacing(spacing: tuple | None, seen: list | None, tolerance: float = 0.1) -> str | None:
+def describe_spacing(spacing: tuple | None, seen: list | None) -> str | None:
     """A sentence if a scan's spacing is unknown, or more than a tenth outside those of the training, else None."""
     if seen is None:
         return None
     low, high = np.array(seen)
-    if spacing and (low <= np.multiply(spacing, 1 + tolerance)).all() and (spacing <= high * (1 + tolerance)).all():
+    if spacing and (low <= np.multiply(spacing, 1.1)).all() and (spacing <= high * 1.1).all():
         return None
     trained = " to ".join(dict.fromkeys(map(_millimetres, seen)))
     what = f"are {_millimetres(spacing)}" if spacing else "have a size that the file does not say"

@@ -265,7 +265,7 @@ def plan_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, ..
     Without `--memory` and without a graphics card it has about MOST_VOXELS at most.
     """
     shape = np.median([sample.labels.shape for sample in samples], axis=0)
-    most = LARGEST**3 if args.memory or backend.has_graphics_card() else MOST_VOXELS
+    most = LARGEST**3 if args.memory or backend.accelerators() else MOST_VOXELS
     shape = np.minimum(shape, longest_side(shape, most))
     budget = args.memory or 0.7 * memory.free_memory() / memory.GIB
 

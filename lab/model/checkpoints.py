@@ -77,7 +77,7 @@ class Checkpoint:
     def save(self, model, history: dict, timestamps: list[int]) -> None:
         """Write the state after an epoch; if that fails, warn once, and let the training go on."""
         about = {"settings": self.settings, "notes": self.notes, "history": history, "timestamps": timestamps}
-        arrays = {name: np.asarray(variable) for name, variable in _variables(model).items()}
+        arrays: dict = {name: np.asarray(variable) for name, variable in _variables(model).items()}
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
         try:
             with replaced(self.folder / f"checkpoint-{history['epoch'][-1]:06}.npz") as aside:

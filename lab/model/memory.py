@@ -1,6 +1,6 @@
 """Memory of a training step, predicted from the layers; the largest patch that fits; memory in use.
 
-    needed = training_memory(model, batch_size=2, optimizer="muon")["total"]            # MiB, beside the process's own
+    needed = training_memory(model, 2, "muon", backend.processor())["total"]            # MiB, beside the process's own
     patch, tried = largest_patch(lambda sides: build_unet((*sides, 1)), budget_gib=4)
 
 The rules of the account were read from TensorFlow's allocation logs. It holds for TensorFlow on an x86 processor with
@@ -44,7 +44,7 @@ def check_room(num_bytes: float, what: str) -> None:
 
 def check_step(model, batch_size: int, optimizer: str, what: str) -> None:
     """Raise ValueError if a training step of a network with fixed sides takes more memory than is free."""
-    needed = training_memory(model, batch_size, optimizer)["total"]
+    needed = training_memory(model, batch_size, optimizer, backend.processor())["total"]
     check_room(needed * MIB, f"a training step of {batch_size} {what}")
 
 
@@ -68,10 +68,10 @@ def training_memory(
         model: a functional Keras model with a fixed input shape, float32 or mixed_bfloat16.
         batch_size: images per step.
         optimizer: a key of SLOTS.
-        processor: "cores" and "flags" as `backend.processor()` gives them; by default those of this machine. They
-            matter in bfloat16 only.
+        processor: "cores" (which matter in bfloat16) and "flags" as `backend.processor()` gives them; by default all
+            cores and no AMX.
     """
-    processor = processor or backend.processor()
+    processor = processor or {"cores": os.cpu_count() or 1, "flags": ()}
     amx = "amx_bf16" in processor["flags"]
     late = optimizer == "muon"  # its many small products keep the thread busy that the filter gradients wait for
 
@@ -136,7 +136,8 @@ def step_operations(model, batch_size: int, late: bool, slots: int = 0) -> Itera
     loss = {f"loss {i}": mask_bytes for i in range(LOSS_COPIES - 1)}
     yield {**loss, f"d {layers[-1].name}": mask_bytes}, [layers[-1].name, "target"]
 
-    has_gradient, elsewhere = set(), []
+    has_gradient: set[str] = set()
+    elsewhere: list[tuple[dict, list]] = []
     for layer in reversed(layers):
         kind, gradient = layer_kind(layer), f"d {layer.name}"
         if kind == "input":

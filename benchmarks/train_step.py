@@ -56,7 +56,7 @@ def keras_side(work: dict) -> dict:
     """What the side can be asked for, {name: function of how often}, its parameters, and the network's arithmetic."""
     keras = backend.import_keras()
 
-    from lab.model.costs import layer_costs, training_multiply_adds
+    from lab.model.costs import layer_costs
     from metrics import DiceLoss
     from unet_segmentation import build_unet
 
@@ -91,10 +91,24 @@ def keras_side(work: dict) -> dict:
         "parameters": model.count_params(),
         # Floating-point operations for one image: two per multiply-add.
         "operations": {
-            "train": 2 * training_multiply_adds(model, 1),
+            "train": 2 * training_multiply_adds(model),
             "predict": 2 * sum(row["multiply_adds"] for row in layer_costs(model)),
         },
     }
+
+
+def training_multiply_adds(model, batch_size: int = 1) -> int:
+    """Multiply-adds of a training step: forward, gradient of the weights, and gradient of the input.
+
+    The last is not needed where a layer reads the images: such a layer counts twice its forward pass, others thrice.
+    """
+    from lab.model.costs import layer_costs, layer_kind, read_by
+
+    total = 0
+    for layer, row in zip(model.layers, layer_costs(model, batch_size), strict=True):
+        reads_images = any(layer_kind(before) == "input" for _, before in read_by(layer, model))
+        total += (2 if reads_images else 3) * row["multiply_adds"]
+    return total
 
 
 def torch_network(ndim: int, filters: int):

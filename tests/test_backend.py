@@ -76,8 +76,8 @@ def test_importing_the_lab_only_defines():
 
 def test_cores_and_processor_are_named():
     found = backend.processor()
-    assert found["cores"] == backend.num_cores() >= 1
-    assert found["processor"] and f"{backend.num_cores()} cores" in backend.device()
+    assert found["processor"] and found["cores"] >= 1
+    assert f"{found['cores']} cores" in backend.device()
     assert {"python.version", "keras.version", "numpy.version", "device"} <= backend.provenance().keys()
 
 

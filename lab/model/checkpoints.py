@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a training after each epoch. A resumed training gives the same bits."""
+"""Checkpoints: the state of a training after each epoch, enough to reach the same weights, to the bit."""
 
 import io
 import json
@@ -15,15 +15,11 @@ KEPT = 2  # checkpoints: if the newest is damaged, the one before it is read
 
 
 class Checkpoint:
-    """The state of a training after each epoch, in `folder`: enough to reach the same weights, to the bit.
+    """The checkpoints in the output folder of a run; those of other `settings` are refused.
 
     A file holds the variables of model and optimizer (among them the step counter, which the schedule depends on), the
     history, and `notes` of the caller, such as the MLflow run. It is a zip archive, which has a checksum of each
-    member, written aside, flushed and moved; the newest two are kept. The batches depend on the number of the epoch.
-
-    Args:
-        folder: the output folder of the run.
-        settings: all that the training depends on; a checkpoint of other settings is refused.
+    member, written aside, flushed and moved.
     """
 
     def __init__(self, folder: Path, settings: dict):
@@ -40,21 +36,15 @@ class Checkpoint:
     def begin(self, resume: bool, overwrite: bool, scores: Path) -> dict | None:
         """Decide how a run begins: from the start or from a checkpoint; return the results of a finished run.
 
-        Args:
-            resume: go on with the run that lies in the folder.
-            overwrite: delete its checkpoints.
-            scores: the file of a finished run's results, which hold its `settings`.
+        `scores` is the file of a finished run's results, which hold its `settings`.
 
         Raises:
             ValueError: if there is a checkpoint and the user has given neither flag, if the settings differ, or if the
                 run has ended without scores, or with a loss that is no number.
         """
-        if self.files() and not resume and not overwrite:
-            raise ValueError(
-                f"{self.folder} holds the checkpoint of a run that was stopped: --resume goes on with it, "
-                "--overwrite deletes it and begins again."
-            )
         if not resume:
+            if self.files() and not overwrite:
+                raise ValueError(f"{self.folder} holds a stopped run: --resume goes on with it, --overwrite ends it.")
             self.delete()
             return None
         if not self.files() and scores.exists():
@@ -70,11 +60,7 @@ class Checkpoint:
         return None
 
     def find(self) -> int:
-        """Read the newest sound checkpoint into `state`; return its epoch, 0 if there is none.
-
-        Raises:
-            ValueError: if it was made with other settings; the sentence names those that differ.
-        """
+        """Read the newest sound checkpoint into `state`; return its epoch, 0 if there is none."""
         for file, state, about in _sound(self.files()):
             self._check_settings(file, about["settings"])
             self.state, self.notes = state, about["notes"]
@@ -82,13 +68,11 @@ class Checkpoint:
         return 0
 
     def _check_settings(self, file: Path, former: dict) -> None:
+        """Raise ValueError if a run had other settings; the sentence names those that differ."""
         names = [name for name in {**former, **self.settings} if former.get(name) != self.settings.get(name)]
         if names:
             changes = ", ".join(f"{name} was {former.get(name)}, is {self.settings.get(name)}" for name in names)
-            raise ValueError(
-                f"{file} was made with other settings: {changes}. Give the former ones to go on, or --overwrite "
-                "to begin again."
-            )
+            raise ValueError(f"{file} has other settings: {changes}. Give the former ones, or --overwrite.")
 
     def save(self, model, history: dict, timestamps: list[int]) -> None:
         """Write the state after an epoch; if that fails, warn once, and let the training go on."""
@@ -106,7 +90,7 @@ class Checkpoint:
             self._warned = True
 
     def delete(self) -> None:
-        """Delete all checkpoints: the run is finished, or a new one begins."""
+        """Delete all checkpoints."""
         for file in self.files():
             file.unlink(missing_ok=True)
 

@@ -1,8 +1,4 @@
-"""Costs of a network's layers: parameters, multiply-adds, bytes of activations; and which layer reads which tensor.
-
-costs = layer_costs(model, batch_size=2)
-operations = 2 * training_multiply_adds(model)       # floating-point, of a training step on one image
-"""
+"""Costs of a network's layers: parameters, multiply-adds, bytes of activations; and which layer reads which tensor."""
 
 import math
 
@@ -28,9 +24,7 @@ def layer_costs(model, batch_size: int = 1) -> list[dict]:
     for layer in model.layers:
         shape = (batch_size, *layer.output.shape[1:])
         if None in shape:
-            raise ValueError(
-                f"layer {layer.name} has the output shape {shape}; build the model with a fixed input shape."
-            )
+            raise ValueError(f"layer {layer.name} gives {shape}; build the model with a fixed input shape.")
         kind = layer_kind(layer)
         multiply_adds = 0
         if kind in ("conv", "dense"):  # kernel (k, ..., C_in / groups, C_out)
@@ -50,19 +44,6 @@ def layer_costs(model, batch_size: int = 1) -> list[dict]:
             }
         )
     return rows
-
-
-def training_multiply_adds(model, batch_size: int = 1) -> int:
-    """Multiply-adds of a training step: forward, gradient of the weights, and gradient of the input.
-
-    The last is not needed where a layer reads the images: such a layer counts twice its forward pass, others thrice.
-    """
-    costs = zip(model.layers, layer_costs(model, batch_size), strict=True)
-    images = {layer.name for layer in model.layers if layer_kind(layer) == "input"}
-    return sum(
-        (2 if any(before.name in images for _, before in read_by(layer, model)) else 3) * row["multiply_adds"]
-        for layer, row in costs
-    )
 
 
 def layer_kind(layer) -> str:
@@ -85,16 +66,10 @@ def tensor_bytes(tensor, batch_size: int, dtype: str | None = None) -> int:
     return batch_size * math.prod(tensor.shape[1:]) * ITEM_BYTES[dtype or tensor.dtype]
 
 
-def weight_count(layer) -> int:
-    """Number of values in a layer's variables."""
-    return sum(math.prod(weight.shape) for weight in layer.weights)
-
-
 def read_by(layer, model) -> list[tuple]:
     """The inputs of a layer: pairs of a symbolic tensor and the layer that writes it."""
     if layer_kind(layer) == "input":
         return []
     writer = {id(other.output): other for other in model.layers}
-    return [
-        (tensor, writer[id(tensor)]) for tensor in (layer.input if isinstance(layer.input, list) else [layer.input])
-    ]
+    tensors = layer.input if isinstance(layer.input, list) else [layer.input]
+    return [(tensor, writer[id(tensor)]) for tensor in tensors]

@@ -3,14 +3,14 @@
     python -m lab.model.export outputs/unet/model.keras unet.onnx
 
 The file takes prepared images (N, *sides, C) and gives probabilities (N, *sides, 1) or (N, *sides, K + 1), float32: any
-number of images, of all sides that the network takes. The rest stands in its metadata, as JSON:
+number of images, of all sides that the network takes. Its metadata hold, as JSON:
 
     preprocessing  how grey values are prepared for the network (lab/data/grey_values.py), and those seen in training
     classes        the names of the classes, and their values in masks (lab/data/classes.py)
     tiles          how images are cut (lab/data/patches.py): the `divisor` of the sides, the `smallest` sides, about the
                    `largest` side, the `overlap`; where the divisor is null, all tiles have the smallest sides
 
-README.md shows a program that uses them. A former file is replaced if the new one agrees with the Keras model.
+CONTRIBUTING.md shows a program that uses them. A former file is replaced if the new one agrees with the Keras model.
 """
 
 import argparse
@@ -45,13 +45,17 @@ def export(path: Path, target: Path) -> str:
         raise ValueError(f"{', '.join(missing)} must be installed first: pip install -r requirements-onnx.txt.")
     if (used := backend.import_keras().backend.backend()) != "tensorflow":
         raise ValueError(f"only TensorFlow writes ONNX files, not {used}: unset KERAS_BACKEND. Its models work too.")
+    import onnxruntime
+
     trained = model_file.load_model(path).network
     network, images = model_file.to_float32(trained), draw_images(settings)
     expected, before = ([library_limits.predict_batch(one, batch) for batch in images] for one in (network, trained))
     with replaced(target) as aside:
         try:
             write(network, settings, aside)
-            error = largest_difference(run(aside, images), expected)
+            session = onnxruntime.InferenceSession(str(aside), providers=["CPUExecutionProvider"])
+            found = [session.run(None, {session.get_inputs()[0].name: batch})[0] for batch in images]
+            error = largest_difference(found, expected)
         except Exception as failure:  # a full disk, or layers that the converter does not know
             raise ValueError(f"{path} cannot be written as {target}: {first_line(failure)[:200]}.") from None
         if not error <= TOLERANCE:  # NaN neither
@@ -96,14 +100,6 @@ def write(network, settings: dict, path: Path) -> None:
     about = {"preprocessing": {"window": None, **settings}, "classes": classes, "tiles": tiles}
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
     onnx.save(model, str(path))
-
-
-def run(path: Path, images: list[np.ndarray]) -> list[np.ndarray]:
-    """The probabilities by ONNX Runtime, for each batch of images."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return [session.run(None, {session.get_inputs()[0].name: batch})[0] for batch in images]
 
 
 def largest_difference(probs: list[np.ndarray], expected: list[np.ndarray]) -> float:

@@ -3,10 +3,11 @@
     needed = training_memory(model, 2, "muon", backend.processor())["total"]            # MiB, beside the process's own
     patch, tried = largest_patch(lambda sides: build_unet((*sides, 1)), budget_gib=4)
 
-The rules of the memory account were read from TensorFlow's allocation logs. It holds for TensorFlow on an x86 processor
-with oneDNN: `caveat` says where it does not.
+The rules of the account were read from TensorFlow's allocation logs. It holds for TensorFlow on an x86 processor with
+oneDNN: `caveat` says where it does not.
 """
 
+import itertools
 import math
 import os
 import platform
@@ -14,19 +15,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from lab.model.costs import (
-    ITEM_BYTES,
-    layer_costs,
-    layer_kind,
-    read_by,
-    tensor_bytes,
-    training_multiply_adds,
-    weight_count,
-)
-from lab.system import backend
+import psutil
 
-__all__ = ["caveat", "largest_patch", "layer_costs", "training_memory", "training_multiply_adds"]
-__all__ += ["free_memory", "peak_memory", "resident_memory"]
+from lab.model.costs import ITEM_BYTES, layer_kind, read_by, tensor_bytes
+from lab.model.costs import layer_costs as layer_costs
+from lab.system import backend
 
 MIB, GIB = 2**20, 2**30
 SLOTS = {"adam": 2, "muon": 2, "sgd": 0}  # variables that the optimizer keeps for each weight
@@ -42,26 +35,17 @@ SLOT = "slot "  # start of the names of the optimizer's tensors, which stay afte
 MARGIN = 1.3
 
 
-# What is free
-
-
 def check_room(num_bytes: float, what: str) -> None:
     """Raise ValueError if `num_bytes` are more than the memory that is free now."""
-    free = free_memory()
-    if num_bytes > free:
-        raise ValueError(
-            f"{what} would take {num_bytes / GIB:,.1f} GiB of memory, of which {free / GIB:.1f} GiB are free; "
-            "take fewer or smaller ones."
-        )
+    needed, free = num_bytes / GIB, free_memory() / GIB
+    if needed > free:
+        raise ValueError(f"{what} would take {needed:,.1f} GiB of memory, of which {free:.1f} GiB are free: take less.")
 
 
 def check_step(model, batch_size: int, optimizer: str, what: str) -> None:
     """Raise ValueError if a training step of a network with fixed sides takes more memory than is free."""
     needed = training_memory(model, batch_size, optimizer, backend.processor())["total"]
     check_room(needed * MIB, f"a training step of {batch_size} {what}")
-
-
-# Memory of a training step
 
 
 def training_memory(
@@ -73,8 +57,7 @@ def training_memory(
     before the model is built: add the latter (about 700 MiB with TensorFlow) for the whole process. The parts:
 
     - `variables`: weights and the optimizer's slots, float32.
-    - `live`: the largest sum of activations, gradients, precision casts, batch and loss that are alive at once, by
-      replaying the step (see `step_operations`, `in_order` and `step_events`).
+    - `live`: the largest sum of activations, gradients, precision casts, batch and loss that are alive at once.
     - `pool`: memory that TensorFlow's pool takes from the system for both (see `pool_bytes`).
     - `workspace`: memory that oneDNN allocates beside the pool (see `workspace_bytes`).
     - `batch`: the images and masks outside the pool.
@@ -85,38 +68,38 @@ def training_memory(
         model: a functional Keras model with a fixed input shape, float32 or mixed_bfloat16.
         batch_size: images per step.
         optimizer: a key of SLOTS.
-        processor: "cores" and "flags" as `backend.processor()` gives them; by default all cores and no AMX. It
-            matters in bfloat16 only.
+        processor: "cores" (which matter in bfloat16) and "flags" as `backend.processor()` gives them; by default all
+            cores and no AMX.
     """
-    cores, flags = (processor or {}).get("cores") or os.cpu_count() or 1, (processor or {}).get("flags", ())
-    weights = [(weight.path, math.prod(weight.shape) * ITEM_BYTES["float32"]) for weight in model.weights]
+    processor = processor or {"cores": os.cpu_count() or 1, "flags": ()}
+    amx = "amx_bf16" in processor["flags"]
     late = optimizer == "muon"  # its many small products keep the thread busy that the filter gradients wait for
-    first, next_one = (
-        step_events(in_order(step_operations(model, batch_size, slots), late)) for slots in (SLOTS[optimizer], 0)
-    )
-    short, amx = any(layer.compute_dtype == "bfloat16" for layer in model.layers), "amx_bf16" in flags
-    start, each = RUNTIME_MIB[optimizer]
+
+    first = step_events(step_operations(model, batch_size, late, SLOTS[optimizer]))
+    second = step_events(step_operations(model, batch_size, late))
+    weights = [(weight.path, math.prod(weight.shape) * ITEM_BYTES["float32"]) for weight in model.weights]
     ends = (model.layers[0].output, model.layers[-1].output)
+    start, each = RUNTIME_MIB[optimizer]
     parts = {
         "variables": sum(size for _, size in weights) * (1 + SLOTS[optimizer]),
-        "live": largest_sum(next_one),
-        "pool": pool_bytes([*weights, *first, *next_one]),  # the second step uses chunks that the first has cut
-        "workspace": workspace_bytes(model, cores, amx),
+        "live": max(itertools.accumulate(size for _, size in second)),
+        "pool": pool_bytes([*weights, *first, *second]),  # the second step uses chunks that the first has cut
+        "workspace": workspace_bytes(model, processor["cores"], amx),
         "batch": BATCH_COPIES * sum(tensor_bytes(tensor, batch_size, "float32") for tensor in ends),
         "runtime": (start + each * sum(hasattr(layer, "kernel") for layer in model.layers)) * MIB,
     }
-    parts["runtime"] += AMX_MIB * MIB if short and amx else 0
+    if amx and any(layer.compute_dtype == "bfloat16" for layer in model.layers):
+        parts["runtime"] += AMX_MIB * MIB
     parts["total"] = sum(parts[name] for name in ("pool", "workspace", "batch", "runtime"))
     return {name: size / MIB for name, size in parts.items()}
 
 
-def caveat(backend: str | None = None) -> str | None:
-    """Why the account of memory does not hold here, in a sentence; None where it does. `backend` is Keras's."""
+def caveat() -> str | None:
+    """Why the account of memory does not hold here, in a sentence; None where it does."""
     import keras
 
-    backend = backend or keras.backend.backend()
-    if backend != "tensorflow":
-        return f"The memory account is that of TensorFlow; {backend} may take several times as much."
+    if keras.backend.backend() != "tensorflow":
+        return f"The memory account is that of TensorFlow; {keras.backend.backend()} may take several times as much."
     if keras.distribution.list_devices("gpu"):
         return "The memory account is that of a processor; a graphics card allocates its memory in another way."
     if platform.machine().lower() not in ("x86_64", "amd64"):
@@ -129,41 +112,38 @@ def caveat(backend: str | None = None) -> str | None:
     return None
 
 
-def step_operations(model, batch_size: int, slots: int = 0) -> Iterator[tuple[dict, list, bool]]:
-    """Yield the operations of a training step: ({tensor it writes: bytes}, [tensors it reads], on another thread).
+def step_operations(model, batch_size: int, late: bool, slots: int = 0) -> Iterator[tuple[dict, list]]:
+    """Yield the operations of a training step in their order: ({tensor it writes: bytes}, [tensors it reads]).
 
     TensorFlow's allocation log shows which tensors the backward pass needs. A convolution needs its input and, for the
     gradient of the ReLU, its output; ReLU and bias work in place, so that a block has one tensor and not three. A
     pooling needs its input and its output; concatenation needs nothing. The gradient of a layer's weights and their
-    update run on another thread, beside the backward pass of the layers before. The first step also makes `slots`.
+    update run on another thread: one layer later or, if `late`, after all others. The first step also makes `slots`.
     """
     layers = model.layers
     mask_bytes = tensor_bytes(layers[-1].output, batch_size)
     for layer in layers:
-        writes = {layer.name: tensor_bytes(layer.output, batch_size)}
-        if layer_kind(layer) == "input":
-            yield {**writes, "target": mask_bytes}, [], False
-            continue
-        for tensor, _ in read_by(layer, model):
+        inputs, writes = read_by(layer, model), {layer.name: tensor_bytes(layer.output, batch_size)}
+        if not inputs:
+            writes["target"] = mask_bytes
+        for tensor, _ in inputs:
             if tensor.dtype != layer.compute_dtype:
                 writes[f"{layer.name} cast"] = tensor_bytes(tensor, batch_size, layer.compute_dtype)
         if layer.weights and layer.compute_dtype != "float32":
-            writes[f"{layer.name} weights cast"] = weight_count(layer) * ITEM_BYTES[layer.compute_dtype]
-        yield writes, [before.name for _, before in read_by(layer, model)], False
+            writes[f"{layer.name} weights cast"] = layer.count_params() * ITEM_BYTES[layer.compute_dtype]
+        yield writes, [before.name for _, before in inputs]
 
-    name = layers[-1].name
-    yield (
-        {**{f"loss {i}": mask_bytes for i in range(LOSS_COPIES - 1)}, f"d {name}": mask_bytes},
-        [name, "target"],
-        False,
-    )
-    has_gradient = set()
+    loss = {f"loss {i}": mask_bytes for i in range(LOSS_COPIES - 1)}
+    yield {**loss, f"d {layers[-1].name}": mask_bytes}, [layers[-1].name, "target"]
+
+    has_gradient: set[str] = set()
+    elsewhere: list[tuple[dict, list]] = []
     for layer in reversed(layers):
         kind, gradient = layer_kind(layer), f"d {layer.name}"
         if kind == "input":
             continue
         if getattr(layer, "activation", None) is not None and layer.activation.__name__ != "linear":
-            yield {}, [layer.name, gradient], False  # in place
+            yield {}, [layer.name, gradient]  # in place
         writes, needed = {}, [layer.name] if kind == "pool" else []
         for tensor, before in read_by(layer, model):
             cast = tensor.dtype != layer.compute_dtype
@@ -177,52 +157,33 @@ def step_operations(model, batch_size: int, slots: int = 0) -> Iterator[tuple[di
             added = " added" if before.name in has_gradient else ""
             writes[f"d {before.name}{added}"] = tensor_bytes(tensor, batch_size)
             has_gradient.add(before.name)
-        cast = [f"{layer.name} weights cast"] if layer.weights and layer.compute_dtype != "float32" else []
-        yield writes, [gradient, *cast, *([] if layer.weights else needed)], False
         if layer.weights:
-            size = weight_count(layer) * ITEM_BYTES["float32"]
-            yield {f"dw {layer.name}": size}, [gradient, *needed], True
-            stay = {f"{SLOT}{i} {layer.name}": size for i in range(slots)}
-            yield {f"update {i} {layer.name}": size for i in range(2)} | stay, [f"dw {layer.name}"], True
-
-
-def in_order(operations: Iterable, late: bool) -> Iterator[tuple[dict, list]]:
-    """Put the other thread's operations where they run: one layer later, or, if `late`, after all others."""
-    waiting = []
-    for writes, reads, elsewhere in operations:
-        if elsewhere:
-            waiting.append((writes, reads))
-            continue
-        yield writes, reads
-        if writes and not late:
-            yield from waiting
-            waiting = []
-    yield from waiting
-
-
-def step_events(operations: Iterable) -> list[tuple[str, int | None]]:
-    """Turn operations into requests: (tensor, bytes) when it is written, (tensor, None) after its last use."""
-    operations = list(operations)
-    last = {name: i for i, (writes, reads) in enumerate(operations) for name in (*writes, *reads)}
-    events = []
-    for i, (writes, reads) in enumerate(operations):
-        events += writes.items()
-        used = {**dict.fromkeys(reads), **writes}
-        events += [(name, None) for name in used if last[name] == i and not name.startswith(SLOT)]
-    return events
-
-
-def largest_sum(events: Iterable) -> int:
-    """The most bytes that are alive at once."""
-    largest = 0
-    alive: dict = {}
-    for name, size in events:
-        if size is None:
-            del alive[name]
+            cast_weights = [f"{layer.name} weights cast"] if layer.compute_dtype != "float32" else []
+            yield writes, [gradient, *cast_weights]
         else:
-            alive[name] = size
-            largest = max(largest, sum(alive.values()))
-    return largest
+            yield writes, [gradient, *needed]
+        if writes and not late:
+            yield from elsewhere
+            elsewhere = []
+        if layer.weights:
+            size = layer.count_params() * ITEM_BYTES["float32"]
+            made = {f"{SLOT}{i} {layer.name}": size for i in range(slots)}
+            elsewhere.append(({f"dw {layer.name}": size}, [gradient, *needed]))
+            elsewhere.append(({**{f"update {i} {layer.name}": size for i in range(2)}, **made}, [f"dw {layer.name}"]))
+    yield from elsewhere
+
+
+def step_events(operations: Iterable) -> list[tuple[str, int]]:
+    """Turn operations into requests: (tensor, bytes) when it is written, (tensor, -bytes) after its last use."""
+    operations, events = list(operations), []
+    sizes: dict[str, int] = {}
+    last = {name: i for i, (writes, reads) in enumerate(operations) for name in (*writes, *reads)}
+    for i, (writes, reads) in enumerate(operations):
+        sizes |= writes
+        events += writes.items()
+        used = dict.fromkeys((*reads, *writes))
+        events += [(name, -sizes[name]) for name in used if last[name] == i and not name.startswith(SLOT)]
+    return events
 
 
 def pool_bytes(events: Iterable) -> int:
@@ -232,60 +193,52 @@ def pool_bytes(events: Iterable) -> int:
     A request gets the smallest free chunk that holds it; the chunk is cut if it is at least twice as large, or 128 MiB
     larger; free neighbours are joined. Memory that was never handed out is never resident.
     """
-    regions: list[list] = []  # a region is a list of chunks [offset, size, is it free]
-    touched = []
-    place: dict = {}
+    free: dict[tuple[int, int], int] = {}  # (region, start of a free chunk) -> its bytes
+    taken: dict[str, tuple[int, int, int]] = {}
+    touched: list[int] = []  # bytes of each region
     next_region = 2 * MIB
     for name, size in events:
-        if size is None:
-            region, chunk = place.pop(name)
-            chunk[2] = True
-            joined: list[list] = []
-            for chunk in regions[region]:
-                if joined and joined[-1][2] and chunk[2]:
-                    joined[-1][1] += chunk[1]
-                else:
-                    joined.append(chunk)
-            regions[region] = joined
+        if size < 0:
+            region, start, length = taken.pop(name)
+            length += free.pop((region, start + length), 0)
+            for (other, left), bytes_left in list(free.items()):
+                if (other, left + bytes_left) == (region, start):
+                    start, length = left, length + free.pop((region, left))
+            free[region, start] = length
             continue
-        need = max(1, math.ceil(size / 256)) * 256
-        fits = [(c[1], r, c) for r, chunks in enumerate(regions) for c in chunks if c[2] and c[1] >= need]
-        if fits:
-            _, region, chunk = min(fits)
-        else:
-            grown = next_region < need
-            while next_region < need:
-                next_region *= 2
-            region, chunk = len(regions), [0, next_region, True]
-            regions.append([chunk])
+        need = math.ceil(size / 256) * 256
+        fitting = [(length, region, start) for (region, start), length in free.items() if length >= need]
+        if not fitting:
+            length = next_region
+            while length < need:
+                length *= 2
+            next_region = length if length > next_region else 2 * length
+            fitting = [(length, len(touched), 0)]
             touched.append(0)
-            if not grown:
-                next_region *= 2
-        if chunk[1] >= 2 * need or chunk[1] - need >= 128 * MIB:
-            chunks = regions[region]
-            chunks.insert(chunks.index(chunk) + 1, [chunk[0] + need, chunk[1] - need, True])
-            chunk[1] = need
-        chunk[2] = False
-        place[name] = region, chunk
-        touched[region] = max(touched[region], chunk[0] + size)
+        length, region, start = min(fitting)
+        free.pop((region, start), None)
+        if length >= 2 * need or length - need >= 128 * MIB:
+            free[region, start + need] = length - need
+            length = need
+        taken[name] = region, start, length
+        touched[region] = max(touched[region], start + size)
     return sum(touched)
 
 
 def workspace_bytes(model, cores: int, amx: bool) -> int:
     """Bytes that oneDNN allocates outside the pool: the two largest scratch areas, because two layers may run at once.
 
-    With AMX they are the three largest, as the measured peaks show.
-    A convolution rearranges its weights. In bfloat16 its filter gradient also transposes, for every thread, some
-    channels of its input and its output, one volume at a time. With AVX-512 these are 16 of each, and none of an input
-    of one channel; with AMX they are up to 32, in steps of 16, and the rows of the input are padded to multiples of 32
-    voxels. (The allocations agree to the byte.)
+    With AMX they are the three largest, as the measured peaks show. A convolution rearranges its weights. In bfloat16
+    its filter gradient also transposes, for every thread, some channels of its input and its output, one volume at a
+    time. With AVX-512 these are 16 of each, and none of an input of one channel; with AMX they are up to 32, in steps
+    of 16, and the rows of the input are padded to multiples of 32 voxels. (The allocations agree to the byte.)
     """
-    areas = [0, 0]
+    areas = []
     for layer in model.layers:
         kind = layer_kind(layer)
         if kind not in ("conv", "transposed"):
             continue
-        area = weight_count(layer) * ITEM_BYTES[layer.compute_dtype]
+        area = layer.count_params() * ITEM_BYTES[layer.compute_dtype]
         if layer.compute_dtype == "bfloat16":
             read, written = (layer.input, layer.output) if kind == "conv" else (layer.output, layer.input)
             (*rows, width, channels), (*rows_out, width_out, channels_out) = read.shape[1:], written.shape[1:]
@@ -298,9 +251,6 @@ def workspace_bytes(model, cores: int, amx: bool) -> int:
             area += cores * values * ITEM_BYTES["bfloat16"]
         areas.append(area)
     return sum(sorted(areas)[-3 if amx else -2 :])
-
-
-# Planning
 
 
 def largest_patch(
@@ -324,8 +274,8 @@ def largest_patch(
         divisor: every side is a multiple of it.
 
     Returns:
-        The sides, None if not even the smallest patch fits, and a row for each patch that was tried, smallest first:
-        `sides`, `gib` with the margin, `fits`.
+        The sides, None if not even the smallest patch fits; for each patch that was tried, the smallest first, a row of
+        `sides`, `gib` with the margin, and `fits`.
     """
     longest: list = [math.inf if side is None else math.ceil(side / divisor) for side in shape]
     tried: dict[int, dict] = {}
@@ -348,32 +298,23 @@ def largest_patch(
     return (tried[small]["sides"] if small else None), [tried[count] for count in sorted(tried)]
 
 
-# Memory in use, in bytes
-
-
 def resident_memory() -> int:
-    """The memory that this process holds now."""
-    import psutil
-
+    """The memory that this process holds now, in bytes."""
     return psutil.Process().memory_info().rss
 
 
 def free_memory() -> int:
-    """The memory that the system could give to a process now."""
-    import psutil
-
+    """The memory that the system could give to a process now, in bytes."""
     return psutil.virtual_memory().available
 
 
 def peak_memory(status: Path = Path("/proc/self/status")) -> int:
-    """The most memory that this process has held."""
+    """The most memory that this process has held, in bytes."""
     if status.exists():  # Linux. Its `getrusage` would count the process that started this one, too.
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
+    if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB

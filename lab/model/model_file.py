@@ -3,31 +3,26 @@
     model_file.save_model(network, "model.keras", grey_values.describe_training(images, grey_values.STRETCHED))
     network, preprocessing = model_file.load_model("model.keras")
 
-A model file may come from anywhere. Nothing in it is run, the sizes that it states are not trusted, and any fault of it
-becomes one sentence.
+A model file may come from anywhere. Nothing in it is run, the sizes and names that it states are not trusted, and a
+damaged file becomes one sentence.
 """
 
 import json
-import math
-import os
-import stat
 import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from lab.data.classes import MOST, ONE, Classes, check_names
 from lab.system.errors import first_line
 from lab.system.output_files import replaced
 
 MEMBER = "preprocessing.json"  # in the model file, which is a zip archive
-# 2: `divisor` (of the sides, or null for a network of fixed size), `channels`, `ndim`. 3: `beyond` says what happens to
-# grey values outside the range, which version 2 clips; `surroundings` are left out of the percentiles; a `window` may
-# have a value for each channel; `classes` are the fields of `lab.data.classes.Classes`, and are absent if there is one
-# class without a name.
-VERSION = 3
-# Layers that run code of the file, or read other files.
-CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
+VERSION = 3  # of the preprocessing; version 2 has no `beyond`, `surroundings` and `classes`, and loads too
+# Layers and functions that run code of the file, or read other files.
+CODE = {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 
 
 class Model(NamedTuple):
@@ -40,7 +35,8 @@ class Model(NamedTuple):
 def save_model(model, path: Path, preprocessing: dict) -> None:
     """Save a Keras model with its preprocessing inside; `path` is never half-written.
 
-    `divisor`, `channels` and `ndim` are read from the network unless `preprocessing` names them.
+    `ndim`, `channels` and `divisor` (of the sides; null if they are fixed) are read from the network unless
+    `preprocessing` names them.
 
     Raises:
         ValueError: if the network's output is not as large as its input.
@@ -72,11 +68,7 @@ def find_divisor(model) -> int | None:
 
 
 def read_preprocessing(path: Path) -> dict:
-    """The preprocessing inside a model file, of this version, with all keys.
-
-    Raises:
-        ValueError: if the file is no Keras model, is damaged, or holds no preprocessing of a known version.
-    """
+    """The preprocessing inside a model file; ValueError if it is no Keras model, damaged, or of an unknown version."""
     return _read(path)[0]
 
 
@@ -96,9 +88,8 @@ def load_model(path: Path) -> Model:
             classes (N, *sides, K + 1), or broken (weights that are no finite numbers).
     """
     preprocessing, config = _read(path)
-    _refuse_code(path, config.get("config"))
+    _refuse_code(path, config)
     import keras
-    import numpy as np
 
     try:
         with warnings.catch_warnings():
@@ -106,8 +97,6 @@ def load_model(path: Path) -> Model:
             model = keras.models.load_model(path, compile=False, safe_mode=True)
         takes, gives, weights = model.input_shape, model.output_shape, model.get_weights()
     except Exception as error:
-        if "lambda" in str(error).lower() or "Could not locate" in str(error):
-            raise _has_code(path) from None
         raise ValueError(f"the model {path} is damaged ({first_line(error)[:200]}); copy or train it again.") from None
     _check_shapes(path, preprocessing, takes, gives)
     if not all(np.isfinite(array).all() for array in weights):
@@ -132,103 +121,50 @@ def to_float32(network):
 
 def _read(path: Path) -> tuple[dict, dict]:
     """The preprocessing and Keras's description of the network, checked as far as possible before it is built."""
+    if not Path(path).exists():
+        raise ValueError(f"the model {path} does not exist.")
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait
+        if not Path(path).is_file():  # reading a pipe would wait
             raise ValueError("not a file")
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            _refuse_bomb(archive)
-            config = json.loads(archive.read("config.json")) if "config.json" in names else None
-            text = archive.read(MEMBER) if MEMBER in names else None
-    except FileNotFoundError:
-        raise ValueError(f"the model {path} does not exist.") from None
+            for member in archive.infolist():
+                if member.file_size > max(2**24, 20 * member.compress_size):  # Keras compresses nothing
+                    raise ValueError(f"its member {member.filename} would unpack to {member.file_size:,} bytes")
+            config = json.loads(archive.read("config.json"))["config"]
+            text = archive.read(MEMBER) if MEMBER in archive.namelist() else None
     except Exception as error:  # foreign bytes may raise any error
         reason = first_line(error)[:200]
         raise ValueError(
             f"{path} is no Keras model, or a damaged one ({reason}); give a .keras file, or copy the file again."
         ) from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is a zip archive, but no Keras model; a .keras file is expected.")
     if text is None:
-        raise ValueError(
-            f"{path} does not say how to prepare pictures; train with unet_segmentation.py, or save "
-            "the model with model_file.save_model(model, path, "
-            "grey_values.describe_training(images, grey_values.ABSOLUTE))."
-        )
+        raise ValueError(f"{path} does not say how to prepare pictures; save it with lab.model.model_file.save_model.")
     return _check_preprocessing(path, text), config
 
 
-def _refuse_bomb(archive: zipfile.ZipFile) -> None:
-    """Raise ValueError for a member far larger than its bytes in the file: Keras compresses nothing."""
-    for member in archive.infolist():
-        if member.file_size > max(2**24, 20 * member.compress_size):
-            raise ValueError(f"its member {member.filename} would unpack to {member.file_size:,} bytes")
-        if member.filename in ("config.json", MEMBER) and member.file_size > 2**26:
-            raise ValueError(f"its member {member.filename} has {member.file_size:,} bytes")
-
-
 def _check_preprocessing(path: Path, text: bytes) -> dict:
+    """The preprocessing, if the entries can be true on which arrays, tiles and the names of files depend."""
     try:
         about = json.loads(text)
         if about["version"] == 2:
             about = {**about, "version": VERSION, "beyond": "clip", "surroundings": None}
-        if about["version"] == VERSION and _is_sound(about):
-            return about
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise ValueError(f"the preprocessing inside {path} is damaged or of another version of this program.")
-
-
-def _is_sound(about: dict) -> bool:
-    def numbers(values, count):
-        return (
-            isinstance(values, list)
-            and len(values) == count
-            and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        known = classes_of(about)
+        check_names(known.names)
+        counts = [about["channels"], *about["size"], 1 if about["divisor"] is None else about["divisor"]]
+        is_sound = (
+            about["version"] == VERSION
+            and about["ndim"] in (2, 3)
+            and len(about["size"]) == about["ndim"]
+            and all(type(count) is int and count > 0 for count in counts)
+            and {"stretch", "seen"} <= about.keys()
+            and about["beyond"] in ("log", "clip")
+            and len(known.values) == known.num + 1 <= MOST + 1
         )
-
-    stretch, divisor, share = about["stretch"], about["divisor"], about.get("surroundings")
-    window = about.get("window")
-    return (
-        about["ndim"] in (2, 3)
-        and type(about["channels"]) is int
-        and (divisor is None or type(divisor) is int and divisor > 0)
-        and numbers(about["size"], about["ndim"])
-        and all(type(side) is int and side > 0 for side in about["size"])
-        and (about.get("spacing") is None or numbers(about["spacing"], 3))
-        and (about.get("spacings_seen") is None or [numbers(ends, 3) for ends in about["spacings_seen"]] == [True] * 2)
-        and (
-            window is None
-            or numbers(window, 2)
-            or (len(window) == 2 and all(numbers(ends, about["channels"]) for ends in window))
-        )
-        and about["beyond"] in ("log", "clip")
-        and (share is None or numbers([share], 1) and 0 < share <= 1)
-        and (stretch is None or numbers(stretch, 2) and 0 <= stretch[0] < stretch[1] <= 100)
-        and (about.get("scales") is None or numbers(about["scales"], len(about["scales"])) and min(about["scales"]) > 0)
-        and list(about["seen"]) == ["1%", "50%", "99%"]
-        and all(numbers(values, 2) for values in about["seen"].values())
-        and ("classes" not in about or _are_sound_classes(about["classes"]))
-    )
-
-
-def _are_sound_classes(about: dict) -> bool:
-    def integers(values, count, below):
-        return len(values) == count and all(type(value) is int and 0 <= value < below for value in values)
-
-    names, values, palette, ignore = (about[key] for key in ("names", "values", "palette", "ignore"))
-    check_names(names)
-    below = {"grey": 2**32, "palette": 2**8, "colour": 2**24}[about["kind"]]
-    return (
-        len(about) == 5
-        and isinstance(names, list)
-        and 1 <= len(names) <= MOST
-        and isinstance(values, list)
-        and integers(values, len(names) + 1, below)
-        and len({*values, ignore}) == len(values) + 1
-        and (palette is None or isinstance(palette, list) and integers(palette, 768, 2**8))
-        and (ignore is None or integers([ignore], 1, below))
-    )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_sound = False
+    if not is_sound:
+        raise ValueError(f"the preprocessing inside {path} is damaged or of another version of this program.")
+    return about
 
 
 def _check_shapes(path: Path, preprocessing: dict, takes, gives) -> None:
@@ -254,16 +190,12 @@ def _refuse_code(path: Path, config) -> None:
         module = config.get("module")
         foreign = isinstance(module, str) and module != "builtins" and module.split(".")[0] != "keras"
         registered = ">" in str(config.get("registered_name"))  # "package>class", by the author of the file
-        if foreign or registered or config.get("class_name") in CODE:
-            raise _has_code(path)
+        if foreign or registered or str(config.get("class_name")) in CODE:
+            raise ValueError(f"the model {path} has code in it (a Lambda layer or a class); it is not run.")
         config = list(config.values())
     if isinstance(config, list):
         for part in config:
             _refuse_code(path, part)
-
-
-def _has_code(path: Path) -> ValueError:
-    return ValueError(f"the model {path} has code in it (a Lambda layer or a class); it is not run.")
 
 
 def copy_weights(path: Path, model, known: Classes = ONE) -> str | None:
@@ -278,16 +210,16 @@ def copy_weights(path: Path, model, known: Classes = ONE) -> str | None:
     former = classes_of(preprocessing)
     others = former.num != known.num or known.num > 1 and former.names != known.names
     taken = [one.layers[:-1] if others else one.layers for one in (network, model)]
-    weights, present = ([array for layer in layers for array in layer.get_weights()] for layers in taken)
-    shapes = [[tuple(array.shape) for array in arrays] for arrays in (weights, present)]
+    theirs, ours = ([variable for layer in layers for variable in layer.weights] for layers in taken)
+    shapes = [[tuple(variable.shape) for variable in variables] for variables in (theirs, ours)]
     if shapes[0] != shapes[1]:
         there, here = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), map(len, shapes))
         raise ValueError(
-            f"--start-from {path} holds another network: weights of shape {there} where {here} are needed; give the "
-            "flags that it was trained with (--filters, --skips), or train without --start-from."
+            f"--start-from {path} holds another network, with weights of shape {there} for {here}; give its --filters "
+            "and --skips."
         )
-    for layer in taken[1]:
-        layer.set_weights([weights.pop(0) for _ in layer.weights])
+    for variable, value in zip(ours, theirs, strict=True):
+        variable.assign(value)
     if others:
         return (
             f"{path} knows other classes ({', '.join(former.names)}): its weights are taken, except for those of the "

@@ -2,14 +2,13 @@
 
     model.compile(optimizer=Muon(2e-3), loss=...)
 
-A convolution kernel is a linear map from a patch to the output channels, a matrix of
-(height * width * channels in) rows and (channels out) columns. Adam scales each of its entries alone. Muon takes the
-momentum G of the whole matrix, G = U S V^T, and steps along U V^T: every direction of the gradient
-is learned at one speed, the rare ones too. benchmarks/ablation.py measures how much that helps on the circles.
+A convolution kernel is a matrix of (height * width * channels in) rows and (channels out) columns: a linear map from a
+patch to the output channels. Adam scales each entry alone. Muon takes the momentum G of the whole matrix, G = U S V^T,
+and steps along U V^T: every direction of the gradient is learned at one speed, the rare ones too.
 
-Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale of the step, which
-lets Adam and Muon share one learning rate, is that of Liu et al. 2025 (arXiv 2502.16982). Keras's own
-`keras.optimizers.Muon` leaves every kernel that is not two-dimensional to Adam.
+Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale of the step, which lets Adam
+and Muon share one learning rate, is that of Liu et al. 2025 (arXiv 2502.16982). Keras's own `keras.optimizers.Muon`
+leaves every kernel that is not two-dimensional to Adam.
 """
 
 import math
@@ -25,17 +24,14 @@ class Muon(keras.optimizers.Adam):
     """Muon for convolution kernels; Adam for biases and for maps to or from a single number.
 
     Args:
-        learning_rate: step size, or a `LearningRateSchedule`; the root mean square of a kernel's update
-            is 0.2 * learning_rate, about that of Adam.
+        learning_rate: step size, or a `LearningRateSchedule`; the root mean square of a kernel's update is
+            0.2 * learning_rate, about that of Adam.
         momentum: decay of the gradient's running mean, in [0, 1).
-        name: name of the optimizer.
         **kwargs: passed on to `keras.optimizers.Adam`, for its share of the variables.
     """
 
     def __init__(self, learning_rate=2e-3, momentum=0.9, name="muon", **kwargs):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), such as 0.9; got {momentum!r}.")
         self.momentum = momentum
 
     def update_step(self, gradient, variable, learning_rate):
@@ -56,17 +52,10 @@ class Muon(keras.optimizers.Adam):
 
 
 def rounded_products(dtype: str) -> str | None:
-    """What rounds the factors of a product of `dtype`: "bfloat16", "device" (TF32 on a GPU), or None.
-
-    Under mixed precision the products are made in bfloat16, like those of the network.
-    """
+    """What rounds the factors of a product of `dtype`: the network's "bfloat16", "device" (TF32 on a GPU), or None."""
     if "bfloat16" in (dtype, keras.config.dtype_policy().compute_dtype):
         return "bfloat16"
-    try:
-        devices = keras.distribution.list_devices()
-    except AttributeError:  # PyTorch: Keras does not list them
-        return "device"
-    return None if all(device.startswith("cpu") for device in devices) else "device"
+    return None if all(device.startswith("cpu") for device in keras.distribution.list_devices()) else "device"
 
 
 def orthogonalize(matrix, scale=1.0, rounded: str | None = "device"):

@@ -32,7 +32,7 @@ def plan_patch(
     Raises:
         ValueError: if not even the smallest patch fits.
     """
-    most = LARGEST**3 if budget_gib or backend.has_graphics_card() else MOST_VOXELS
+    most = LARGEST**3 if budget_gib or backend.accelerators() else MOST_VOXELS
     shape = tuple(np.minimum(shape, longest_side(shape, most)))
     budget = budget_gib or 0.7 * memory.free_memory() / memory.GIB
     patch, tried = memory.largest_patch(build, budget, batch_size, optimizer, backend.processor(), shape, DIVISOR)

@@ -1,13 +1,9 @@
 """Predict an image of any size, a picture or a volume, with one or several networks, and measure its mask.
 
-models = load_models(["outputs/unet/model.keras"])
-labels, probs = predict(models, image)                   # (H, W), and (H, W, 1) or (H, W, K + 1)
+    models = load_models(["outputs/unet/model.keras"])
+    labels, probs = predict(models, image)                   # (H, W), and (H, W, 1) or (H, W, K + 1)
 
-The same in steps, as `predict.py` needs it for its tables and for images that are larger than the memory:
-
-prepare = prepare_pictures(models, image)
-slabs = probabilities(models, image, prepare)            # (h, W, 1) or (h, W, K + 1) each, from the first line on
-labels, figures, _, _ = segment(slabs, image.shape[:-1])
+`predict.py` takes the steps one by one, for its tables and for images that are larger than the memory.
 """
 
 import functools
@@ -16,7 +12,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -43,25 +38,23 @@ def load_models(paths: Sequence[str | Path]) -> list[model_file.Model]:
             if other.get(key) != first.get(key):
                 wanted = f"{first.get(key)}, as in {paths[0]}"
                 raise ValueError(f"the model {path} takes images of {other.get(key)} {what}, not of {wanted}.")
-        if other["channels"] not in {2: (1, 3), 3: (1,)}[other["ndim"]]:
-            raise ValueError(
-                f"the model {path} takes {other['channels']} channels; 1 (grey) or 3 (colour) can be read."
-            )
+        channels = other["channels"]
+        if channels not in {2: (1, 3), 3: (1,)}[other["ndim"]]:
+            raise ValueError(f"the model {path} takes {channels} channels; 1 (grey) or 3 (colour) can be read.")
         known, wanted = (model_file.classes_of(settings) for settings in (other, first))
         if known.num != wanted.num or known.num > 1 and known.with_values != wanted.with_values:
             raise ValueError(
-                f"the model {path} knows {known.with_values}, where {paths[0]} knows {wanted.with_values}; models "
-                "to average must know the same classes."
+                f"the model {path} knows {known.with_values}, where {paths[0]} knows {wanted.with_values}: give models "
+                "of the same classes."
             )
     choose_tile(models, first["size"])
     return models
 
 
 def predict(models: list[model_file.Model], image: np.ndarray, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and probabilities of a picture (H, W, C) or a volume (D, H, W, C), of any size.
+    """Labels and probabilities of a picture (H, W, C) or a volume (D, H, W, C), of any size: the mean over models.
 
     Args:
-        models: by `load_models`; the mean of several is taken.
         image: the values of a file, not scaled and of its type; grey images also as (H, W) or (D, H, W). The voxels of
             a volume must be as far apart as those that the models were trained on.
         threshold: see `segment`.
@@ -73,17 +66,16 @@ def predict(models: list[model_file.Model], image: np.ndarray, threshold: float 
         ValueError: for an array of other axes, other channels, or a type that files do not have.
     """
     ndim, channels = (models[0].preprocessing[key] for key in ("ndim", "channels"))
-    sides, given = ("H, W" if ndim == 2 else "D, H, W"), image.shape
-    image = image[..., None] if image.ndim == ndim and channels == 1 else image
+    given = image.shape
+    if image.ndim == ndim and channels == 1:
+        image = image[..., None]
     if image.ndim != ndim + 1 or image.shape[-1] != channels or not image.size:
+        sides = "H, W" if ndim == 2 else "D, H, W"
         raise ValueError(f"the model takes an array ({sides}, {channels}); got one of shape {given}.")
     if image.dtype.kind not in "buif" or image.dtype in (np.int64, np.uint64):  # their maximum would be white
         raise ValueError(f"an array of its file's type, such as uint8 or float32, was expected; got {image.dtype}.")
     prepare = prepare_pictures(models, image if ndim == 2 else grey_values.few_slices(image))
-    if ndim == 2:
-        slabs, _ = picture_probabilities(models, image, prepare)
-    else:
-        slabs = probabilities(models, image, prepare)
+    slabs, _ = picture_probabilities(models, image, prepare)
     probs = np.concatenate(list(slabs))
     return segment([probs], image.shape[:-1], threshold)[0], probs
 
@@ -120,11 +112,10 @@ def probabilities(
     """The probabilities of a picture (H, W, C) or a volume (D, H, W, C): the mean over models, and over mirror images.
 
     Args:
-        models: by `load_models`.
         image: an array, or an object that reads one from disk (see `lab/data/patches.py`).
         prepare: a function for each model: tiles as they are in `image` -> tiles for the network.
-        flips: whether to mirror along every axis and combination of axes: 4 times as long for pictures, 8 for volumes.
-        tell: whether to print the time left, if the whole takes seconds.
+        flips: mirror along every axis and combination of axes: 4 times as long for pictures, 8 for volumes.
+        tell: print the time left, if the whole takes seconds.
 
     Yields:
         Slabs (h, W, 1) or (d, H, W, 1), of K classes with K + 1 channels, from the first line to the last; only one row
@@ -132,8 +123,8 @@ def probabilities(
     """
     ndim = image.ndim - 1
     tile = choose_tile(models, image.shape[:-1])
-    mirrored = [flip for num in range(ndim + 1) for flip in itertools.combinations(range(1, ndim + 1), num)]
-    mirrored = mirrored if flips else [()]
+    axes = range(1, ndim + 1) if flips else ()
+    mirrored = [flip for num in range(ndim + 1) for flip in itertools.combinations(axes, num)]
     batch = max(library_limits.LEAST_IMAGES[ndim], PIXELS // math.prod(tile))
 
     def predict(tiles):
@@ -169,12 +160,9 @@ def choose_scale(models: list, image: np.ndarray, prepare: list, wanted: float |
 def picture_probabilities(
     models: list, image: np.ndarray, prepare: list, wanted: float | None = None, flips: bool = False, tell: bool = False
 ) -> tuple[Iterable[np.ndarray], float]:
-    """The probabilities of a picture (H, W, C) in slabs (h, W, ...), and the scale at which it is predicted."""
+    """The probabilities of an image in slabs (see `probabilities`), and the scale at which it is predicted."""
     chosen = choose_scale(models, image, prepare, wanted)
-
-    def slabs_of(picture):
-        return probabilities(models, picture, prepare, flips, tell)
-
+    slabs_of = functools.partial(probabilities, models, prepare=prepare, flips=flips, tell=tell)
     return slabs_of(image) if chosen == 1 else [scale.at_scale(slabs_of, image, chosen)], chosen
 
 
@@ -264,6 +252,8 @@ def measure_objects(
     touch, also at corners, are one. Of several classes also `foreground/NAME`, `objects/NAME` and `diameter/NAME`.
     `of_class` are the pixels of each class's objects, where they are known.
     """
+    from scipy import ndimage
+
     of_unit = {2: math.pi / 4, 3: math.pi / 6}[labels.ndim]  # area or volume at diameter 1
 
     def described(sizes, suffix=""):
@@ -272,20 +262,15 @@ def measure_objects(
             figures[f"diameter{suffix}"] = (np.median(sizes) * voxel / of_unit) ** (1 / labels.ndim)
         return figures
 
-    of_class = of_class or {name: object_sizes(labels == label) for label, name in enumerate(names, 1)}
+    if of_class is None:
+        of_class = {}
+        for label, name in enumerate(names, 1):
+            parts, num = ndimage.label(labels == label, np.ones((3,) * labels.ndim))
+            of_class[name] = np.bincount(parts.ravel(), minlength=num + 1)[1:]
     row = described(np.concatenate([*of_class.values()]))
     for name, sizes in of_class.items() if len(names) > 1 else ():
         row |= {f"foreground/{name}": sizes.sum() / labels.size, **described(sizes, f"/{name}")}
     return row
-
-
-def object_sizes(mask: np.ndarray) -> np.ndarray:
-    """How many pixels each of the connected parts of a mask has."""
-    from scipy.ndimage import label
-
-    parts, num = label(mask, np.ones((3,) * mask.ndim))
-    sizes: Any = sum(np.bincount(parts[lines].ravel(), minlength=num + 1) for lines in slab_lines(mask))
-    return sizes[1:]
 
 
 def slab_lines(mask: np.ndarray) -> Iterator[slice]:

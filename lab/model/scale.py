@@ -26,20 +26,18 @@ def resize(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
 
 def at_scale(slabs_of: Callable[[np.ndarray], Iterator[np.ndarray]], image: np.ndarray, scale: float) -> np.ndarray:
     """The probabilities (H, W, ...) of an image that is looked at `scale` times as wide and high."""
-    sides = image.shape[:2]
-    other = tuple(max(1, round(side * scale)) for side in sides)
-    if other == sides:
-        return np.concatenate([*slabs_of(image)])
+    height, width = image.shape[:2]
+    other = max(1, round(height * scale)), max(1, round(width * scale))
     probs = np.concatenate([*slabs_of(resize(image, other))])
-    return resize(probs, sides)
+    return resize(probs, (height, width))
 
 
 def sureness(probs: np.ndarray) -> float:
-    """How well the probabilities of one class agree with the mask that they become.
+    """How well the probabilities of one class agree with the mask that they become: their soft Dice.
 
         2 sum(p m) / (sum(p) + sum(m)), m = p >= 1/2
 
-    The soft Dice of the network with itself: 1 where every pixel is 0 or 1, and 0 where no object is found.
+    It is 1 where every pixel is 0 or 1, and 0 where no object is found.
     """
     mask = probs >= 0.5
     return float(2 * probs[mask].sum(dtype=float) / (probs.sum(dtype=float) + np.count_nonzero(mask) or 1))

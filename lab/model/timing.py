@@ -1,4 +1,4 @@
-"""How long a training will take, from a few timed steps that change nothing; how long a prediction will still take.
+"""How long a training will take, from a few timed steps; how long a prediction will still take.
 
     pace = training.measure(model, batches, validation)
     print(timing.describe_training(epochs=30, steps=45, pace=pace))  # 30 epochs of 45 steps: about 13 min, until 14:32
@@ -8,9 +8,7 @@ The estimate holds while the other programs on the machine stay the same.
 """
 
 import contextlib
-import itertools
 import math
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -18,10 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab.system import processes
-
-STEPS = 3  # to time: the first one compiles the network
-ENOUGH, MOST = 1.0, 20  # fast steps are timed for ENOUGH seconds, at most MOST of them: a single one is too short
 MARGIN = 0.05  # share of the minutes that is left for other work of the machine, and for the checkpoints
 LONG = 60  # seconds: a shorter training does not say after each epoch what is left
 SLOW = 5  # seconds: a faster prediction does not say what is left
@@ -39,58 +33,13 @@ class Pace(NamedTuple):
         return steps * self.step + self.validation
 
 
-# A training
-
-
-def measure(model, training, made: list[float], validation, batch: int) -> Pace:
-    """Time a few steps and a batch of the validation; the model, its optimizer and its metrics stay as they were.
-
-    Keras's `fit` and `evaluate` run, and keep the compiled functions: the training does not compile again.
-
-    Args:
-        model: compiled, with a built optimizer.
-        training: the batches for `fit`; it adds to `made` the seconds that each batch takes to make (see `timed`).
-        made: an empty list.
-        validation: the data that `fit` scores after each epoch.
-        batch: images in a batch of the validation, if that is a pair of arrays.
-    """
-    import keras
-
-    scored = validation if isinstance(validation, tuple) else [validation]  # on TensorFlow a data set
-    num = math.ceil(len(validation[0]) / batch) if isinstance(validation, tuple) else len(validation)
-    ends = []
-    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter()))
-
-    def train(num):
-        ends.clear()
-        model.fit(training, steps_per_epoch=num, callbacks=[watch], shuffle=False, verbose=0)
-        # The median: JAX compiles the network again for a shorter last batch.
-        return statistics.median_low([after - before for before, after in itertools.pairwise(ends)])
-
-    def score():
-        model.evaluate(*scored, batch_size=batch, steps=1, verbose=0)
-        return time.perf_counter()
-
-    started = time.perf_counter()
-    with untouched(model):
-        step = train(STEPS)
-        if step < ENOUGH / STEPS and not processes.several_processes():  # these must all do the same steps
-            step = train(min(MOST, 1 + round(ENOUGH / step)))
-        compiled = score()
-        seconds = score() - compiled
-    # TensorFlow makes the next batches during a step, so the slower of the two sets the pace.
-    return Pace(max(step, statistics.median_low(made)), num * seconds, time.perf_counter() - started)
-
-
 def timed(batches: Iterator, seconds: list[float]) -> Iterator:
     """Pass on batches; add to `seconds` what each one took to make."""
-    while True:
-        started = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
+    started = time.perf_counter()
+    for batch in batches:
         seconds.append(time.perf_counter() - started)
         yield batch
+        started = time.perf_counter()
 
 
 @contextlib.contextmanager
@@ -106,11 +55,7 @@ def untouched(model) -> Iterator[None]:
 
 
 def fitting_epochs(minutes: float, steps: int, pace: Pace) -> int:
-    """The number of epochs that fit into a training of so many minutes.
-
-    Raises:
-        ValueError: if that is less than one; it names the least number of minutes.
-    """
+    """The number of epochs that fit into a training of so many minutes; ValueError if that is less than one."""
     seconds = 60 * minutes * (1 - MARGIN) - pace.start
     epochs = int(min(seconds / pace.epoch(steps), 10**9))
     if epochs < 1:
@@ -122,9 +67,6 @@ def fitting_epochs(minutes: float, steps: int, pace: Pace) -> int:
 def describe_training(epochs: int, steps: int, pace: Pace) -> str:
     """The epochs and steps of a training, and its time."""
     return f"{count(epochs, 'epoch')} of {count(steps, 'step')}: {about(epochs * pace.epoch(steps))}"
-
-
-# In words
 
 
 def count(num: int, what: str) -> str:
@@ -151,14 +93,9 @@ def clock(moment: float) -> str:
     return time.strftime("%H:%M" if then[:3] == today[:3] else "%d %b %H:%M", then)
 
 
-# A prediction
-
-
 def describe_rest(seconds: list[float], num_left: int) -> str | None:
-    """The time for the other pictures, once: after the first one, or if that was fast, after the second.
-
-    The network's start takes most of the time of a fast first picture.
-    """
+    """The time for the other pictures, said once: after the first one or, if the network's start took most of its time,
+    after the second."""
     first = len(seconds) == 1 and seconds[0] >= SLOW or len(seconds) == 2 and seconds[0] < SLOW
     if not first or seconds[-1] * num_left < SLOW:
         return None

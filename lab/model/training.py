@@ -8,6 +8,7 @@ Images and volumes alike: masks and probabilities are (N, ..., 1), or of K class
 
 import itertools
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,9 @@ from lab.model import checkpoints, timing
 from lab.system import library_limits, processes
 
 PREDICT_BATCH = 16  # images at a time in validation and test
+SHARED = 16  # batches from which the shares of the classes are taken
+STEPS = 3  # to time before a training: the first one compiles the network
+ENOUGH, MOST = 1.0, 20  # fast steps are timed for ENOUGH seconds, at most MOST of them: a single one is too short
 
 
 def choose_loss(name: str, smooth: float | None = None, class_weights: Sequence[float] | None = None):
@@ -102,9 +106,9 @@ def make_metrics(class_names: Sequence[str] = ("object",)) -> list:
     ]
 
 
-def class_shares(masks: Iterable, num: int = 16) -> np.ndarray:
-    """The share of the labelled pixels that each class has, the background's first, in the first `num` batches."""
-    batches = list(itertools.islice(masks, num))
+def class_shares(masks: Iterable) -> np.ndarray:
+    """The share of the labelled pixels that each class has, the background's first, in the first SHARED batches."""
+    batches = list(itertools.islice(masks, SHARED))
     if batches[0].shape[-1] == 1:
         share = np.mean([batch.mean(where=batch >= 0) for batch in batches])
         return np.array([1 - share, share])
@@ -112,13 +116,12 @@ def class_shares(masks: Iterable, num: int = 16) -> np.ndarray:
     return totals / totals.sum()
 
 
-def start_at_share(model, masks: Iterable, num: int = 16) -> None:
-    """Let a new network's probabilities begin at the classes' shares of the pixels, not at equal ones.
+def start_at_share(model, masks: Iterable) -> None:
+    """Let a new network's probabilities begin at the classes' shares of the pixels in batches of masks.
 
-    It need not learn the shares then (Lin et al. 2017); otherwise small objects are found much later. The shares are
-    those of the first `num` batches of masks.
+    It need not learn the shares then (Lin et al. 2017); otherwise small objects are found much later.
     """
-    shares = class_shares(masks, num)
+    shares = class_shares(masks)
     if len(shares) == 2:
         share = shares[1].clip(1e-3, 0.9)
         model.get_layer("mask").bias.assign([np.log(share / (1 - share))])
@@ -141,10 +144,8 @@ def fit(
     Before the training its time is printed, and after each epoch of a long one the time that is left.
 
     Args:
-        model: compiled.
         batches: epoch (from 0) -> the (images, masks) of its `steps` batches; the same epoch, the same batches.
         epochs: passes in all, those that the checkpoint holds included.
-        steps: batches in an epoch.
         validation: (images, masks), scored after each epoch.
         checkpoint: each epoch's state is written to it; its state is where the training begins.
         on_epoch_end: called with an epoch's logs, its number (from 1) and a time stamp in milliseconds; also for epochs
@@ -208,11 +209,43 @@ def fit(
 
 
 def measure(model, batches: Callable[[int], Iterator], validation: tuple, first: int = 0) -> timing.Pace:
-    """Time some steps of a compiled model, from the epoch `first` on; the model and the batches stay as they were."""
+    """Time some steps of a compiled model, from the epoch `first` on, and a batch of the validation.
+
+    Keras keeps what it compiles for them: the training does not compile again. The model, its optimizer, its metrics
+    and the batches stay as they were.
+    """
+    import keras
+
     model.optimizer.build(model.trainable_variables)
-    made: list = []
+    made: list[float] = []  # seconds that each batch took to make
+    ends: list[float] = []  # of steps
     training, scored = feed(lambda: timing.timed(_all_batches(batches, first), made), validation)
-    return timing.measure(model, training, made, scored, processes.local_batch(PREDICT_BATCH))
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter()))
+    size = processes.local_batch(PREDICT_BATCH)
+    if isinstance(scored, tuple):
+        num = math.ceil(len(scored[0]) / size)
+    else:  # on TensorFlow a data set
+        scored, num = [scored], len(scored)
+
+    def train(steps):
+        ends.clear()
+        model.fit(training, steps_per_epoch=steps, callbacks=[watch], shuffle=False, verbose=0)
+        # The median: JAX compiles the network again for a shorter last batch.
+        return statistics.median_low([after - before for before, after in itertools.pairwise(ends)])
+
+    def score():
+        model.evaluate(*scored, batch_size=size, steps=1, verbose=0)
+        return time.perf_counter()
+
+    started = time.perf_counter()
+    with timing.untouched(model):
+        step = train(STEPS)
+        if step < ENOUGH / STEPS and not processes.several_processes():  # these must all do the same steps
+            step = train(min(MOST, 1 + round(ENOUGH / step)))
+        compiled = score()
+        seconds = score() - compiled
+    # TensorFlow makes the next batches during a step, so the slower of the two sets the pace.
+    return timing.Pace(max(step, statistics.median_low(made)), num * seconds, time.perf_counter() - started)
 
 
 def _all_batches(batches: Callable[[int], Iterator], first: int) -> Iterator:
@@ -221,14 +254,12 @@ def _all_batches(batches: Callable[[int], Iterator], first: int) -> Iterator:
 
 
 def feed(batches: Callable[[], Iterator], validation: tuple):
-    """The data for Keras's `fit`: on TensorFlow two tf.data pipelines without autotuning, else the arguments.
+    """The data for Keras's `fit`: on TensorFlow two tf.data pipelines, else the arguments.
 
-    The thread that autotunes a pipeline sleeps longer and longer, and `fit` waits for it after the last step: it took
-    7 s more than the 13 s without it. If several processes share a batch, each makes all of it and keeps its rows.
-
-    On TensorFlow no validation batch is smaller than `library_limits.LEAST_IMAGES`. If the last one would be smaller,
-    all batches hold a few images more. A single picture is scored together with a copy of it: means over images stay
-    the same, and so do ratios of sums, except for their constant `smooth`.
+    If several processes share a batch, each makes all of it and keeps its rows. On TensorFlow no validation batch is
+    smaller than `library_limits.LEAST_IMAGES`: if the last one would be, all batches hold a few images more. A single
+    picture is scored together with a copy of it: means over images stay the same, and so do ratios of sums, except for
+    their constant `smooth`.
     """
     import keras
 
@@ -237,19 +268,15 @@ def feed(batches: Callable[[], Iterator], validation: tuple):
     import tensorflow as tf
 
     options = tf.data.Options()
-    options.autotune.enabled = False
+    options.autotune.enabled = False  # its thread sleeps longer and longer, and `fit` waits for it: 20 s, not 13
     open_shapes = [(None,) * (array.ndim - 1) + array.shape[-1:] for array in validation]
     specs = tuple(tf.TensorSpec(shape, tf.float32) for shape in open_shapes)
     training = tf.data.Dataset.from_generator(batches, output_signature=specs).prefetch(2)
     validation = tuple(library_limits.fill_batch(array) for array in validation)
-    validation = tf.data.Dataset.from_tensor_slices(validation).batch(validation_batch(validation[0]))
+    num, least = len(validation[0]), library_limits.LEAST_IMAGES[validation[0].ndim - 2]
+    size = next(size for size in itertools.count(PREDICT_BATCH) if num % size == 0 or num % size >= least)
+    validation = tf.data.Dataset.from_tensor_slices(validation).batch(size)
     return training.with_options(options), validation.with_options(options)
-
-
-def validation_batch(images) -> int:
-    """Images at a time: PREDICT_BATCH, or the next number whose last batch is large enough for one call."""
-    num, least = len(images), library_limits.LEAST_IMAGES[images.ndim - 2]
-    return next(batch for batch in itertools.count(PREDICT_BATCH) if num % batch == 0 or num % batch >= least)
 
 
 def predict(model, images) -> np.ndarray:

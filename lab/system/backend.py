@@ -1,10 +1,8 @@
 """Differences between machines: environment, precision, determinism, devices, and the origin of a result.
 
-    processes.connect(distributed=False)                 # all devices, and those of other hosts
-    backend.start("auto", deterministic=False, seed=0)
+    precision = backend.start("auto", deterministic=False, seed=0)
 
-Keras runs on TensorFlow, JAX or PyTorch (KERAS_BACKEND). This file calls the parts that only one of them has, and
-prints a sentence if such a part is missing.
+Keras runs on TensorFlow, JAX or PyTorch (KERAS_BACKEND). This file calls what only one of them has.
 """
 
 import functools
@@ -50,7 +48,9 @@ def import_keras():
     if "keras" in sys.modules:
         return sys.modules["keras"]
     name = os.environ.get("KERAS_BACKEND")
-    with _errors_aside(), _without("sklearn"):
+    # Hidden meanwhile: Keras imports it for a second, for functions that the lab does not use.
+    hidden = sys.modules.setdefault("sklearn", None) is None
+    with _errors_aside():
         try:
             # A signal waits for the end of an import, because an exception during the start of a C library can crash
             # it. The two imports take seconds each, so each has its own block.
@@ -60,24 +60,12 @@ def import_keras():
         except (ImportError, ValueError) as error:
             if name is None:
                 raise
-            raise ValueError(
-                f"KERAS_BACKEND={name} cannot be used ({first_line(error)}); install it, or unset the "
-                "variable to use TensorFlow."
-            ) from error
+            reason = first_line(error)
+            raise ValueError(f"KERAS_BACKEND={name} cannot be used ({reason}); install or unset it.") from error
+        finally:
+            if hidden:
+                del sys.modules["sklearn"]
     return sys.modules["keras"]
-
-
-@contextmanager
-def _without(package: str):
-    """Hide a package: Keras imports scikit-learn for a second, for functions that the lab does not use."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None
-    try:
-        yield
-    finally:
-        del sys.modules[package]
 
 
 @contextmanager
@@ -101,8 +89,13 @@ def _errors_aside():
 def start(precision: str, deterministic: bool, seed: int) -> str:
     """Set precision, determinism and seed for the process; return the precision that "auto" became."""
     keras = import_keras()
-    if deterministic:
-        make_deterministic()
+    name = keras.backend.backend()
+    if deterministic and name == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    elif deterministic:
+        print(f"--deterministic needs TensorFlow; the backend is {name}: only the seeds are set.")
     precision = choose_precision(precision)
     keras.config.set_dtype_policy(precision)
     with _errors_aside():  # it imports TensorFlow on every backend
@@ -113,40 +106,40 @@ def start(precision: str, deterministic: bool, seed: int) -> str:
 def refuse_torch() -> None:
     """Raise ValueError if the user wants PyTorch: nothing was ever trained on it here."""
     if os.environ.get("KERAS_BACKEND") == "torch":
-        raise ValueError(
-            "KERAS_BACKEND=torch is not supported by this script; unset it to use TensorFlow, or set it to jax."
-        )
+        raise ValueError("KERAS_BACKEND=torch is not supported here; unset it to use TensorFlow, or set it to jax.")
 
 
-# The hardware
+def accelerators() -> list[tuple[str, tuple[int, ...]]]:
+    """Name and compute capability of each graphics or tensor processor that TensorFlow or JAX sees."""
+    name = import_keras().backend.backend()
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+        return [(one.get("device_name", "GPU"), one.get("compute_capability", (0, 0))) for one in details]
+    if name == "jax":
+        import jax
+
+        found = []
+        for one in jax.devices():
+            if one.platform != "cpu":
+                unknown = "99" if one.platform == "tpu" else "0"  # every tensor processor computes bfloat16
+                capability = str(getattr(one, "compute_capability", unknown)).split(".")
+                found.append((one.device_kind, tuple(map(int, capability))))
+        return found
+    return []
 
 
 def choose_precision(wanted: str) -> str:
     """float32 or mixed_bfloat16; "auto" takes bfloat16 if the hardware computes it, and does not emulate it."""
     if wanted != "auto":
         return wanted
-    name = import_keras().backend.backend()
-    if name == "tensorflow":
-        import tensorflow as tf
-
-        gpus = tf.config.list_physical_devices("GPU")
-        versions = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
-    elif name == "jax":
-        import jax
-
-        if jax.default_backend() == "tpu":
-            return "mixed_bfloat16"
-        versions = [getattr(device, "compute_capability", "0") for device in jax.devices() if device.platform == "gpu"]
-        versions = [tuple(int(part) for part in str(capability).split(".")) for capability in versions]
-    else:
-        import torch
-
-        versions = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    capabilities = [capability for _, capability in accelerators()]
     flags = {"avx512_bf16", "amx_bf16"} & set(processor()["flags"])
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()  # the library may be told to use less
     if limit not in ("ALL", "DEFAULT") and not re.search("BF16|AMX", limit):
         flags = set()
-    native = min(versions) >= (8, 0) if versions else flags  # NVIDIA's Ampere and later
+    native = min(capabilities) >= (8, 0) if capabilities else flags  # NVIDIA's Ampere and later
     return "mixed_bfloat16" if native else "float32"
 
 
@@ -159,45 +152,16 @@ def precision_for(precision: str, sides: tuple[int, ...], depth: int = 3) -> str
     """
     keras = import_keras()
     wrong = precision == "mixed_bfloat16" and len(sides) == 3 and sides[0] // 2**depth == 2
-    if not wrong or keras.backend.backend() != "tensorflow":
-        return precision
-    if has_graphics_card():
+    if not wrong or keras.backend.backend() != "tensorflow" or accelerators():
         return precision
     print("In float32: on processors, bfloat16 gradients are wrong where volumes get 2 voxels deep inside the network.")
     keras.config.set_dtype_policy("float32")
     return "float32"
 
 
-def has_graphics_card() -> bool:
-    """Whether the backend computes on another device than the processor."""
-    if import_keras().backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return bool(tf.config.list_physical_devices("GPU"))
-    import jax
-
-    return any(device.platform != "cpu" for device in jax.devices())
-
-
-def make_deterministic() -> None:
-    """Set the backend to operations that give the same bits every time."""
-    name = import_keras().backend.backend()
-    if name == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
-    else:
-        print(f"--deterministic needs TensorFlow; the backend is {name}: only the seeds are set.")
-
-
-def num_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @functools.cache
 def processor() -> dict:
-    """The processor's name, family and model, cores, and flags for vectors and short floating-point numbers."""
+    """Name, family and model of the processor, cores that this process may use, and flags for kinds of arithmetic."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     fields = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
@@ -205,29 +169,15 @@ def processor() -> dict:
     return {
         "processor": fields.get("model name") or platform.processor() or platform.machine(),
         "family_model": f"{fields.get('cpu family', '?')}/{fields.get('model', '?')}",
-        "cores": num_cores(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "flags": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
     }
 
 
 def device() -> str:
-    """Name of the graphics or tensor processors that the loaded backend sees, else of the processor with its cores."""
-    names: list[str] = []
-    try:
-        if "jax" in sys.modules:
-            names = [one.device_kind for one in sys.modules["jax"].devices() if one.platform != "cpu"]
-        elif "tensorflow" in sys.modules:
-            config = sys.modules["tensorflow"].config
-            details = config.experimental.get_device_details
-            names = [details(gpu).get("device_name", "GPU") for gpu in config.list_physical_devices("GPU")]
-        elif "torch" in sys.modules:
-            cuda = sys.modules["torch"].cuda
-            names = [cuda.get_device_name(index) for index in range(cuda.device_count())]
-    except Exception:
-        names = []  # no run should fail for a name
-    if names:
-        return f"{len(names)} x {names[0]}"
-    return f"{processor()['processor']}, {num_cores()} cores"
+    """Name of the graphics or tensor processors, if Keras is loaded and sees some, else of the processor."""
+    found = accelerators() if "keras" in sys.modules else []
+    return f"{len(found)} x {found[0][0]}" if found else f"{processor()['processor']}, {processor()['cores']} cores"
 
 
 def provenance() -> dict[str, str]:
@@ -251,12 +201,8 @@ def git_tags(folder: Path, file: str) -> dict[str, str]:
     """
 
     def git(*arguments: str) -> str:
-        # A git hook sets GIT_DIR and similar variables, which point to another repository than the folder's.
-        hook = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-        environment = {name: value for name, value in os.environ.items() if name not in hook}
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        options: dict = {"check": True, "capture_output": True, "text": True, "timeout": 10}
-        return subprocess.run(command, env=environment, **options).stdout.strip()
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", file)

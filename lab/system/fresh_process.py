@@ -4,8 +4,7 @@
         ...                         # other work in the meantime
         value = child.result()
 
-`examine(config, go_ahead)` must be importable. Its call of `go_ahead()` waits until `child.result()` is called: from
-then on it has the machine to itself.
+`examine(config, go_ahead)` must be importable. Its call of `go_ahead()` waits until `child.result()` is called.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ from lab.system.signals import SIGNALS
 
 
 class FreshProcess:
-    """The process, killed at the end of the `with` block at the latest."""
+    """The process, killed at the end of the `with` block."""
 
     def __init__(self, function: Callable, *args):
         context = get_context("spawn")
@@ -43,13 +42,8 @@ class FreshProcess:
         self._process.join()
 
     def result(self):
-        """The value that the function returns.
-
-        Raises:
-            ValueError: if the function raised it.
-            MemoryError: if the process was killed, which a system does if memory is short.
-            RuntimeError: for any other failure.
-        """
+        """The value that the function returns, or its ValueError; MemoryError if the process was killed, which a system
+        does if memory is short; RuntimeError for any other failure."""
         with contextlib.suppress(OSError):  # it may have ended already, with a result or an error
             self._pipe.send("go")
         try:
@@ -63,11 +57,9 @@ class FreshProcess:
 
 
 def _work(pipe: connection.Connection, function: Callable, *args) -> None:
-    """Run the function in the new process, and send its value or its error."""
-    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C stays blocked: a terminal sends it to all its processes
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signum for signum in SIGNALS if signum != signal.SIGINT])
-    else:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all its processes
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the notes of TensorFlow's libraries; exceptions travel by the pipe

@@ -1,9 +1,7 @@
 """The files of a script: written aside, moved together, in a folder that no other script uses at the same time.
 
-    with output_folder(path) as folder, written_aside(folder, NAMES) as aside:
-        failures = write_pieces(aside, {"scores.json": lambda path: write_json(path, scores), ...})
-
-A set of files replaces the former set as a whole.
+with output_folder(path) as folder, written_aside(folder, NAMES) as aside:
+    failures = write_pieces(aside, {"scores.json": lambda path: write_json(path, scores), ...})
 """
 
 import contextlib
@@ -51,10 +49,7 @@ def written_aside(folder: Path, names=()) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file to; if the block ends without error, that file replaces `path`.
-
-    `path` is never half-written, and nothing is left beside it unless the process is killed.
-    """
+    """Yield a path beside `path` to write a file to; if the block ends without error, that file replaces `path`."""
     aside = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
     try:
         aside.unlink(missing_ok=True)
@@ -78,12 +73,8 @@ def move_into_place(complete: Path, folder: Path) -> None:
 
 
 def _flush(file: Path) -> None:
-    """Make the system write a file to the disk."""
-    descriptor = os.open(file, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open(file, "rb+") as opened:
+        os.fsync(opened.fileno())
 
 
 def write_pieces(folder: Path, pieces: dict[str, Callable[[Path], object]]) -> list[str]:
@@ -112,15 +103,13 @@ def write_json(path: Path, value) -> None:
 
 
 def _plain(value):
-    import numpy as np  # here: the room lab/track starts without it
-
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, np.generic):
+    if hasattr(value, "item"):  # a number of NumPy
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -133,45 +122,36 @@ def write_table(rows: list[dict], path: Path) -> None:
         table.writerows(rows)
 
 
-# The output folder
-
-
 @contextlib.contextmanager
 def output_folder(path: Path, reads=()) -> Iterator[Path]:
-    """Create the folder for all files of a script, check it, and lock it against other scripts during the block.
-
-    Args:
-        path: the folder.
-        reads: folders and files that are read: none of them may lie directly in it.
+    """Create the folder for all files of a script, and lock it against other scripts during the block.
 
     Raises:
-        ValueError: if it cannot be written to, is full, holds the input, or another script works in it.
+        ValueError: if it cannot be written to, is full, holds one of the files or folders that are read (`reads`), or
+            another script works in it.
     """
     import filelock
 
-    read = {(p if p.is_dir() else p.parent).resolve() for p in reads if p is not None}
-    if path.resolve() in read:
+    if path.resolve() in {(p if p.is_dir() else p.parent).resolve() for p in reads if p is not None}:
         raise ValueError(f"--out-dir {path} holds the input; name another folder: nothing is overwritten.")
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path / ".lock")
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise ValueError(f"another script is writing to {path}; wait for its end, or name another folder.") from None
-    except OSError as error:
-        raise ValueError(f"--out-dir {path} cannot be written ({error.strerror}): name another folder.") from None
+    lock = filelock.FileLock(path / ".lock")
     try:
         try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
             _settle(path)
             _try_to_write(path)
+        except filelock.Timeout:
+            raise ValueError(f"another script writes to {path}; wait for its end, or name another folder.") from None
         except OSError as error:
             raise ValueError(f"--out-dir {path} cannot be written ({error.strerror}): name another folder.") from None
         yield path
     finally:
-        with contextlib.suppress(OSError):
-            (path / ".lock").unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                (path / ".lock").unlink(missing_ok=True)
+            lock.release()
         for folder in new:  # the innermost first: empty ones are deleted
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -181,10 +161,8 @@ def _try_to_write(folder: Path) -> None:
     """Raise OSError if a file cannot be written, also on a full disk."""
     probe = folder / f"{PARTIAL}{os.getpid()}"
     try:
-        with open(probe, "wb") as file:
-            file.write(bytes(65536))
-            file.flush()
-            os.fsync(file.fileno())
+        probe.write_bytes(bytes(65536))
+        _flush(probe)
     finally:
         probe.unlink(missing_ok=True)
 

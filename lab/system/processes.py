@@ -14,36 +14,32 @@ def connect(distributed: bool) -> int:
 
     The addresses come from Keras's variables (KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES, _PROCESS_ID), or else
     from those of Slurm, Kubernetes or a TPU host, as JAX finds them. Process 0 listens only on its own address. Without
-    `distributed` the devices of this host are used, and the number is 0; other backends than JAX need nothing.
+    `distributed` the devices of this host are used, and the number is 0.
 
     Raises:
-        ValueError: if `distributed` is wanted on another backend, or the processes do not find each other.
+        ValueError: if `distributed` is wanted on another backend than JAX, or the processes do not find each other.
     """
     if not distributed and os.environ.get("KERAS_BACKEND") != "jax":
         return 0
     keras = import_keras()
     if keras.backend.backend() != "jax":
-        raise ValueError(
-            f"--distributed works on JAX: set KERAS_BACKEND=jax. On {keras.backend.backend()} Keras has no training on "
-            "several hosts with the same numbers as on one."
-        )
+        raise ValueError(f"--distributed works on JAX, not on {keras.backend.backend()}: set KERAS_BACKEND=jax.")
     import jax
 
     if distributed:
-        given = {key: os.environ.get(f"KERAS_DISTRIBUTION_{key}") for key in ("NUM_PROCESSES", "PROCESS_ID")}
+        numbers = [os.environ.get(f"KERAS_DISTRIBUTION_{key}") for key in ("NUM_PROCESSES", "PROCESS_ID")]
         first = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES", "").split(",")[0]
         if first:  # JAX would listen on every interface of the host
             os.environ.setdefault("JAX_COORDINATOR_BIND_ADDRESS", first)
         jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         try:  # like keras.distribution.initialize(), which has no time-out for a lost process
-            num_processes, process_id = (int(number) if number else None for number in given.values())
+            num_processes, process_id = (int(number) if number else None for number in numbers)
             jax.distributed.initialize(first or None, num_processes, process_id, heartbeat_timeout_seconds=LOST_AFTER)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"--distributed: the processes did not find each other ({first_line(error)[:200]}); set "
-                "KERAS_DISTRIBUTION_JOB_ADDRESSES, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID, "
-                "or start them by Slurm or Kubernetes."
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID, or use Slurm or Kubernetes."
             ) from error
     if jax.device_count() > 1:
         # No automatic shards: each process makes the whole batch and keeps its rows. The data are those of one process.
@@ -71,8 +67,7 @@ def check_shares(num: int, batch: int, what: str) -> None:
     devices = num_devices()
     if batch % devices or num % batch % devices:
         raise ValueError(
-            f"{num} {what} in batches of {batch} cannot be shared equally by {devices} devices; take numbers that "
-            f"{devices} divides."
+            f"{num} {what}, in batches of {batch}, cannot be shared equally by {devices} devices; change the numbers."
         )
 
 
@@ -110,12 +105,11 @@ def lost_process(error: BaseException) -> LostProcess | None:
 
 def leave() -> None:
     """Leave the distributed training, in all processes at once: later, a busy process would make all others abort."""
-    if not _is_distributed():
-        return
-    jax = sys.modules["jax"]
-    sys.modules["keras"].distribution.set_distribution(None)
-    if jax.process_count() > 1:
-        jax.distributed.shutdown()
+    several = several_processes()
+    if _is_distributed():
+        sys.modules["keras"].distribution.set_distribution(None)
+    if several:
+        sys.modules["jax"].distributed.shutdown()
 
 
 def several_processes() -> bool:

@@ -115,8 +115,7 @@ def _exception(signum: int) -> BaseException:
 
 
 def _on_dropped(dropped) -> None:
-    """Send the signal again if its exception was raised in a destructor, or in JAX's callback of the garbage
-    collector: Python drops it there."""
+    """Send the signal again if Python dropped its exception, as in a destructor or JAX's garbage collection."""
     global _dropped, _waiting
     if not (_came and is_stop(dropped.exc_value)):
         sys.__unraisablehook__(dropped)

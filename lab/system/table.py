@@ -16,16 +16,13 @@ from lab.system.output_files import replaced
 
 
 def begin(path: Path, columns: tuple, files: dict[str, list[str]], is_finished: Callable[[dict], bool]) -> set[str]:
-    """Delete rows of a table and their files, because they will be made again.
+    """Delete rows of a table and their files, because they will be made again; return the names of those that stay.
 
     Args:
         path: the table; it need not exist.
         columns: its columns; if the table has others, no row stays.
-        files: name of a row to make -> the files that it may have, in the table's folder.
+        files: name of a row to make -> the files that it may have, in the table's folder. Rows of other names stay.
         is_finished: whether a row of these names can stay, with its files.
-
-    Returns:
-        The names in `files` whose rows stay. Rows of other names always stay.
     """
     rows = [row for row in read(path, columns) if row[columns[0]] not in files or is_finished(row)]
     finished = {row[columns[0]] for row in rows} & files.keys()

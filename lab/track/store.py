@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -103,37 +103,16 @@ def open_experiment(experiment: str):
     """
     mlflow = import_mlflow()
     uri, file = locate()
-    if experiment == "Default":
-        raise TrackingError(
-            "The experiment must have a name of its own, not 'Default': MLflow keeps that one for runs without an "
-            "experiment, and its artifacts may lie elsewhere."
-        )
 
     def open_it():
+        if file:
+            _check_database(file)
         client = mlflow.MlflowClient(uri)
         return client, _experiment_id(client, experiment, file)
 
-    try:
-        if file is None:
-            check_server(uri)
-            return open_it()
-        with _opening_lock(file):
-            _while_locked(file, lambda: _check_database(file))
-            return _while_locked(file, open_it)
-    except TrackingError:
-        raise
-    except Exception as error:
-        raise _unusable(uri, file, error) from None  # without its cause: that text may hold a password
-
-
-def _unusable(uri: str, file: Path | None, error: Exception) -> TrackingError:
-    """The error for a store where MLflow failed, with what to do."""
-    mend = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the current directory"
-    if "mlflow db upgrade" in str(error):
-        mend = f"an older MLflow made it: keep a copy, and run `mlflow db upgrade {uri}`"
-    elif file:
-        mend = f"move {file.name} away, and a new one is created"
-    return TrackingError(f"MLflow cannot use the store {uri} ({first_line(error)}); {mend}.")
+    with _explained(uri, file), _opening_lock(file) if file else nullcontext():
+        check_server(uri)
+        return _while_locked(file, open_it)
 
 
 def open_existing():
@@ -144,40 +123,52 @@ def open_existing():
             f"There is no MLflow store {file}; run in the folder where the training ran, or set MLFLOW_TRACKING_URI."
         )
     mlflow = import_mlflow()
-    try:
+
+    def open_it():
+        if file:
+            _check_database(file)
+        return mlflow.MlflowClient(uri, uri), uri
+
+    with _explained(uri, file):
         check_server(uri)
-        if file is None:
-            return mlflow.MlflowClient(uri, uri), uri
-        _while_locked(file, lambda: _check_database(file, writes=False))
-        return _while_locked(file, lambda: mlflow.MlflowClient(uri, uri)), uri
+        return _while_locked(file, open_it)
+
+
+@contextmanager
+def _explained(uri: str, file: Path | None) -> Iterator[None]:
+    """Turn every error of MLflow in the block into a TrackingError that says what to do."""
+    try:
+        yield
     except TrackingError:
         raise
     except Exception as error:
-        raise _unusable(uri, file, error) from None
+        mend = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the current directory"
+        if "mlflow db upgrade" in str(error):
+            mend = (
+                "another version of MLflow made it: install that one, or, if it is older, keep a copy and run "
+                f"`mlflow db upgrade {uri}`"
+            )
+        elif file:
+            mend = f"move {file.name} away, and a new one is created"
+        # Without its cause: that text may hold a password.
+        raise TrackingError(f"MLflow cannot use the store {uri} ({first_line(error)}); {mend}.") from None
 
 
 def check_server(uri: str, seconds: float = 5) -> None:
     """Ask a server once whether it answers, because MLflow itself tries for long; do nothing for other stores."""
     if not uri.startswith(("http://", "https://")):
         return
-    import requests
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
 
-    names = ("USERNAME", "PASSWORD", "TOKEN", "SERVER_CERT_PATH", "INSECURE_TLS", "CLIENT_CERT_PATH")
-    user, password, token, authority, unchecked, client = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in names)
     mend = "start it, correct MLFLOW_TRACKING_URI, or unset that to use mlflow.db in the current directory"
     try:
-        answer = requests.get(
-            f"{uri.rstrip('/')}/health",
-            timeout=seconds,
-            auth=(user, password) if user and password else None,
-            headers={"Authorization": f"Bearer {token}"} if token else None,
-            verify=authority or str(unchecked).lower() not in ("true", "1"),
-            cert=client,
-        )
+        once = {"max_retries": 0, "raise_on_status": False, "timeout": seconds}
+        answer = http_request(get_default_host_creds(uri), "/health", "GET", **once)
     except Exception as error:
-        name = type(error).__name__
+        name = type(error.__context__ or error).__name__  # of the error that MLflow's own reports
         raise TrackingError(f"No MLflow server answers at {uri} within {seconds} s ({name}); {mend}.") from None
-    # A server that asks for a password (401, 403) may hide /health; the first real call sends the user's password.
+    # A server that asks for a password (401, 403) may hide /health; the first real call shows whether it is right.
     if answer.status_code not in (401, 403) and (answer.status_code != 200 or answer.text.strip() != "OK"):
         raise TrackingError(
             f"{uri} is not a working MLflow server: it answered /health with status {answer.status_code} where 200 "
@@ -189,10 +180,10 @@ def _opening_lock(file: Path):
     """Let one process at a time open the store: two that create it at once would damage it for good."""
     import filelock
 
-    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+    if not os.access(file.parent, os.W_OK) or file.exists() and not os.access(file, os.W_OK):
         raise TrackingError(
-            f"The MLflow store {file} cannot be written: its folder is missing or read-only; run in a folder that you "
-            "can write to, or correct MLFLOW_TRACKING_URI."
+            f"The MLflow store {file} cannot be written: it is read-only, or its folder is missing or read-only; run "
+            "in a folder that you can write to, or correct MLFLOW_TRACKING_URI."
         )
     try:
         return filelock.FileLock(f"{file}.lock", timeout=OPENING_SECONDS).acquire()
@@ -205,7 +196,7 @@ def _opening_lock(file: Path):
         raise TrackingError(f"{file}.lock cannot be used ({error}); delete it and run again.") from error
 
 
-def _while_locked(file: Path, call: Callable):
+def _while_locked(file: Path | None, call: Callable):
     """Call a function again, for a minute, while another program holds the database."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
@@ -222,18 +213,14 @@ def _while_locked(file: Path, call: Callable):
         time.sleep(0.5)
 
 
-def _check_database(file: Path, writes: bool = True) -> None:
-    """Check the file first: MLflow would try an unreadable one for 100 s."""
+def _check_database(file: Path) -> None:
+    """Check the file first: MLflow would try an unreadable one for 100 s, and put its tables into any other one."""
     if not file.exists():
         return
-    import mlflow
-
     try:
         # One second at a time: SQLite does not notice Ctrl-C while it waits.
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=1)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            version = "SELECT version_num FROM alembic_version"
-            row = database.execute(version).fetchone() if "alembic_version" in tables else None
     except sqlite3.Error as error:
         if "locked" in str(error):
             raise
@@ -241,79 +228,64 @@ def _check_database(file: Path, writes: bool = True) -> None:
             f"{file} cannot be read as an MLflow database ({error}); move it away, and a new one is created, or "
             "restore it from a backup."
         ) from error
-    if writes and not os.access(file, os.W_OK):
-        raise TrackingError(f"{file} is read-only, and a run must be written to it; change its permissions.")
     if tables and "alembic_version" not in tables:
         raise TrackingError(
             f"{file} is a SQLite file, but not an MLflow database; move it away, or name another one in "
             "MLFLOW_TRACKING_URI."
         )
-    versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
-    if row and not any(versions.glob(f"{row[0]}_*.py")):
-        raise TrackingError(
-            f"{file} was written by a newer MLflow than the installed {mlflow.__version__} (schema {row[0]}); install "
-            "that MLflow, or move the file away, and a new one is created."
-        )
 
 
-def _experiment_id(client, experiment: str, file: Path | None) -> str:
+def _experiment_id(client, name: str, file: Path | None) -> str:
+    """The id of an experiment, which is created where needed."""
     from mlflow.exceptions import MlflowException
 
-    existing = client.get_experiment_by_name(experiment)
-    if existing is None:
-        location = None  # a server chooses for itself
-        if file:
-            # Absolute and beside the database; MLflow would take the current directory.
-            location = (file.parent / "mlruns" / re.sub(r"[^\w.-]", "_", experiment)).as_uri()
-            _check_artifacts(experiment, location, file)
+    if client.get_experiment_by_name(name) is None:
+        # Absolute and beside the database; MLflow would take the current directory. A server chooses for itself.
+        location = (file.parent / "mlruns" / re.sub(r"[^\w.-]", "_", name)).as_uri() if file else None
         try:
-            return client.create_experiment(experiment, artifact_location=location)
+            client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process has created it
                 raise
-            existing = client.get_experiment_by_name(experiment)  # another process has created it
-    if existing.lifecycle_stage == "deleted":
+    experiment = client.get_experiment_by_name(name)
+    number = experiment.experiment_id
+    if experiment.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"Experiment {experiment!r} is in MLflow's trash, which keeps its name; bring it back with "
-            f"`mlflow experiments restore -x {existing.experiment_id}` or remove it for good with "
-            f"`mlflow gc --experiment-ids {existing.experiment_id}`."
+            f"Experiment {name!r} is in MLflow's trash, which keeps its name; bring it back with `mlflow experiments "
+            f"restore -x {number}` or remove it for good with `mlflow gc --experiment-ids {number}`."
         )
     if file:
-        new_name = shlex.quote(f"{experiment}_old")
-        rename = f"`mlflow experiments rename -x {existing.experiment_id} --new-name {new_name}`"
-        _check_artifacts(experiment, existing.artifact_location, file, rename)
-    return existing.experiment_id
+        new_name = shlex.quote(f"{name}_old")
+        rename = f"rename it with `mlflow experiments rename -x {number} --new-name {new_name}`"
+        _check_artifacts(f"Experiment {name!r}", experiment.artifact_location, file.parent, rename)
+    return number
 
 
-def _check_artifacts(experiment: str, location: str, file: Path, rename: str = "") -> None:
-    """Raise TrackingError unless this script can write to the experiment's artifact folder, which cannot change."""
+def _check_artifacts(what: str, location: str, beside: Path, rename: str) -> None:
+    """Raise TrackingError unless this script can write to an experiment's artifact folder, which cannot change."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 
     if location.startswith("mlflow-artifacts:"):
         raise TrackingError(
-            f"Experiment {experiment!r} was created in the web interface, so its artifacts lie at {location}, which "
-            f"only a server can reach; rename it with {rename}, and the script creates its own, or set "
-            "MLFLOW_TRACKING_URI to the running server."
+            f"{what} was created in the web interface, so its artifacts lie at {location}, which only a server can "
+            f"reach; {rename}, and the script creates its own, or set MLFLOW_TRACKING_URI to the running server."
         )
     if not is_local_uri(location):
         return
     folder = Path(local_file_uri_to_path(location))
-    try:
-        if folder.is_relative_to(file.parent):
+    if folder.is_relative_to(beside):
+        with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        elif not folder.exists():
-            raise TrackingError(
-                f"Experiment {experiment!r} keeps its artifacts in {folder}, which is gone (was the database moved?); "
-                f"rename it with {rename}, and the script creates a new one."
-            )
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise OSError("not a folder that can be written to")
-    except OSError as error:
+    elif not folder.exists():
         raise TrackingError(
-            f"Experiment {experiment!r} keeps its artifacts in {folder}, which cannot be used ({error}); make it a "
-            "folder that you can write to."
-        ) from error
+            f"{what} keeps its artifacts in {folder}, which is gone (was the database moved?); {rename}, and the "
+            "script creates a new one."
+        )
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise TrackingError(
+            f"{what} keeps its artifacts in {folder}, which cannot be written; make it a folder that you can write to."
+        )
 
 
 # Text without passwords

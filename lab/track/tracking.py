@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.system.signals import Stopped, is_stop, raise_swallowed, signals_raise, signals_wait
+from lab.system.signals import is_stop, raise_swallowed, signals_raise, signals_wait
 from lab.track import store
 from lab.track.dead_runs import close_dead_runs, process_tags
 from lab.track.send import Unsent, send_left
-from lab.track.store import TrackingError, check_server, first_line, how_to_view, masked, note, warn
+from lab.track.store import TrackingError, check_server, first_line, how_to_view, note, warn
 
-__all__ = ["Run", "Stopped", "TrackingError", "how_to_view", "masked", "open_store", "signals_raise", "tracked_run"]
+__all__ = ["Run", "TrackingError", "how_to_view", "open_store", "tracked_run"]
 
 
 def open_store(experiment: str, folder: str | Path | None = None) -> str:
@@ -74,7 +74,8 @@ def tracked_run(
     uri, _ = store.locate()
     client = mlflow.MlflowClient(uri)
     first_tags = process_tags(parent_run_id)
-    about = {"mlflow.note.content": description} if description else {}
+    if description:
+        first_tags["mlflow.note.content"] = description
     run, status = None, "FINISHED"
     with store.as_default(uri), signals_raise():
         try:
@@ -89,7 +90,7 @@ def tracked_run(
                     ) from None
                 run = Run(client, entity, folder)
             with signals_raise():  # an exception that foreign code swallowed is raised here, before the status is set
-                run.tags({**about, **(tags or {})})
+                run.tags(tags or {})
                 run.params(params or {})
                 yield run
         except BaseException as error:
@@ -130,15 +131,14 @@ class Run:
         self._record("metrics", what, values=numbers, step=step or 0, timestamp=timestamp or _now())
 
     def params(self, values: dict[str, object]) -> None:
-        """Record settings. MLflow cuts a value at 6000 characters: a longer one becomes a text artifact."""
-        new = {key: value for key, value in values.items() if key not in self._settled}
-        texts = {key: self._short(value, f"params/{key}.txt", 6000) for key, value in new.items()}
+        """Record settings. MLflow cuts a value at 6000 characters."""
+        texts = {key: str(value) for key, value in values.items() if key not in self._settled}
         if texts:
             self._record("params", f"params {', '.join(texts)}", values=texts)
 
     def tags(self, values: dict[str, object]) -> None:
-        """Record tags. MLflow would cut a value at 8000 characters: a longer one becomes a text artifact."""
-        texts = {key: self._short(value, f"tags/{key}.txt", 8000) for key, value in values.items()}
+        """Record tags. MLflow cuts a value at 8000 characters."""
+        texts = {key: str(value) for key, value in values.items()}
         if texts:
             self._record("tags", f"tags {', '.join(texts)}", values=texts)
 
@@ -151,12 +151,12 @@ class Run:
         name = f"{folder}/{Path(path).name}" if folder else Path(path).name
         self._record("file", f"file {name}", folder=folder, **self._unsent.file_item(path))
 
-    def dataset(self, images, masks, *, name: str, context: str, source: str, num_samples: int | None = None) -> None:
+    def dataset(self, images, masks, *, num_samples: int, name: str, context: str, source: str) -> None:
         """Record a data set's shapes, its checksum, and `source`, the call that makes it again.
 
-        A set that is drawn during the training is never whole in memory: give some of its samples as `images` and
-        `masks`, and the number of all as `num_samples`. The shapes are then those of the whole set, the checksum is
-        that of the given samples, and the profile has their number ("digest_of_samples").
+        A set of `num_samples` need not be in memory: `images` and `masks` may be some of its samples. The shapes are
+        those of the whole set, the checksum is that of the given samples, and the profile has their number
+        ("digest_of_samples").
         """
         import mlflow.data
         from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -164,13 +164,12 @@ class Run:
         # A plain string would be taken for a path; the source of a synthetic set is code.
         code = CodeDatasetSource(tags={"mlflow.source.name": source})
         dataset = mlflow.data.from_numpy(images, targets=masks, name=name, source=code).to_dict()
-        if num_samples is not None:
-            profile: dict = {"num_samples": num_samples, "digest_of_samples": len(images)}
-            for key, array in (("features", images), ("targets", masks)):
-                profile[f"{key}_shape"] = [num_samples, *array.shape[1:]]
-                profile[f"{key}_size"] = array[0].size * num_samples
-                profile[f"{key}_nbytes"] = array[0].nbytes * num_samples
-            dataset["profile"] = json.dumps(profile)
+        profile: dict = {"num_samples": num_samples, "digest_of_samples": len(images)}
+        for key, array in (("features", images), ("targets", masks)):
+            profile[f"{key}_shape"] = [num_samples, *array.shape[1:]]
+            profile[f"{key}_size"] = array[0].size * num_samples
+            profile[f"{key}_nbytes"] = array[0].nbytes * num_samples
+        dataset["profile"] = json.dumps(profile)
         tags = {"mlflow.data.context": context, "source": source}
         self._record("dataset", f"dataset {name}", dataset=dataset, tags=tags)
 
@@ -181,13 +180,6 @@ class Run:
         """
         what = f"model as {register}" if register else "model"
         return self._record("model", what, register=register, **self._unsent.file_item(file))
-
-    def _short(self, value: object, path: str, limit: int) -> str:
-        text = str(value)
-        if len(text) <= limit:
-            return text
-        self.text(text, path)
-        return f"{len(text)} characters, see the artifact {path}"
 
     def _record(self, kind: str, what: str, **content) -> str | None:
         """Send one item, or keep it if others wait already; `what` is its name for the user."""

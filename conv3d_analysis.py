@@ -224,11 +224,8 @@ def check_args(args: argparse.Namespace) -> None:
     """
     backend.refuse_torch()
     check_network(args.input_shape, args.filters, 2, args.kernel_size, args.downsampling)
-    limits = {"kernel_size": 31, "batch_size": 10**6, "steps": 10**4, "seed": 2**32 - 1}
-    for name, most in limits.items():
-        least = 0 if name == "seed" else 1
-        if not least <= getattr(args, name) <= most:
-            raise ValueError(f"{command_line.flag_of(name)} must be {least} to {most}; got {getattr(args, name)}.")
+    limits = {"kernel_size": (1, 31), "batch_size": (1, 10**6), "steps": (1, 10**4), "seed": (0, 2**32 - 1)}
+    command_line.check_limits(args, limits)
     if not all(1 <= number <= 4096 for number in args.input_shape):
         raise ValueError(f"--input-shape takes four numbers, 1 to 4096; got {tuple(args.input_shape)}.")
     weights = 4 * args.kernel_size**3 * 46 * args.filters**2  # bytes; the blocks are 1 + 2 + 4 + 8 + 16 + 8 + 4 + 2 + 1

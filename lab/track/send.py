@@ -5,9 +5,8 @@
 A script goes on when its store fails. Records that it could not send wait in its output folder, in the file
 `mlflow_unsent_<run id>.json`; it names pictures and models by their paths, and does not copy them. At its end the
 script sends all of them. If the store still fails then, the next start of a script in that folder sends them, or this
-command does: run it in the same directory and with the same MLFLOW_TRACKING_URI as the script.
-
-Sending twice does no harm, because nothing doubles: if an answer of the store gets lost, the records are sent again.
+command does: run it in the same directory and with the same MLFLOW_TRACKING_URI as the script. Records that are sent
+twice, because an answer of the store got lost, do not double.
 """
 
 import argparse
@@ -29,7 +28,7 @@ ARTIFACTS = ("text", "file", "model")  # kinds of items that go to the artifact 
 
 
 class Gone(Exception):
-    """A file that waits to be sent is gone, or another file lies in its place."""
+    """A file that waits to be sent is gone, or a later run has written another one in its place."""
 
 
 class Unsent:
@@ -42,9 +41,8 @@ class Unsent:
     def __init__(self, run_id: str, folder: str | Path | None):
         self.run_id, self.folder = run_id, folder
         self.file = Path(folder).absolute() / FILE.format(run_id) if folder is not None else None
-        self.items = []
-        if self.file and self.file.exists():
-            self.items = json.loads(self.file.read_text(encoding="utf-8"))["items"]
+        is_left = self.file and self.file.exists()
+        self.items = json.loads(self.file.read_text(encoding="utf-8"))["items"] if is_left else []
         self.refused: list[str] = []  # names of items that the store refused for good
         self._has_warned = False  # that the file cannot be written
 
@@ -125,7 +123,7 @@ class Unsent:
         return None
 
     def _find_file(self, item: dict) -> Path:
-        """The file of an item. Raises `Gone` if a later run has written another one in its place."""
+        """The file of an item. Raises `Gone` if it is not as it was."""
         path = Path(self.file.parent if self.file else "", item["path"])
         if not path.is_file() or _digest(path) != item["sha256"]:
             raise Gone(f"{path} is gone, or another file lies there")
@@ -140,9 +138,9 @@ class Unsent:
                 if not self.items:
                     self.file.unlink(missing_ok=True)
                     return
+                content = json.dumps({"run_id": self.run_id, "items": self.items}, indent=1)
                 with replaced(self.file) as aside:
-                    content = {"run_id": self.run_id, "items": self.items}
-                    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+                    aside.write_text(content, encoding="utf-8")
         except OSError as error:
             if not self._has_warned:
                 warn(f"{self.file} cannot be written ({error.strerror}): records for MLflow are kept in memory only.")
@@ -177,10 +175,7 @@ def send_left(client, folder: Path) -> bool:
         except Exception as error:  # another run in the folder may succeed
             complete, why = False, first_line(error)
             if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
-                why = (
-                    f"the store {client.tracking_uri} does not hold the run; set MLFLOW_TRACKING_URI to the store "
-                    "that does, or delete the file"
-                )
+                why = f"{client.tracking_uri} does not hold the run; set MLFLOW_TRACKING_URI, or delete the file"
             warn(f"{file} still keeps what MLflow run {unsent.run_id} misses ({why}).")
         unsent.write()
     return complete

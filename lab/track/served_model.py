@@ -26,6 +26,7 @@ import io
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -66,14 +67,15 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def predict(self, context, model_input: np.ndarray, params=None):
         """The answer for an array, or for a file as an array of one text; `params` may hold `threshold`."""
+        threshold = (params or {}).get("threshold", 0.5)
         try:
             if model_input.size == 1 and isinstance(model_input.item(), str | bytes):
-                return self.answer_file(model_input.item(), **(params or {}))
-            return self.answer_array(as_stored(model_input), **(params or {}))
+                return self.answer_file(model_input.item(), threshold)
+            return self.answer_array(as_stored(model_input), threshold)
         except ValueError as error:
             raise BadInput(str(error)) from None
 
-    def answer_file(self, text: str | bytes, threshold: float = 0.5) -> dict:
+    def answer_file(self, text: str | bytes, threshold: float) -> dict:
         """The answer for a picture file in base64; it holds files too."""
         from PIL import Image
 
@@ -81,26 +83,23 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
         if self.models[0].preprocessing["ndim"] == 3:
             raise ValueError("this model takes volumes: post an array (D, H, W), or use predict.py on the scan.")
-        from lab.data import pictures
-
         try:
             content = base64.b64decode(text, validate=True)
         except ValueError:
             raise ValueError("neither numbers nor a picture file in base64 were posted.") from None
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "picture"
-            path.write_bytes(content)
-            image = self.read(path)
-            labels, probs, remark = self.find(image, threshold)
-            remark = " ".join(filter(None, (remark, pictures.describe_loss(path, image))))
-        mask = as_png(label_pictures.picture(labels, self.known))
+        image, loss = self.read(lambda path: path.write_bytes(content))
+        labels, probs, remark = self.find(image, threshold)
         pngs = [as_png(Image.fromarray(channel)) for channel in np.moveaxis(probs, -1, 0)]
-        probability = pngs[0] if self.known.num == 1 else dict(zip(self.known.names, pngs[1:], strict=True))
-        return {"mask": mask, "probability": probability, "remark": remark, **self.describe_classes(labels)}
+        return {
+            "mask": as_png(label_pictures.picture(labels, self.known)),
+            "probability": pngs[0] if self.known.num == 1 else dict(zip(self.known.names, pngs[1:], strict=True)),
+            "remark": " ".join(filter(None, (remark, loss))),
+            **self.describe_classes(labels),
+        }
 
-    def answer_array(self, array: np.ndarray, threshold: float = 0.5) -> dict:
+    def answer_array(self, array: np.ndarray, threshold: float) -> dict:
         """The answer for an array, of a picture, several of one size or a volume; it holds arrays too."""
-        from lab.data import folders
+        from lab.data import scans
 
         ndim = self.models[0].preprocessing["ndim"]
         if not ndim <= array.ndim <= ndim + 2 or not array.size:
@@ -110,20 +109,13 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             answers = [self.answer_array(image, threshold) for image in array]
             whole = {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}
             return whole | {name: answers[0][name] for name in ("values",) if name in whole}
-        if ndim == 3:
-            image = array.reshape(*array.shape[:3], -1)
-            if image.shape[-1] != 1:
-                raise ValueError(f"a volume of one channel was expected; got an array of shape {array.shape}.")
-            strange = int(np.count_nonzero(~np.isfinite(image)))
-            if strange:
-                raise ValueError(f"the volume holds {folders.count(strange, 'voxel')} of NaN or infinity; put 0 there.")
-            if min(image.shape[:3]) < 2 or image.min() == image.max():
-                raise ValueError(f"the volume, of shape {array.shape}, is a single slice or constant.")
+        if ndim == 2:  # as a file, so that it is read as predict.py reads it
+            image, _ = self.read(lambda path: write_picture(array, path))
         else:
-            with tempfile.TemporaryDirectory() as folder:  # as a file, so that it is read as predict.py reads it
-                path = Path(folder) / "picture"
-                write_picture(array, path)
-                image = self.read(path)
+            image = array.reshape(*array.shape[:3], -1)
+            if image.shape[-1] != 1 or min(image.shape[:3]) < 2:
+                raise ValueError(f"one channel, and not a single slice, was expected; got shape {array.shape}.")
+            scans.look_through(scans.Scan(Path("the volume"), image[..., 0], None, None, None))
         labels, probs, remark = self.find(image, threshold)
         probability = probs / np.float32(2**16 - 1)
         if self.known.num == 1:
@@ -142,14 +134,21 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         figures = {name: {key: float(row[f"{key}/{name}"]) for key in ("foreground", "objects")} for name in names}
         return {"values": dict(zip(names, self.known.values[1:], strict=True)), "figures": figures}
 
-    def read(self, path: Path) -> np.ndarray:
-        """Read a picture (H, W, C) with the model's channels; errors do not hold the name of the file."""
+    def read(self, write: Callable[[Path], object]) -> tuple[np.ndarray, str | None]:
+        """The picture (H, W, C) that `write` writes to a file, with the model's channels, and what got lost.
+
+        Errors do not hold the name of the file.
+        """
         from lab.data import pictures
 
-        try:
-            return pictures.read_picture(path, self.models[0].preprocessing["channels"])
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), "the picture")) from None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "picture"
+            write(path)
+            try:
+                image = pictures.read_picture(path, self.models[0].preprocessing["channels"])
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(path), "the picture")) from None
+            return image, pictures.describe_loss(path, image)
 
     def find(self, image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, str]:
         """Labels, probabilities (*sides, C) in 16 bits, and a remark if something is strange; as in predict.py."""

@@ -11,7 +11,7 @@ import shlex
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -103,35 +103,23 @@ def open_experiment(experiment: str):
     """
     mlflow = import_mlflow()
     uri, file = locate()
-
-    def open_it():
-        if file:
-            _check_database(file)
-        client = mlflow.MlflowClient(uri)
-        return client, _experiment_id(client, experiment, file)
-
     with _explained(uri, file), _opening_lock(file) if file else nullcontext():
         check_server(uri)
-        return _while_locked(file, open_it)
+        _check_database(file)
+        client = mlflow.MlflowClient(uri)
+        return client, _experiment_id(client, experiment, file)
 
 
 def open_existing():
     """A client of the store, and its URI; nothing is created. Raises TrackingError if it cannot be used."""
     uri, file = locate()
     if file is not None and not file.exists():
-        raise TrackingError(
-            f"There is no MLflow store {file}; run in the folder where the training ran, or set MLFLOW_TRACKING_URI."
-        )
+        raise TrackingError(f"There is no MLflow store {file}; run where the training ran, or set MLFLOW_TRACKING_URI.")
     mlflow = import_mlflow()
-
-    def open_it():
-        if file:
-            _check_database(file)
-        return mlflow.MlflowClient(uri, uri), uri
-
     with _explained(uri, file):
         check_server(uri)
-        return _while_locked(file, open_it)
+        _check_database(file)
+        return mlflow.MlflowClient(uri, uri), uri
 
 
 @contextmanager
@@ -143,11 +131,10 @@ def _explained(uri: str, file: Path | None) -> Iterator[None]:
         raise
     except Exception as error:
         mend = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the current directory"
-        if "mlflow db upgrade" in str(error):
-            mend = (
-                "another version of MLflow made it: install that one, or, if it is older, keep a copy and run "
-                f"`mlflow db upgrade {uri}`"
-            )
+        if "database is locked" in str(error):
+            mend = "wait for the program that holds it, or end that; leave the file where it is: it is not damaged"
+        elif "mlflow db upgrade" in str(error):
+            mend = f"install the MLflow that made it; if that is older, keep a copy and run `mlflow db upgrade {uri}`"
         elif file:
             mend = f"move {file.name} away, and a new one is created"
         # Without its cause: that text may hold a password.
@@ -161,18 +148,18 @@ def check_server(uri: str, seconds: float = 5) -> None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    mend = "start it, correct MLFLOW_TRACKING_URI, or unset that to use mlflow.db in the current directory"
     try:
         once = {"max_retries": 0, "raise_on_status": False, "timeout": seconds}
         answer = http_request(get_default_host_creds(uri), "/health", "GET", **once)
+        # A server that asks for a password may hide /health; the first real call shows whether it is right.
+        works = answer.status_code in (401, 403) or answer.status_code == 200 and answer.text.strip() == "OK"
+        problem = f"/health gives status {answer.status_code}, where 200 and 'OK' were expected"
     except Exception as error:
-        name = type(error.__context__ or error).__name__  # of the error that MLflow's own reports
-        raise TrackingError(f"No MLflow server answers at {uri} within {seconds} s ({name}); {mend}.") from None
-    # A server that asks for a password (401, 403) may hide /health; the first real call shows whether it is right.
-    if answer.status_code not in (401, 403) and (answer.status_code != 200 or answer.text.strip() != "OK"):
+        works, problem = False, f"{type(error.__context__ or error).__name__} within {seconds} s"
+    if not works:
         raise TrackingError(
-            f"{uri} is not a working MLflow server: it answered /health with status {answer.status_code} where 200 "
-            f"and 'OK' were expected; {mend}."
+            f"No MLflow server answers at {uri} ({problem}); start it, correct MLFLOW_TRACKING_URI, or unset that to "
+            "use mlflow.db in the current directory."
         )
 
 
@@ -187,52 +174,35 @@ def _opening_lock(file: Path):
         )
     try:
         return filelock.FileLock(f"{file}.lock", timeout=OPENING_SECONDS).acquire()
-    except filelock.Timeout:
-        raise TrackingError(
-            f"Another process has kept {file}.lock for {OPENING_SECONDS} s; wait for the other scripts to start, or "
-            "end the one that hangs."
-        ) from None
-    except OSError as error:
-        raise TrackingError(f"{file}.lock cannot be used ({error}); delete it and run again.") from error
+    except (filelock.Timeout, OSError) as error:
+        mend = "wait for the other scripts to start, end the one that hangs, or delete the file"
+        raise TrackingError(f"{file}.lock could not be taken ({error}); {mend}.") from None
 
 
-def _while_locked(file: Path | None, call: Callable):
-    """Call a function again, for a minute, while another program holds the database."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if "database is locked" not in str(error):
-                raise
-            if time.monotonic() > deadline:
-                raise TrackingError(
-                    f"Another program has held {file} for {LOCK_SECONDS} s (database is locked). The file is not "
-                    "damaged: leave it where it is, wait for that program or end it, and start again."
-                ) from None
-        time.sleep(0.5)
+def _check_database(file: Path | None) -> None:
+    """Check a file first: MLflow would try an unreadable one for 100 s, and put its tables into any other one.
 
-
-def _check_database(file: Path) -> None:
-    """Check the file first: MLflow would try an unreadable one for 100 s, and put its tables into any other one."""
-    if not file.exists():
+    While another program holds it, try again; after LOCK_SECONDS raise SQLite's error.
+    """
+    if file is None or not file.exists():
         return
-    try:
-        # One second at a time: SQLite does not notice Ctrl-C while it waits.
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=1)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error as error:
-        if "locked" in str(error):
-            raise
-        raise TrackingError(
-            f"{file} cannot be read as an MLflow database ({error}); move it away, and a new one is created, or "
-            "restore it from a backup."
-        ) from error
+    deadline = time.monotonic() + LOCK_SECONDS
+    tables = None
+    while tables is None:
+        try:
+            # Without a time-out: SQLite does not notice Ctrl-C while it waits.
+            with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=0)) as database:
+                tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        except sqlite3.Error as error:
+            if "locked" not in str(error):
+                mend = "move it away, and a new one is created, or restore it from a backup"
+                raise TrackingError(f"{file} cannot be read as an MLflow database ({error}); {mend}.") from None
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
     if tables and "alembic_version" not in tables:
-        raise TrackingError(
-            f"{file} is a SQLite file, but not an MLflow database; move it away, or name another one in "
-            "MLFLOW_TRACKING_URI."
-        )
+        mend = "move it away, or name another one in MLFLOW_TRACKING_URI"
+        raise TrackingError(f"{file} is a SQLite file, but not an MLflow database; {mend}.")
 
 
 def _experiment_id(client, name: str, file: Path | None) -> str:
@@ -255,36 +225,30 @@ def _experiment_id(client, name: str, file: Path | None) -> str:
             f"restore -x {number}` or remove it for good with `mlflow gc --experiment-ids {number}`."
         )
     if file:
-        new_name = shlex.quote(f"{name}_old")
-        rename = f"rename it with `mlflow experiments rename -x {number} --new-name {new_name}`"
-        _check_artifacts(f"Experiment {name!r}", experiment.artifact_location, file.parent, rename)
+        _check_artifacts(experiment, file.parent)
     return number
 
 
-def _check_artifacts(what: str, location: str, beside: Path, rename: str) -> None:
-    """Raise TrackingError unless this script can write to an experiment's artifact folder, which cannot change."""
+def _check_artifacts(experiment, beside: Path) -> None:
+    """Raise TrackingError unless this script can write to the experiment's artifact folder, which cannot change."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 
-    if location.startswith("mlflow-artifacts:"):
+    location, new_name = experiment.artifact_location, shlex.quote(f"{experiment.name}_old")
+    usable = not location.startswith("mlflow-artifacts:")  # which only a server can reach
+    if is_local_uri(location):
+        location = local_file_uri_to_path(location)
+        if Path(location).is_relative_to(beside):
+            with suppress(OSError):
+                Path(location).mkdir(parents=True, exist_ok=True)
+        usable = Path(location).is_dir() and os.access(location, os.W_OK)
+    if not usable:
         raise TrackingError(
-            f"{what} was created in the web interface, so its artifacts lie at {location}, which only a server can "
-            f"reach; {rename}, and the script creates its own, or set MLFLOW_TRACKING_URI to the running server."
-        )
-    if not is_local_uri(location):
-        return
-    folder = Path(local_file_uri_to_path(location))
-    if folder.is_relative_to(beside):
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-    elif not folder.exists():
-        raise TrackingError(
-            f"{what} keeps its artifacts in {folder}, which is gone (was the database moved?); {rename}, and the "
-            "script creates a new one."
-        )
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise TrackingError(
-            f"{what} keeps its artifacts in {folder}, which cannot be written; make it a folder that you can write to."
+            f"Experiment {experiment.name!r} keeps its artifacts in {location}, where this script cannot write: the "
+            "experiment was created in the web interface, the database was moved, or it is no folder that you can "
+            "write to. Mend the folder, set MLFLOW_TRACKING_URI to the running server, or rename the experiment with "
+            f"`mlflow experiments rename -x {experiment.experiment_id} --new-name {new_name}`: then the script creates "
+            "a new one."
         )
 
 

@@ -271,7 +271,7 @@ def test_text_and_files_lie_under_mlruns_of_the_store(store):
     (store / "curves.png").write_bytes(b"png")
     with tracked_run("2D U-Net: ä") as run:
         run.text("{}", "model/architecture.json")
-        run.artifact(store / "curves.png", "figures")
+        run.artifact(store / "curves.png")
     paths = [path for path in (store / "mlruns").rglob("*") if path.is_file()]
     assert {path.name: path.read_bytes() for path in paths} == {
         "architecture.json": b"{}",
@@ -825,7 +825,7 @@ def test_command_sends_all_that_an_outage_missed_and_sending_it_twice_changes_no
         run.tags({"a": "old"})
         run.tags({"a": "new"})
         run.text("{}", "model/architecture.json")
-        run.artifact("out/curves.png", "figures")
+        run.artifact("out/curves.png")
         run.dataset(images, images, name="train", context="training", source="circles", num_samples=4)
         assert run.model(model, register="circles") is None
         1 / 0  # noqa: B018

@@ -114,7 +114,7 @@ class Unsent:
             case "text":
                 client.log_text(run_id, item["text"], item["path"])
             case "file":
-                client.log_artifact(run_id, str(self._find_file(item)), item["folder"])
+                client.log_artifact(run_id, str(self._find_file(item)))
             case "model":
                 from lab.track import registry
 

@@ -103,7 +103,7 @@ def open_experiment(experiment: str):
     """
     mlflow = import_mlflow()
     uri, file = locate()
-    with _explained(uri, file), _opening_lock(file) if file else nullcontext():
+    with explained(uri, file), _opening_lock(file) if file else nullcontext():
         check_server(uri)
         _check_database(file)
         client = mlflow.MlflowClient(uri)
@@ -116,14 +116,14 @@ def open_existing():
     if file is not None and not file.exists():
         raise TrackingError(f"There is no MLflow store {file}; run where the training ran, or set MLFLOW_TRACKING_URI.")
     mlflow = import_mlflow()
-    with _explained(uri, file):
+    with explained(uri, file):
         check_server(uri)
         _check_database(file)
         return mlflow.MlflowClient(uri, uri), uri
 
 
 @contextmanager
-def _explained(uri: str, file: Path | None) -> Iterator[None]:
+def explained(uri: str, file: Path | None) -> Iterator[None]:
     """Turn every error of MLflow in the block into a TrackingError that says what to do."""
     try:
         yield
@@ -245,7 +245,7 @@ def _check_artifacts(experiment, beside: Path) -> None:
     if not usable:
         raise TrackingError(
             f"Experiment {experiment.name!r} keeps its artifacts in {location}, where this script cannot write: the "
-            "experiment was created in the web interface, the database was moved, or it is no folder that you can "
+            "experiment was created in the web interface, the database was moved, or that is no folder that you can "
             "write to. Mend the folder, set MLFLOW_TRACKING_URI to the running server, or rename the experiment with "
             f"`mlflow experiments rename -x {experiment.experiment_id} --new-name {new_name}`: then the script creates "
             "a new one."

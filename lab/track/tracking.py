@@ -62,17 +62,15 @@ def tracked_run(
 
     Args:
         experiment: its name; it is created where needed.
-        run_name, tags, description: for MLflow's interface.
+        run_name, tags, description, parent_run_id: for MLflow's interface, which lists the run under its parent.
         params: the settings, usually `vars(args)`. A resumed run keeps those that it began with.
-        parent_run_id: the run under which this one is listed.
         resume_run_id: the run that goes on instead of a new one. If the store does not hold it, a warning says so, and
             a new run begins.
         folder: the output folder, where a file keeps records that could not be sent. None: they are only in memory.
     """
     experiment_id = open_store(experiment)
-    mlflow = store.import_mlflow()
-    uri, _ = store.locate()
-    client = mlflow.MlflowClient(uri)
+    uri, file = store.locate()
+    client = store.import_mlflow().MlflowClient(uri)
     first_tags = process_tags(parent_run_id)
     if description:
         first_tags["mlflow.note.content"] = description
@@ -80,21 +78,17 @@ def tracked_run(
     with store.as_default(uri), signals_raise():
         try:
             with signals_wait():
-                try:
+                with store.explained(uri, file):
                     entity = _reopen(client, resume_run_id, first_tags) if resume_run_id else None
                     entity = entity or client.create_run(experiment_id, run_name=run_name, tags=first_tags)
-                except Exception as error:
-                    raise TrackingError(
-                        f"MLflow cannot start a run in experiment {experiment!r} of {uri} ({first_line(error)}); "
-                        "check that the store can be written to."
-                    ) from None
                 run = Run(client, entity, folder)
             with signals_raise():  # an exception that foreign code swallowed is raised here, before the status is set
                 run.tags(tags or {})
                 run.params(params or {})
                 yield run
         except BaseException as error:
-            status = _status(error)
+            ends_well = isinstance(error, SystemExit) and error.code in (None, 0)
+            status = "KILLED" if is_stop(error) else "FINISHED" if ends_well else "FAILED"
             raise
         finally:
             with signals_wait():
@@ -146,10 +140,9 @@ class Run:
         """Record `text` as the artifact `path`, for instance "model/architecture.json"."""
         self._record("text", f"text {path}", text=text, path=path)
 
-    def artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """Record a file as an artifact, in `folder` if given."""
-        name = f"{folder}/{Path(path).name}" if folder else Path(path).name
-        self._record("file", f"file {name}", folder=folder, **self._unsent.file_item(path))
+    def artifact(self, path: str | Path) -> None:
+        """Record a file as an artifact."""
+        self._record("file", f"file {Path(path).name}", **self._unsent.file_item(path))
 
     def dataset(self, images, masks, *, num_samples: int, name: str, context: str, source: str) -> None:
         """Record a data set's shapes, its checksum, and `source`, the call that makes it again.
@@ -211,12 +204,6 @@ class Run:
             because = f" ({first_line(error)})"
         self._unsent.write()
         self._unsent.tell_missing(because)
-
-
-def _status(error: BaseException) -> str:
-    if is_stop(error):
-        return "KILLED"
-    return "FINISHED" if isinstance(error, SystemExit) and error.code in (None, 0) else "FAILED"
 
 
 def _now() -> int:

@@ -107,10 +107,11 @@ def _patient_output() -> Iterator[None]:
         def __getattr__(self, name):
             return getattr(stream, name)
 
+    sys.stdout = Patient()
     try:
-        with contextlib.redirect_stdout(Patient()):
-            yield
+        yield
     finally:
+        sys.stdout = stream
         try:
             stream.flush()
         except (OSError, ValueError):  # else Python reports it at its end
@@ -277,18 +278,13 @@ def check_limits(args: argparse.Namespace, limits: dict[str, tuple[int, int]]) -
     """Raise ValueError for a number outside its limits, least and most."""
     for name, (least, most) in limits.items():
         if not least <= getattr(args, name) <= most:
-            raise ValueError(f"{flag_of(name)} must be {least} to {most}; got {getattr(args, name)}.")
+            raise ValueError(f"--{name.replace('_', '-')} must be {least} to {most}; got {getattr(args, name)}.")
 
 
 def training_settings(args: argparse.Namespace, **others) -> dict[str, str]:
     """All that a training depends on, by name: its flags without those of the output, and `others` (such as `data`)."""
     settings = {**vars(args), **others}
     return {name: str(value) for name, value in settings.items() if name not in NOT_OF_THE_TRAINING}
-
-
-def flag_of(name: str) -> str:
-    """The flag of an argument: train_size -> --train-size."""
-    return "--" + name.replace("_", "-")
 
 
 def run_name(what: str, args: argparse.Namespace, recipes: dict[str, dict], **others) -> str:
@@ -298,5 +294,5 @@ def run_name(what: str, args: argparse.Namespace, recipes: dict[str, dict], **ot
     """
     settings = {**vars(args), **others}
     changed = [name for name, value in recipes[args.recipe].items() if _list(settings[name]) != _list(value)]
-    differences = [f"{flag_of(name)[2:]} {' '.join(map(str, _list(settings[name])))}" for name in changed]
+    differences = [f"{name.replace('_', '-')} {' '.join(map(str, _list(settings[name])))}" for name in changed]
     return args.run_name or ", ".join(dict.fromkeys([what, args.recipe, *differences, f"seed {args.seed}"]))

@@ -35,14 +35,13 @@ class Unsent:
     """The items of one run that MLflow does not have yet, in the order of the script.
 
     An item is a dictionary: its `kind`, its name for the user (`what`), and the values for `_send_item`. As long as
-    there are items, a file in `folder` holds them. Without a folder they are only in memory.
+    there are items, a file in `folder` holds them.
     """
 
-    def __init__(self, run_id: str, folder: str | Path | None):
+    def __init__(self, run_id: str, folder: str | Path):
         self.run_id, self.folder = run_id, folder
-        self.file = Path(folder).absolute() / FILE.format(run_id) if folder is not None else None
-        is_left = self.file and self.file.exists()
-        self.items = json.loads(self.file.read_text(encoding="utf-8"))["items"] if is_left else []
+        self.file = Path(folder).absolute() / FILE.format(run_id)
+        self.items = json.loads(self.file.read_text(encoding="utf-8"))["items"] if self.file.exists() else []
         self.refused: list[str] = []  # names of items that the store refused for good
         self._has_warned = False  # that the file cannot be written
 
@@ -53,9 +52,8 @@ class Unsent:
 
     def file_item(self, path: str | Path) -> dict:
         """The entries of an item that name a file: its path in the folder, which may be moved, and its digest."""
-        path = Path(path).absolute()
-        inside = self.file and path.is_relative_to(self.file.parent)
-        return {"path": str(path.relative_to(self.file.parent) if inside else path), "sha256": _digest(path)}
+        path, here = Path(path).absolute(), self.file.parent
+        return {"path": str(path.relative_to(here) if path.is_relative_to(here) else path), "sha256": _digest(path)}
 
     def send(self, client) -> str | None:
         """Send all items. An item leaves the list when it is sent, or when the store refuses it for good.
@@ -124,23 +122,21 @@ class Unsent:
 
     def _find_file(self, item: dict) -> Path:
         """The file of an item. Raises `Gone` if it is not as it was."""
-        path = Path(self.file.parent if self.file else "", item["path"])
+        path = Path(self.file.parent, item["path"])
         if not path.is_file() or _digest(path) != item["sha256"]:
             raise Gone(f"{path} is gone, or another file lies there")
         return path
 
     def write(self) -> None:
         """Write the items to the file; delete the file if there are none."""
-        if self.file is None or not (self.items or self.file.exists()):
-            return
+        content = json.dumps({"run_id": self.run_id, "items": self.items}, indent=1)
         try:
             with signals_wait():
-                if not self.items:
+                if self.items:
+                    with replaced(self.file) as aside:
+                        aside.write_text(content, encoding="utf-8")
+                else:
                     self.file.unlink(missing_ok=True)
-                    return
-                content = json.dumps({"run_id": self.run_id, "items": self.items}, indent=1)
-                with replaced(self.file) as aside:
-                    aside.write_text(content, encoding="utf-8")
         except OSError as error:
             if not self._has_warned:
                 warn(f"{self.file} cannot be written ({error.strerror}): records for MLflow are kept in memory only.")
@@ -151,7 +147,7 @@ class Unsent:
         if self.missing:
             names = "; ".join(self.missing[:10])
             others = f" and {len(self.missing) - 10} more" if len(self.missing) > 10 else ""
-            is_kept = self.items and self.file and self.file.exists()
+            is_kept = self.items and self.file.exists()
             later = f" Send it later: python -m lab.track.send {shlex.quote(str(self.folder))}" if is_kept else ""
             warn(f"not recorded in MLflow run {self.run_id}: {names}{others}{because}.{later}")
 

@@ -1,7 +1,6 @@
 """The model that MLflow serves: a picture as it is on disk -> the mask that predict.py gives.
 
-lab/track/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it, for example
-by:
+lab/track/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it, such as by:
 
     PATH=.venv/bin:$PATH mlflow models serve -m runs:/RUN_ID/model --env-manager local
     echo '{"inputs": "'$(base64 -w0 photo.png)'"}' |
@@ -31,8 +30,15 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import tifffile
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from PIL import Image
+
+from lab.data import grey_values, pictures, scans
+from lab.evaluate import label_pictures
+from lab.model import model_file, prediction
+from lab.system import backend
 
 
 class BadInput(MlflowException):
@@ -58,9 +64,6 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         if "keras" not in sys.modules:  # a model file runs on every backend; take an installed one
             installed = filter(importlib.util.find_spec, ("tensorflow", "jax", "torch"))
             os.environ.setdefault("KERAS_BACKEND", next(installed, "tensorflow"))
-        from lab.model import model_file, prediction
-        from lab.system import backend
-
         backend.import_keras()
         self.models = prediction.load_models([Path(context.artifacts["model"])])
         self.known = model_file.classes_of(self.models[0].preprocessing)
@@ -77,10 +80,6 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def answer_file(self, text: str | bytes, threshold: float) -> dict:
         """The answer for a picture file in base64; it holds files too."""
-        from PIL import Image
-
-        from lab.evaluate import label_pictures
-
         if self.models[0].preprocessing["ndim"] == 3:
             raise ValueError("this model takes volumes: post an array (D, H, W), or use predict.py on the scan.")
         try:
@@ -99,8 +98,6 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def answer_array(self, array: np.ndarray, threshold: float) -> dict:
         """The answer for an array, of a picture, several of one size or a volume; it holds arrays too."""
-        from lab.data import scans
-
         ndim = self.models[0].preprocessing["ndim"]
         if not ndim <= array.ndim <= ndim + 2 or not array.size:
             sides = "(H, W), (H, W, C) or (N, H, W, C)" if ndim == 2 else "(D, H, W), (D, H, W, 1) or (N, D, H, W, 1)"
@@ -117,16 +114,16 @@ class ServedModel(mlflow.pyfunc.PythonModel):
                 raise ValueError(f"one channel, and not a single slice, was expected; got shape {array.shape}.")
             scans.look_through(scans.Scan(Path("the volume"), image[..., 0], None, None, None))
         labels, probs, remark = self.find(image, threshold)
-        probability = probs / np.float32(2**16 - 1)
-        if self.known.num == 1:
-            return {"mask": labels * np.uint8(255), "probability": probability[..., 0], "remark": remark}
-        mask = self.known.to_values(labels)
-        return {"mask": mask, "probability": probability, "remark": remark, **self.describe_classes(labels)}
+        one, probability = self.known.num == 1, probs / np.float32(2**16 - 1)
+        return {
+            "mask": labels * np.uint8(255) if one else self.known.to_values(labels),
+            "probability": probability[..., 0] if one else probability,
+            "remark": remark,
+            **self.describe_classes(labels),
+        }
 
     def describe_classes(self, labels: np.ndarray) -> dict:
         """The value of each of several classes, its share of the pixels and its number of objects; {} for one class."""
-        from lab.model import prediction
-
         if self.known.num == 1:
             return {}
         names = self.known.names
@@ -139,8 +136,6 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
         Errors do not hold the name of the file.
         """
-        from lab.data import pictures
-
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture"
             write(path)
@@ -152,9 +147,6 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def find(self, image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, str]:
         """Labels, probabilities (*sides, C) in 16 bits, and a remark if something is strange; as in predict.py."""
-        from lab.data import grey_values
-        from lab.model import prediction
-
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], such as 0.5; got {threshold}.")
         if threshold != 0.5 and self.known.num > 1:
@@ -189,8 +181,6 @@ def as_stored(values: np.ndarray) -> np.ndarray:
 
 def write_picture(array: np.ndarray, path: Path) -> None:
     """Write an array (H, W) or (H, W, C) as a TIFF file, with its values."""
-    import tifffile
-
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 3 and array.shape[-1] not in (3, 4):

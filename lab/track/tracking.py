@@ -51,7 +51,7 @@ def tracked_run(
     description: str | None = None,
     parent_run_id: str | None = None,
     resume_run_id: str | None = None,
-    folder: str | Path | None = None,
+    folder: str | Path = ".",
 ) -> Iterator["Run"]:
     """Open a run, yield it, and close it with the status that tells how the block ended.
 
@@ -66,7 +66,7 @@ def tracked_run(
         params: the settings, usually `vars(args)`. A resumed run keeps those that it began with.
         resume_run_id: the run that goes on instead of a new one. If the store does not hold it, a warning says so, and
             a new run begins.
-        folder: the output folder, where a file keeps records that could not be sent. None: they are only in memory.
+        folder: the output folder, where a file keeps records that could not be sent.
     """
     experiment_id = open_store(experiment)
     uri, file = store.locate()
@@ -99,7 +99,7 @@ def tracked_run(
 class Run:
     """An open run. No method raises because the store fails: `missing` names the records that the store lacks."""
 
-    def __init__(self, client, entity, folder: str | Path | None):
+    def __init__(self, client, entity, folder: str | Path):
         self.run_id = entity.info.run_id
         self._client = client
         self._unsent = Unsent(self.run_id, folder)

@@ -47,13 +47,9 @@ class BadInput(MlflowException):
     def __init__(self, cause: str):
         super().__init__(cause, error_code=INVALID_PARAMETER_VALUE)
 
-    @property
-    def message(self) -> str:
-        return self._cause
-
-    @message.setter
-    def message(self, text: str) -> None:
-        self.__dict__.setdefault("_cause", text)  # the first one stays
+    def serialize_as_json(self) -> str:
+        self.message = str(self)  # the cause alone, as it was raised
+        return super().serialize_as_json()
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):

@@ -136,7 +136,7 @@ def explained(uri: str, file: Path | None) -> Iterator[None]:
         elif "mlflow db upgrade" in str(error):
             mend = f"install the MLflow that made it; if that is older, keep a copy and run `mlflow db upgrade {uri}`"
         elif file:
-            mend = f"move {file.name} away, and a new one is created"
+            mend = f"check that it can be written to; if it is damaged, move {file.name} away, and a new one is created"
         # Without its cause: that text may hold a password.
         raise TrackingError(f"MLflow cannot use the store {uri} ({first_line(error)}); {mend}.") from None
 

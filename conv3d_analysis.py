@@ -1,16 +1,15 @@
 """Build a small Conv3D network, account for its memory and arithmetic before any training, and log it to MLflow.
 
-    python conv3d_analysis.py                 # one run in the experiment 3D_Volumetric_Analysis
-    python conv3d_analysis.py --fit-in 4      # the patches that train within 4 GiB
+    python conv3d_analysis.py                              # one run in the experiment 3D_Volumetric_Analysis
+    python conv3d_analysis.py --input-shape 64 64 64 1     # patches of 64^3 voxels
 
-7 s on 2 cores; expect a predicted memory within about 15% of the measured one. Nothing is trained
-here (volume_segmentation.py does that): loss and Dice by step are SIMULATED, and named so everywhere. Results of
-training steps on noise, in a second process, are named `measured/`; results that follow from the layers alone are named
+7 s on 2 cores; expect a predicted memory within about 15% of the measured one. Nothing is trained here
+(volume_segmentation.py does that): loss and Dice by step are SIMULATED, and named so everywhere. Results of training
+steps on noise, in a second process, are named `measured/`; results that follow from the layers alone are named
 `predicted/`. Files go to outputs/conv3d. `python -m benchmarks.memory_study` measures 68 such networks.
 """
 
 import argparse
-import functools
 import time
 from pathlib import Path
 
@@ -31,7 +30,6 @@ SIMULATION = (
     "loss = 0.05 + 0.65 exp(-step / 8) + 0.01 n1; dice = 0.97 - 0.87 exp(-step / 8) + 0.01 n2; n1, n2 ~ N(0, 1)"
 )
 FILES = ("layers.csv", "simulation.json", "simulated_curves.png", "index.html")
-FILTERS, BATCHES = (8, 16, 32, 64), (1, 2, 4, 8)  # rows and columns of the table of --fit-in
 
 
 # The network
@@ -48,16 +46,9 @@ def build_conv3d(
     Returns:
         An uncompiled `keras.Model`: volumes (N, D, H, W, C) -> probabilities (N, D, H, W, 1), float32.
     """
-    check_volume(input_shape)
+    if len(input_shape) != 4:
+        raise ValueError(f"the input shape must be (depth, height, width, channels); got {input_shape}.")
     return build_unet(input_shape, filters, 2, kernel_size=kernel_size, downsampling=downsampling, name="conv3d")
-
-
-def check_volume(input_shape) -> None:
-    """Raise ValueError unless this is the shape of a volume with channels."""
-    if len(input_shape) != 4 or input_shape[3] < 1:
-        raise ValueError(
-            f"the input shape must be (depth, height, width, channels), such as 32 32 32 1; got {tuple(input_shape)}."
-        )
 
 
 def make_model(config: dict):
@@ -100,12 +91,13 @@ def examine(config: dict, go_ahead) -> dict:
         "layers": layer_costs(model, config["batch_size"]),
         "predicted": predicted,
         "caveat": memory.caveat(),
+        "measured": None,
     }
     go_ahead()
-    if not fits:
-        return {**analysis, "measured": None}
-    model.compile(optimizer=config["optimizer"], loss="binary_crossentropy")
-    return {**analysis, "measured": measured | measure_steps(model, config["batch_size"], process)}
+    if fits:
+        model.compile(optimizer=config["optimizer"], loss="binary_crossentropy")
+        analysis["measured"] = measured | measure_steps(model, config["batch_size"], process)
+    return analysis
 
 
 def measure_steps(model, batch_size: int, process: int, num_steps: int = 3) -> dict[str, float]:
@@ -128,31 +120,6 @@ def timed(call) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def fit_in(gib: float, config: dict) -> dict[int, list[int]]:
-    """Side of the largest cubic patch that trains within `gib` GiB for the whole process, by filters and BATCHES.
-
-    The memory is predicted, with its margin; 0 where not even 16^3 voxels fit. The channels are the configuration's.
-
-    Raises:
-        ValueError: if not even the smallest network fits.
-    """
-    keras = backend.import_keras()
-    keras.ops.ones(1)
-    budget, channels, table = gib - memory.resident_memory() / memory.GIB, config["input_shape"][3], {}
-    for filters in FILTERS:
-        row = {**config, "filters": filters}
-        build = functools.cache(lambda sides, row=row: make_model({**row, "input_shape": (*sides, channels)}))
-        settings = {"optimizer": config["optimizer"], "processor": backend.processor()}
-        plans = [memory.largest_patch(build, budget, batch, **settings) for batch in BATCHES]
-        table[filters] = [sides[0] if sides else 0 for sides, _ in plans]
-        if not table[FILTERS[0]][0]:
-            raise ValueError(
-                f"--fit-in {gib:g} GiB is too small: TensorFlow and the smallest network (16^3 voxels, {filters} "
-                f"filters) need {plans[0][1][0]['gib'] + gib - budget:.2f} GiB. Give at least that."
-            )
-    return table
 
 
 # What is simulated
@@ -222,22 +189,8 @@ def describe_refusal(analysis: dict) -> str:
     gib, free = memory.MARGIN * analysis["predicted"]["total"] / 1024, memory.free_memory() / memory.GIB
     return (
         f"a training step of this network may take {gib:,.1f} GiB of memory, of which {free:.1f} GiB are free. Take "
-        f"fewer voxels, filters or volumes: --fit-in {max(free, 0.1):.1f} shows what fits. {analysis['caveat'] or ''}"
+        f"fewer voxels, filters or volumes. {analysis['caveat'] or ''}"
     ).strip()
-
-
-def describe_fit(gib: float, config: dict) -> str:
-    """The table of `fit_in`, and the settings that it holds for."""
-    table = fit_in(gib, config)
-    lines = [f"Largest cubic patch (side in voxels, in steps of 16) that trains within {gib:g} GiB, by prediction:"]
-    lines.append(f"{'filters':>8}" + "".join(f"{f'batch {batch}':>10}" for batch in BATCHES))
-    lines += [f"{filters:8}" + "".join(f"{side or '-':>10}" for side in sides) for filters, sides in table.items()]
-    lines.append(
-        f"{config['input_shape'][3]} channels, {config['kernel_size']}^3 kernels, {config['downsampling']} "
-        f"downsampling, {config['precision']}, {config['optimizer']}; the whole process with TensorFlow in it, a step "
-        f"with {memory.MARGIN - 1:.0%} more than predicted, which covers the errors of the recorded study."
-    )
-    return "\n".join([*lines, *filter(None, [memory.caveat()])])
 
 
 # Command line
@@ -248,7 +201,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = command_line.make_parser(__doc__)
     net = parser.add_argument_group("network").add_argument
     sides = "depth, height, width, channels; sides divisible by 4, by 8 with early downsampling"
-    net("--input-shape", type=int, nargs="+", default=(32, 32, 32, 1), metavar="N", help=sides)
+    net("--input-shape", type=int, nargs=4, default=(32, 32, 32, 1), metavar=tuple("DHWC"), help=sides)
     net("--filters", type=int, default=8, metavar="N", help="channels of the first block, 1 to 4096")
     net("--kernel-size", type=int, default=3, metavar="N", help="side of the kernels, odd, 1 to 31")
     net("--downsampling", choices=("late", "early"), default="late", help="early: a first convolution of stride 2")
@@ -261,40 +214,24 @@ def parse_args(argv=None) -> argparse.Namespace:
     out = parser.add_argument_group("output").add_argument
     out("--out-dir", type=Path, default=Path("outputs/conv3d"), metavar="DIR", help="where all files go")
     out("--run-name", metavar="NAME", help="of the MLflow run; the network if none is given")
-    table = "instead: print the largest patches that train within this memory, by filters and batch size"
-    out("--fit-in", type=float, metavar="GIB", help=table)
     return command_line.parse(parser, check_args, argv)
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Raise ValueError for settings that cannot work, before anything slow begins."""
+    """Raise ValueError for settings that cannot work, before anything slow begins.
+
+    `examine` checks whether a training step fits into memory; here a network is refused that cannot even be built.
+    """
     backend.refuse_torch()
-    check_volume(args.input_shape)
     check_network(args.input_shape, args.filters, 2, args.kernel_size, args.downsampling)
-    limits = {"filters": 4096, "kernel_size": 31, "batch_size": 10**6, "steps": 10**4, "seed": 2**32 - 1}
-    for name, most in limits.items():
-        least = 0 if name == "seed" else 1
-        if not least <= getattr(args, name) <= most:
-            raise ValueError(f"{command_line.flag_of(name)} must be {least} to {most}; got {getattr(args, name)}.")
-    if args.fit_in is not None and not 0 < args.fit_in <= 4096:
-        raise ValueError(f"--fit-in must be above 0 and at most 4096 GiB, such as 4; got {args.fit_in:g}.")
-    if max(args.input_shape) > 4096:
-        raise ValueError(
-            f"--input-shape {tuple(args.input_shape)} is larger than 4096; no machine has the memory for that."
-        )
-    check_size(args)
-
-
-def check_size(args: argparse.Namespace) -> None:
-    """Raise ValueError for networks that are too large to be built; `examine` checks whether a training step fits."""
-    filters = args.filters if args.fit_in is None else max(FILTERS)
-    weights = 4 * args.kernel_size**3 * 46 * filters**2  # bytes of all blocks; 46 = 1 + 2 + 4 + 8 + 16 + 8 + 4 + 2 + 1
-    if args.fit_in is not None:
-        memory.check_room(12 * weights, "the networks of the table")  # a row of it has about 12 of them
-        return
+    limits = {"kernel_size": (1, 31), "batch_size": (1, 10**6), "steps": (1, 10**4), "seed": (0, 2**32 - 1)}
+    command_line.check_limits(args, limits)
+    if not all(1 <= number <= 4096 for number in args.input_shape):
+        raise ValueError(f"--input-shape takes four numbers, 1 to 4096; got {tuple(args.input_shape)}.")
+    weights = 4 * args.kernel_size**3 * 46 * args.filters**2  # bytes; the blocks are 1 + 2 + 4 + 8 + 16 + 8 + 4 + 2 + 1
     voxels = args.batch_size * np.prod(args.input_shape[:3], dtype=float) / (8 if args.downsampling == "early" else 1)
-    least = 4 * weights + 2 * voxels * filters  # weights, gradients, what adam keeps; one tensor of bfloat16
-    memory.check_room(least, "a training step of this network")
+    # Weights, gradients, what adam keeps; one tensor of bfloat16.
+    memory.check_room(4 * weights + 2 * voxels * args.filters, "a training step of this network")
 
 
 # From end to end
@@ -341,13 +278,10 @@ def log(args: argparse.Namespace, config: dict, analysis: dict, curves: dict, fo
 
 @command_line.script
 def main(argv=None) -> str:
-    """Analyse one network and log it; return the MLflow run's id ("" after --fit-in, which has no run)."""
+    """Analyse one network and log it; return the MLflow run's id."""
     args = parse_args(argv)
     keys = ("input_shape", "filters", "kernel_size", "downsampling", "precision", "batch_size", "optimizer")
     config = {key: getattr(args, key) for key in keys} | {"input_shape": tuple(args.input_shape)}
-    if args.fit_in is not None:
-        print(describe_fit(args.fit_in, config))
-        return ""
     with output_files.output_folder(args.out_dir) as out, FreshProcess(examine, config) as child:
         print("A second process starts TensorFlow and builds the network; this one opens the MLflow store.", flush=True)
         tracking.open_store(EXPERIMENT, out)  # MLflow is imported here while TensorFlow is imported there, once

@@ -315,7 +315,7 @@ def processors(found: dict) -> str:
         f"median absolute error of {wide['median_error']:.1%} and a largest of {wide['largest_error']:.1%}; in "
         f"bfloat16 the error of {short['num_measured']} is {short['mean_error']:+.0%} on average and "
         f"{short['largest_error']:.0%} at most. There a step takes at most {study['largest_factor']:.2f} times what is "
-        f"predicted; `--fit-in` keeps a factor of {study['margin']:g} free. Of the report's short trainings "
+        f"predicted; the scripts keep a factor of {study['margin']:g} free. Of the report's short trainings "
         f"{same['k']} of {same['n']} end with the bits of {told['here']}; the default one with `--deterministic`, "
         f"{again} there, has a test Dice of {full['there']:.5f} instead of {full['here']:.5f}."
     )

@@ -6,9 +6,8 @@
         with output_files.output_folder(args.out_dir, reads=(args.images,)):
             ...
 
-A failure of a script is one sentence on the error stream and an exit code, never a traceback: 2 if nothing was done
-(a flag, a file or a store cannot be used), 1 if something that was begun could not be finished, 130, 143 or 129 after
-Ctrl-C, SIGTERM or SIGHUP. LAB_TRACEBACK=1 shows the traceback too.
+A failure of a script is one sentence on the error stream and an exit code (see EXIT_CODES), never a traceback: 2 where
+a flag, a file or a store cannot be used. LAB_TRACEBACK=1 shows the traceback too.
 """
 
 import argparse
@@ -27,6 +26,7 @@ from lab.system import backend, processes
 from lab.system.errors import first_line
 from lab.system.processes import LostProcess
 from lab.system.signals import Stopped, signals_raise
+from lab.track.store import TrackingError
 
 NOT_OF_THE_TRAINING = (  # flags that change no number of a training, or are only paths
     "out_dir", "resume", "overwrite", "run_name", "register", "images", "masks", "distributed", "memory", "minutes",
@@ -78,47 +78,39 @@ def describe(error: BaseException) -> tuple[str | None, int]:
         return f"stopped by {signal.Signals(error.code - 128).name}. {notes}".strip(), error.code
     if isinstance(error, SystemExit):
         return None, error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    text = first_line(error) if _foreign(error) else str(error)
+    ours = isinstance(error, ValueError | TrackingError | Unfinished | LostProcess)
+    text = str(error) if ours else first_line(error)  # a library may add pages of context
     if isinstance(error, Unfinished | LostProcess):
         return f"{text} {notes}".strip(), 1
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return f"error: not enough memory ({text[:200]}). Smaller images, patches or batches need less. {notes}", 1
-    if isinstance(error, ValueError | OSError) or type(error).__name__ == "TrackingError":
+    if isinstance(error, ValueError | OSError | TrackingError):
         return f"error: {text} {notes}".strip(), 2
     return f"unexpected error: {type(error).__name__}: {text[:300]} LAB_TRACEBACK=1 shows where. {notes}".strip(), 1
-
-
-def _foreign(error: BaseException) -> bool:
-    """Whether a library wrote the message, and may have added pages of context."""
-    return not isinstance(error, ValueError | Unfinished | LostProcess) and type(error).__name__ != "TrackingError"
 
 
 @contextlib.contextmanager
 def _patient_output() -> Iterator[None]:
     """Let the work go on if its console can no longer be written to (`| head -1`, a log on a full disk)."""
+    stream = sys.stdout
 
     class Patient:
-        def __init__(self, stream):
-            self._stream = stream
-
         def write(self, text):
             with contextlib.suppress(OSError, ValueError):
-                self._stream.write(text)
+                stream.write(text)
             return len(text)
 
         def flush(self):
             with contextlib.suppress(OSError, ValueError):
-                self._stream.flush()
+                stream.flush()
 
         def __getattr__(self, name):
-            return getattr(self._stream, name)
+            return getattr(stream, name)
 
-    stream = sys.stdout
-    sys.stdout = Patient(stream)
+    sys.stdout = Patient()
     try:
         yield
     finally:
-        sys.stdout.flush()
         sys.stdout = stream
         try:
             stream.flush()
@@ -142,8 +134,7 @@ def parse(
     complete and is not changed later.
     """
     if recipe_of:
-        first = parser.parse_args(argv)
-        recipe = recipe_of(first)
+        recipe = recipe_of(parser.parse_args(argv))
         parser.set_defaults(recipe=recipe, **recipes[recipe])
     args = parser.parse_args(argv)
     try:
@@ -168,8 +159,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Shows a flag's default after its help, once, and as it is typed."""
 
     def _get_help_string(self, action):
-        shown = action.default is not False and action.default not in (None, [], argparse.SUPPRESS)
-        if not shown or "default" in action.help:
+        if action.default is False or action.default in (None, [], argparse.SUPPRESS) or "default" in action.help:
             return action.help
         shown = " ".join(map(str, _list(action.default))).replace("%", "%%")
         return f"{action.help} (default: {shown})"
@@ -215,11 +205,8 @@ def add_training_flags(group, recipes: dict[str, dict], what: str) -> None:
     chosen("--optimizer", choices=("muon", "adam"), help="muon needs fewer epochs, adam is the textbook's")
     chosen("--learning-rate", type=float, metavar="R", help="peak step size, above 0")
     chosen("--schedule", choices=("cosine", "constant"), help="course of the learning rate")
-    chosen(
-        "--loss",
-        choices=("dice", "ce", "dice+ce", "pooled-dice"),
-        help="the loss to minimise; pooled-dice is the lab report's",
-    )
+    losses = ("dice", "ce", "dice+ce", "pooled-dice")
+    chosen("--loss", choices=losses, help="the loss to minimise; pooled-dice is the lab report's")
     weights = "weight the classes in cross-entropy by 1 / their share of the pixels"
     add("--class-weights", action=argparse.BooleanOptionalAction, default=False, help=weights)
     smooth = "constant in numerator and denominator of the Dice losses, above 0 (default: 1, pooled-dice 1e-6)"
@@ -267,14 +254,10 @@ def add_output_flags(add: Callable, folder: str) -> None:
 def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> None:
     """Raise ValueError for numbers that cannot work; `counts` are the flags that count something."""
     backend.refuse_torch()
-    for name in (*counts, "epochs", "batch_size", "filters"):
-        value = getattr(args, name)
-        if not 1 <= value <= 10**9:
-            raise ValueError(f"{flag_of(name)} must be at least 1 and at most 10^9; got {value}.")
+    check_limits(args, dict.fromkeys((*counts, "epochs", "batch_size"), (1, 10**9)))
+    check_limits(args, {"filters": (1, 512), "seed": (0, 2**32 - 1)})
     if args.minutes is not None and not 0 < args.minutes < float("inf"):
         raise ValueError(f"--minutes must be a finite number above 0, such as 10; got {args.minutes}.")
-    if args.filters > 512:
-        raise ValueError(f"--filters must be 1 to 512; got {args.filters}.")
     if not (0 < args.learning_rate < float("inf")):
         raise ValueError(f"--learning-rate must be a finite number above 0, such as 0.002; got {args.learning_rate}.")
     if args.smooth is not None and (args.loss == "ce" or not 0 < args.smooth < float("inf")):
@@ -283,8 +266,6 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
         raise ValueError(f"--class-weights weights cross-entropy; give --loss dice+ce or ce, not {args.loss}.")
     if args.classes is not None:
         check_names(args.classes)
-    if not 0 <= args.seed < 2**32:
-        raise ValueError(f"--seed must be 0 to 2^32 - 1; got {args.seed}.")
     if args.check and (args.images is None or args.distributed):
         raise ValueError("--check is for your own data (--images and --masks), without --distributed.")
     if args.resume and args.overwrite:
@@ -293,24 +274,25 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
         raise ValueError(f"--register takes a name of letters, digits, spaces and _ . -; got {args.register!r}.")
 
 
+def check_limits(args: argparse.Namespace, limits: dict[str, tuple[int, int]]) -> None:
+    """Raise ValueError for a number outside its limits, least and most."""
+    for name, (least, most) in limits.items():
+        if not least <= getattr(args, name) <= most:
+            raise ValueError(f"--{name.replace('_', '-')} must be {least} to {most}; got {getattr(args, name)}.")
+
+
 def training_settings(args: argparse.Namespace, **others) -> dict[str, str]:
     """All that a training depends on, by name: its flags without those of the output, and `others` (such as `data`)."""
     settings = {**vars(args), **others}
     return {name: str(value) for name, value in settings.items() if name not in NOT_OF_THE_TRAINING}
 
 
-def flag_of(name: str) -> str:
-    """The flag of an argument: train_size -> --train-size."""
-    return "--" + name.replace("_", "-")
-
-
 def run_name(what: str, args: argparse.Namespace, recipes: dict[str, dict], **others) -> str:
     """A run's name: data, recipe, flags that differ from it, seed; `others` replace arguments of the same names.
-    (MLflow draws its names from Python's random numbers: a fixed seed would give all runs the same name.)"""
+
+    MLflow draws its names from Python's random numbers: a fixed seed would give all runs the same name.
+    """
     settings = {**vars(args), **others}
     changed = [name for name, value in recipes[args.recipe].items() if _list(settings[name]) != _list(value)]
-    differences = [f"{flag_of(name)[2:]} {' '.join(map(str, _list(settings[name])))}" for name in changed]
+    differences = [f"{name.replace('_', '-')} {' '.join(map(str, _list(settings[name])))}" for name in changed]
     return args.run_name or ", ".join(dict.fromkeys([what, args.recipe, *differences, f"seed {args.seed}"]))
-
-
-# The output folder

@@ -34,26 +34,24 @@ BAD = [  # at once
     ("--filters 0", "at least 1"),
     ("--kernel-size 4", "odd"),
     ("--kernel-size -3", "odd"),
-    ("--input-shape 32 32 32", "depth, height, width, channels"),
+    ("--input-shape 32 32 32", "expected 4 arguments"),
     ("--input-shape 2 32 32 1", "divisible by 4"),
     ("--input-shape 0 32 32 1", "divisible by 4"),
     ("--input-shape 36 36 36 1 --downsampling early", "divisible by 8"),
     ("--batch-size 0", "1 to"),
     ("--steps 0", "1 to"),
     ("--seed -1", "0 to 4294967295"),
-    ("--fit-in nan", "above 0"),
-    ("--fit-in 1e9", "at most 4096"),
     ("--kernel-size 1001", "1 to 31"),
     ("--filters 1000000", "1 to 4096"),
     ("--filters 1e6", "invalid int value"),
     ("--filters 4096 --kernel-size 31", "GiB are free"),
-    ("--fit-in 4 --kernel-size 31", "GiB are free"),
     ("--batch-size 1000000000", "1 to 1000000"),
     ("--batch-size 1000000 --filters 256", "GiB are free"),
     ("--steps 1000000000000", "1 to 10000"),
     ("--seed 4294967296", "0 to 4294967295"),
     ("--input-shape 4096 4096 4096 1", "GiB are free"),
-    ("--input-shape 1000000 32 32 1", "larger than 4096"),
+    ("--input-shape 1000000 32 32 1", "1 to 4096"),
+    ("--input-shape 32 32 32 0", "1 to 4096"),
 ]
 
 
@@ -75,16 +73,6 @@ def test_parameters_are_those_of_a_hand_count(filters, kernel):
     assert model.count_params() == expected == sum(row["parameters"] for row in conv3d.layer_costs(model))
 
 
-def test_table_of_what_fits_shrinks_with_filters_batch_and_channels(monkeypatch):
-    """As many channels as make the first layer the largest of all: smaller patches fit."""
-    monkeypatch.setattr(conv3d, "FILTERS", (8, 32))
-    monkeypatch.setattr(conv3d, "BATCHES", (1, 8))
-    table = conv3d.fit_in(1.5, CONFIG)
-    assert table[8][0] > table[8][1] and table[8][0] > table[32][0]
-    monkeypatch.setattr(conv3d, "FILTERS", (8,))
-    assert conv3d.fit_in(1.5, {**CONFIG, "input_shape": (16, 16, 16, 128)})[8][0] < table[8][0]
-
-
 def test_simulation_is_fixed_by_its_seed():
     assert conv3d.simulate(20, seed=1) == conv3d.simulate(20, seed=1) != conv3d.simulate(20, seed=2)
     assert all(0 <= dice <= 1 for dice in conv3d.simulate(500, seed=0)["simulated/dice"])
@@ -100,26 +88,16 @@ def test_bad_flags_are_one_sentence_exit_code_2_and_touch_nothing(flags, words, 
     assert not list(tmp_path.iterdir())
 
 
-def test_too_little_memory_for_any_network_is_one_sentence(capsys):
-    with pytest.raises(SystemExit) as stop:
-        conv3d.main(["--fit-in", "0.1"])
-    assert stop.value.code == 2 and "too small" in capsys.readouterr().err
-
-
 def test_network_that_would_not_fit_is_accounted_for_and_not_measured(monkeypatch):
-    """In this process, where the account can be told that little is free."""
+    """In this process, where the account can be told that little is free and that oneDNN is off."""
     monkeypatch.setattr(memory, "free_memory", lambda: 50 * memory.MIB)
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     waited = []
     found = conv3d.examine(CONFIG, lambda: waited.append(True))
     assert found["measured"] is None and found["predicted"]["total"] > 50 and waited
-    assert "GiB of memory, of which 0.0 GiB are free" in conv3d.describe_refusal(found)
-
-
-def test_a_switched_off_onednn_is_told(monkeypatch):
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(conv3d, "fit_in", lambda gib, config: {})
-    assert "switches oneDNN off" in conv3d.describe_fit(1.5, CONFIG)
+    said = conv3d.describe_refusal(found)
+    assert "GiB of memory, of which 0.0 GiB are free" in said and "switches oneDNN off" in said
 
 
 def test_help_answers_before_keras_is_imported():

@@ -35,11 +35,9 @@ def host() -> str:
 
 
 def is_gone(tags: dict[str, str]) -> bool:
-    """Whether a run's process was on this machine and has ended; another process may have its number now."""
+    """Whether a run's process, on this machine, has ended; another process may have its number now."""
     import psutil
 
-    if tags.get("process.host") != host():
-        return False
     try:
         process = psutil.Process(int(tags["process.id"]))
         same = abs(process.create_time() - float(tags["process.started"])) < 2  # seconds: clocks are set now and then
@@ -65,9 +63,14 @@ def close_dead_runs(client) -> None:
         note(f"MLflow run {run.info.run_name} ({run_id}) said RUNNING, but its process is gone: now it says KILLED.")
 
 
+def models_of(client, run_id: str) -> list:
+    """The models that a run has logged, finished or not."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    return client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+
+
 def fail_half_models(client, run_id: str) -> None:
     """Mark as FAILED the models of a run that were never finished."""
-    experiment_id = client.get_run(run_id).info.experiment_id
-    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+    for model in models_of(client, run_id):
         if model.status == "PENDING":
             client.finalize_logged_model(model.model_id, "FAILED")

@@ -16,7 +16,7 @@ from pathlib import Path
 from lab.model import model_file
 from lab.system import backend
 from lab.track import store
-from lab.track.dead_runs import fail_half_models
+from lab.track.dead_runs import fail_half_models, models_of
 from lab.track.store import TrackingError
 
 FILE = "artifacts/model.keras"  # in a logged model
@@ -38,20 +38,19 @@ def log_model(client, run_id: str, file: Path, digest: str) -> str:
 
     run = client.get_run(run_id)
     fail_half_models(client, run_id)
-    for model in client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'"):
+    for model in models_of(client, run_id):
         if model.status == "READY" and model.tags.get("sha256") == digest:
             return model.model_id
     keras = backend.import_keras()
     preprocessing = model_file.read_preprocessing(file)
     known, sides = model_file.classes_of(preprocessing), (-1,) * preprocessing["ndim"]
-    values = np.min_scalar_type(max(known.values) if known.num > 1 else 255)
-    channels = (known.num + 1,) if known.num > 1 else ()
+    several = known.num > 1
+    mask = TensorSpec(np.min_scalar_type(max(known.values) if several else 255), sides, "mask")
+    channels = (known.num + 1,) if several else ()
     signature = ModelSignature(
         # MLflow's only type that lets 8 and 16 bits, grey and colour pass unchanged.
         Schema([TensorSpec(np.dtype(object), (-1,))]),
-        Schema(
-            [TensorSpec(values, sides, "mask"), TensorSpec(np.dtype("float32"), (*sides, *channels), "probability")]
-        ),
+        Schema([mask, TensorSpec(np.dtype("float32"), (*sides, *channels), "probability")]),
         ParamSchema([ParamSpec("threshold", "double", 0.5)]),
     )
     installed = {keras.backend.backend(): sys.modules[keras.backend.backend()].__version__}
@@ -61,11 +60,7 @@ def log_model(client, run_id: str, file: Path, digest: str) -> str:
     model_id = client.create_logged_model(
         run.info.experiment_id, "model", run_id, tags={"sha256": digest, **tags}, params=run.data.params
     ).model_id
-    with (
-        store.as_default(client.tracking_uri),
-        tempfile.TemporaryDirectory() as folder,
-        warnings.catch_warnings(),
-    ):
+    with store.as_default(client.tracking_uri), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a missing example of an input: MLflow would predict it
         copy = shutil.copy(file, Path(folder) / "model.keras")  # MLflow does not find a path with % in it
         Model.log(
@@ -101,16 +96,16 @@ def register(client, model_id: str, run_id: str, name: str) -> str:
     """Make a logged model the newest version of `models:/NAME`, unless it is a version already; return the version."""
     from mlflow import MlflowException
 
+    source = f"models:/{model_id}"
     for version in client.search_model_versions(f"name = '{name}'"):
-        if version.source == f"models:/{model_id}":
+        if version.source == source:
             return str(version.version)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
-    return str(version.version)
+    return str(client.create_model_version(name, source, run_id, model_id=model_id).version)
 
 
 # Fetching
@@ -141,38 +136,27 @@ def files(names: list[str]) -> Iterator[list[Path]]:
 def _fetch(name: str, folder: Path) -> Path:
     client, uri = store.open_existing()
     import mlflow.artifacts
-    from mlflow import MlflowException
 
     try:
-        location = _location(client, name)
-    except MlflowException as error:
-        raise TrackingError(
-            f"The MLflow store {uri} does not hold the model {name} ({store.first_line(error)}); give "
-            "runs:/RUN_ID/model, models:/NAME/VERSION or models:/NAME@ALIAS, or set MLFLOW_TRACKING_URI to the store "
-            "that holds it."
-        ) from None
-    try:
-        path = mlflow.artifacts.download_artifacts(f"{location}/{FILE}", dst_path=str(folder), tracking_uri=uri)
+        file = f"{_location(client, name)}/{FILE}"
+        return Path(mlflow.artifacts.download_artifacts(file, dst_path=str(folder), tracking_uri=uri))
     except Exception as error:  # of the many kinds of artifact stores
         raise TrackingError(
-            f"The file {FILE} of the model {name} cannot be downloaded from {location} ({store.first_line(error)}); "
-            "unet_segmentation.py and volume_segmentation.py log it."
+            f"The MLflow store {uri} does not hold the model {name}, or not its file {FILE} ({store.first_line(error)})"
+            "; give runs:/RUN_ID/model, models:/NAME/VERSION or models:/NAME@ALIAS of a training of the lab, or set "
+            "MLFLOW_TRACKING_URI to the store that holds it."
         ) from None
-    return Path(path)
 
 
 def _location(client, name: str) -> str:
-    """The place of a model's files; MlflowException if there is none."""
-    from mlflow import MlflowException
+    """The place of a model's files; of a run, a half-logged model does not count. Raises an error if there is none."""
     from mlflow.store.artifact.utils.models import get_model_name_and_version
 
     if name.startswith("runs:/"):
         run_id, _, wanted = name.removeprefix("runs:/").partition("/")
-        experiment = client.get_run(run_id).info.experiment_id
-        logged = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
-        ready = [model for model in logged if model.name == wanted and model.status == "READY"]
+        ready = [model for model in models_of(client, run_id) if model.name == wanted and model.status == "READY"]
         if not ready:
-            raise MlflowException(f"the run has no finished model {wanted!r}")
+            raise LookupError(f"the run has no finished model {wanted!r}")
         return max(ready, key=lambda model: model.creation_timestamp).artifact_location
     version = get_model_name_and_version(client, name)
     if len(version) == 1:

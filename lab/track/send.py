@@ -5,9 +5,8 @@
 A script goes on when its store fails. Records that it could not send wait in its output folder, in the file
 `mlflow_unsent_<run id>.json`; it names pictures and models by their paths, and does not copy them. At its end the
 script sends all of them. If the store still fails then, the next start of a script in that folder sends them, or this
-command does: run it in the same directory and with the same MLFLOW_TRACKING_URI as the script.
-
-Sending twice does no harm, because nothing doubles: if an answer of the store gets lost, the records are sent again.
+command does: run it in the same directory and with the same MLFLOW_TRACKING_URI as the script. Records that are sent
+twice, because an answer of the store got lost, do not double.
 """
 
 import argparse
@@ -29,22 +28,20 @@ ARTIFACTS = ("text", "file", "model")  # kinds of items that go to the artifact 
 
 
 class Gone(Exception):
-    """A file that waits to be sent is gone, or another file lies in its place."""
+    """A file that waits to be sent is gone, or a later run has written another one in its place."""
 
 
 class Unsent:
     """The items of one run that MLflow does not have yet, in the order of the script.
 
     An item is a dictionary: its `kind`, its name for the user (`what`), and the values for `_send_item`. As long as
-    there are items, a file in `folder` holds them. Without a folder they are only in memory.
+    there are items, a file in `folder` holds them.
     """
 
-    def __init__(self, run_id: str, folder: str | Path | None):
+    def __init__(self, run_id: str, folder: str | Path):
         self.run_id, self.folder = run_id, folder
-        self.file = Path(folder).absolute() / FILE.format(run_id) if folder is not None else None
-        self.items = []
-        if self.file and self.file.exists():
-            self.items = json.loads(self.file.read_text(encoding="utf-8"))["items"]
+        self.file = Path(folder).absolute() / FILE.format(run_id)
+        self.items = json.loads(self.file.read_text(encoding="utf-8"))["items"] if self.file.exists() else []
         self.refused: list[str] = []  # names of items that the store refused for good
         self._has_warned = False  # that the file cannot be written
 
@@ -55,9 +52,8 @@ class Unsent:
 
     def file_item(self, path: str | Path) -> dict:
         """The entries of an item that name a file: its path in the folder, which may be moved, and its digest."""
-        path = Path(path).absolute()
-        inside = self.file and path.is_relative_to(self.file.parent)
-        return {"path": str(path.relative_to(self.file.parent) if inside else path), "sha256": _digest(path)}
+        path, here = Path(path).absolute(), self.file.parent
+        return {"path": str(path.relative_to(here) if path.is_relative_to(here) else path), "sha256": _digest(path)}
 
     def send(self, client) -> str | None:
         """Send all items. An item leaves the list when it is sent, or when the store refuses it for good.
@@ -116,7 +112,7 @@ class Unsent:
             case "text":
                 client.log_text(run_id, item["text"], item["path"])
             case "file":
-                client.log_artifact(run_id, str(self._find_file(item)), item["folder"])
+                client.log_artifact(run_id, str(self._find_file(item)))
             case "model":
                 from lab.track import registry
 
@@ -125,24 +121,22 @@ class Unsent:
         return None
 
     def _find_file(self, item: dict) -> Path:
-        """The file of an item. Raises `Gone` if a later run has written another one in its place."""
-        path = Path(self.file.parent if self.file else "", item["path"])
+        """The file of an item. Raises `Gone` if it is not as it was."""
+        path = Path(self.file.parent, item["path"])
         if not path.is_file() or _digest(path) != item["sha256"]:
             raise Gone(f"{path} is gone, or another file lies there")
         return path
 
     def write(self) -> None:
         """Write the items to the file; delete the file if there are none."""
-        if self.file is None or not (self.items or self.file.exists()):
-            return
+        content = json.dumps({"run_id": self.run_id, "items": self.items}, indent=1)
         try:
             with signals_wait():
-                if not self.items:
+                if self.items:
+                    with replaced(self.file) as aside:
+                        aside.write_text(content, encoding="utf-8")
+                else:
                     self.file.unlink(missing_ok=True)
-                    return
-                with replaced(self.file) as aside:
-                    content = {"run_id": self.run_id, "items": self.items}
-                    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
         except OSError as error:
             if not self._has_warned:
                 warn(f"{self.file} cannot be written ({error.strerror}): records for MLflow are kept in memory only.")
@@ -153,7 +147,7 @@ class Unsent:
         if self.missing:
             names = "; ".join(self.missing[:10])
             others = f" and {len(self.missing) - 10} more" if len(self.missing) > 10 else ""
-            is_kept = self.items and self.file and self.file.exists()
+            is_kept = self.items and self.file.exists()
             later = f" Send it later: python -m lab.track.send {shlex.quote(str(self.folder))}" if is_kept else ""
             warn(f"not recorded in MLflow run {self.run_id}: {names}{others}{because}.{later}")
 
@@ -177,10 +171,7 @@ def send_left(client, folder: Path) -> bool:
         except Exception as error:  # another run in the folder may succeed
             complete, why = False, first_line(error)
             if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
-                why = (
-                    f"the store {client.tracking_uri} does not hold the run; set MLFLOW_TRACKING_URI to the store "
-                    "that does, or delete the file"
-                )
+                why = f"{client.tracking_uri} does not hold the run; set MLFLOW_TRACKING_URI, or delete the file"
             warn(f"{file} still keeps what MLflow run {unsent.run_id} misses ({why}).")
         unsent.write()
     return complete

@@ -1,7 +1,6 @@
 """The model that MLflow serves: a picture as it is on disk -> the mask that predict.py gives.
 
-lab/track/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it, for example
-by:
+lab/track/registry.py logs this file, the package and the model file; nothing is pickled. MLflow runs it, such as by:
 
     PATH=.venv/bin:$PATH mlflow models serve -m runs:/RUN_ID/model --env-manager local
     echo '{"inputs": "'$(base64 -w0 photo.png)'"}' |
@@ -26,12 +25,20 @@ import io
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import tifffile
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from PIL import Image
+
+from lab.data import grey_values, pictures, scans
+from lab.evaluate import label_pictures
+from lab.model import model_file, prediction
+from lab.system import backend
 
 
 class BadInput(MlflowException):
@@ -40,13 +47,9 @@ class BadInput(MlflowException):
     def __init__(self, cause: str):
         super().__init__(cause, error_code=INVALID_PARAMETER_VALUE)
 
-    @property
-    def message(self) -> str:
-        return self._cause
-
-    @message.setter
-    def message(self, text: str) -> None:
-        self.__dict__.setdefault("_cause", text)  # the first one stays
+    def serialize_as_json(self) -> str:
+        self.message = str(self)  # the cause alone, as it was raised
+        return super().serialize_as_json()
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
@@ -57,51 +60,40 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         if "keras" not in sys.modules:  # a model file runs on every backend; take an installed one
             installed = filter(importlib.util.find_spec, ("tensorflow", "jax", "torch"))
             os.environ.setdefault("KERAS_BACKEND", next(installed, "tensorflow"))
-        from lab.model import model_file, prediction
-        from lab.system import backend
-
         backend.import_keras()
         self.models = prediction.load_models([Path(context.artifacts["model"])])
         self.known = model_file.classes_of(self.models[0].preprocessing)
 
     def predict(self, context, model_input: np.ndarray, params=None):
         """The answer for an array, or for a file as an array of one text; `params` may hold `threshold`."""
+        threshold = (params or {}).get("threshold", 0.5)
         try:
             if model_input.size == 1 and isinstance(model_input.item(), str | bytes):
-                return self.answer_file(model_input.item(), **(params or {}))
-            return self.answer_array(as_stored(model_input), **(params or {}))
+                return self.answer_file(model_input.item(), threshold)
+            return self.answer_array(as_stored(model_input), threshold)
         except ValueError as error:
             raise BadInput(str(error)) from None
 
-    def answer_file(self, text: str | bytes, threshold: float = 0.5) -> dict:
+    def answer_file(self, text: str | bytes, threshold: float) -> dict:
         """The answer for a picture file in base64; it holds files too."""
-        from PIL import Image
-
-        from lab.evaluate import label_pictures
-
         if self.models[0].preprocessing["ndim"] == 3:
             raise ValueError("this model takes volumes: post an array (D, H, W), or use predict.py on the scan.")
-        from lab.data import pictures
-
         try:
             content = base64.b64decode(text, validate=True)
         except ValueError:
             raise ValueError("neither numbers nor a picture file in base64 were posted.") from None
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "picture"
-            path.write_bytes(content)
-            image = self.read(path)
-            labels, probs, remark = self.find(image, threshold)
-            remark = " ".join(filter(None, (remark, pictures.describe_loss(path, image))))
-        mask = as_png(label_pictures.picture(labels, self.known))
+        image, loss = self.read(lambda path: path.write_bytes(content))
+        labels, probs, remark = self.find(image, threshold)
         pngs = [as_png(Image.fromarray(channel)) for channel in np.moveaxis(probs, -1, 0)]
-        probability = pngs[0] if self.known.num == 1 else dict(zip(self.known.names, pngs[1:], strict=True))
-        return {"mask": mask, "probability": probability, "remark": remark, **self.describe_classes(labels)}
+        return {
+            "mask": as_png(label_pictures.picture(labels, self.known)),
+            "probability": pngs[0] if self.known.num == 1 else dict(zip(self.known.names, pngs[1:], strict=True)),
+            "remark": " ".join(filter(None, (remark, loss))),
+            **self.describe_classes(labels),
+        }
 
-    def answer_array(self, array: np.ndarray, threshold: float = 0.5) -> dict:
+    def answer_array(self, array: np.ndarray, threshold: float) -> dict:
         """The answer for an array, of a picture, several of one size or a volume; it holds arrays too."""
-        from lab.data import folders
-
         ndim = self.models[0].preprocessing["ndim"]
         if not ndim <= array.ndim <= ndim + 2 or not array.size:
             sides = "(H, W), (H, W, C) or (N, H, W, C)" if ndim == 2 else "(D, H, W), (D, H, W, 1) or (N, D, H, W, 1)"
@@ -110,31 +102,24 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             answers = [self.answer_array(image, threshold) for image in array]
             whole = {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}
             return whole | {name: answers[0][name] for name in ("values",) if name in whole}
-        if ndim == 3:
-            image = array.reshape(*array.shape[:3], -1)
-            if image.shape[-1] != 1:
-                raise ValueError(f"a volume of one channel was expected; got an array of shape {array.shape}.")
-            strange = int(np.count_nonzero(~np.isfinite(image)))
-            if strange:
-                raise ValueError(f"the volume holds {folders.count(strange, 'voxel')} of NaN or infinity; put 0 there.")
-            if min(image.shape[:3]) < 2 or image.min() == image.max():
-                raise ValueError(f"the volume, of shape {array.shape}, is a single slice or constant.")
+        if ndim == 2:  # as a file, so that it is read as predict.py reads it
+            image, _ = self.read(lambda path: write_picture(array, path))
         else:
-            with tempfile.TemporaryDirectory() as folder:  # as a file, so that it is read as predict.py reads it
-                path = Path(folder) / "picture"
-                write_picture(array, path)
-                image = self.read(path)
+            image = array.reshape(*array.shape[:3], -1)
+            if image.shape[-1] != 1 or min(image.shape[:3]) < 2:
+                raise ValueError(f"one channel, and not a single slice, was expected; got shape {array.shape}.")
+            scans.look_through(scans.Scan(Path("the volume"), image[..., 0], None, None, None))
         labels, probs, remark = self.find(image, threshold)
-        probability = probs / np.float32(2**16 - 1)
-        if self.known.num == 1:
-            return {"mask": labels * np.uint8(255), "probability": probability[..., 0], "remark": remark}
-        mask = self.known.to_values(labels)
-        return {"mask": mask, "probability": probability, "remark": remark, **self.describe_classes(labels)}
+        one, probability = self.known.num == 1, probs / np.float32(2**16 - 1)
+        return {
+            "mask": labels * np.uint8(255) if one else self.known.to_values(labels),
+            "probability": probability[..., 0] if one else probability,
+            "remark": remark,
+            **self.describe_classes(labels),
+        }
 
     def describe_classes(self, labels: np.ndarray) -> dict:
         """The value of each of several classes, its share of the pixels and its number of objects; {} for one class."""
-        from lab.model import prediction
-
         if self.known.num == 1:
             return {}
         names = self.known.names
@@ -142,20 +127,22 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         figures = {name: {key: float(row[f"{key}/{name}"]) for key in ("foreground", "objects")} for name in names}
         return {"values": dict(zip(names, self.known.values[1:], strict=True)), "figures": figures}
 
-    def read(self, path: Path) -> np.ndarray:
-        """Read a picture (H, W, C) with the model's channels; errors do not hold the name of the file."""
-        from lab.data import pictures
+    def read(self, write: Callable[[Path], object]) -> tuple[np.ndarray, str | None]:
+        """The picture (H, W, C) that `write` writes to a file, with the model's channels, and what got lost.
 
-        try:
-            return pictures.read_picture(path, self.models[0].preprocessing["channels"])
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), "the picture")) from None
+        Errors do not hold the name of the file.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "picture"
+            write(path)
+            try:
+                image = pictures.read_picture(path, self.models[0].preprocessing["channels"])
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(path), "the picture")) from None
+            return image, pictures.describe_loss(path, image)
 
     def find(self, image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, str]:
         """Labels, probabilities (*sides, C) in 16 bits, and a remark if something is strange; as in predict.py."""
-        from lab.data import grey_values
-        from lab.model import prediction
-
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], such as 0.5; got {threshold}.")
         if threshold != 0.5 and self.known.num > 1:
@@ -190,8 +177,6 @@ def as_stored(values: np.ndarray) -> np.ndarray:
 
 def write_picture(array: np.ndarray, path: Path) -> None:
     """Write an array (H, W) or (H, W, C) as a TIFF file, with its values."""
-    import tifffile
-
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 3 and array.shape[-1] not in (3, 4):

@@ -11,8 +11,8 @@ import shlex
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -103,85 +103,63 @@ def open_experiment(experiment: str):
     """
     mlflow = import_mlflow()
     uri, file = locate()
-    if experiment == "Default":
-        raise TrackingError(
-            "The experiment must have a name of its own, not 'Default': MLflow keeps that one for runs without an "
-            "experiment, and its artifacts may lie elsewhere."
-        )
-
-    def open_it():
+    with explained(uri, file), _opening_lock(file) if file else nullcontext():
+        check_server(uri)
+        _check_database(file)
         client = mlflow.MlflowClient(uri)
         return client, _experiment_id(client, experiment, file)
-
-    try:
-        if file is None:
-            check_server(uri)
-            return open_it()
-        with _opening_lock(file):
-            _while_locked(file, lambda: _check_database(file))
-            return _while_locked(file, open_it)
-    except TrackingError:
-        raise
-    except Exception as error:
-        raise _unusable(uri, file, error) from None  # without its cause: that text may hold a password
-
-
-def _unusable(uri: str, file: Path | None, error: Exception) -> TrackingError:
-    """The error for a store where MLflow failed, with what to do."""
-    mend = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the current directory"
-    if "mlflow db upgrade" in str(error):
-        mend = f"an older MLflow made it: keep a copy, and run `mlflow db upgrade {uri}`"
-    elif file:
-        mend = f"move {file.name} away, and a new one is created"
-    return TrackingError(f"MLflow cannot use the store {uri} ({first_line(error)}); {mend}.")
 
 
 def open_existing():
     """A client of the store, and its URI; nothing is created. Raises TrackingError if it cannot be used."""
     uri, file = locate()
     if file is not None and not file.exists():
-        raise TrackingError(
-            f"There is no MLflow store {file}; run in the folder where the training ran, or set MLFLOW_TRACKING_URI."
-        )
+        raise TrackingError(f"There is no MLflow store {file}; run where the training ran, or set MLFLOW_TRACKING_URI.")
     mlflow = import_mlflow()
-    try:
+    with explained(uri, file):
         check_server(uri)
-        if file is None:
-            return mlflow.MlflowClient(uri, uri), uri
-        _while_locked(file, lambda: _check_database(file, writes=False))
-        return _while_locked(file, lambda: mlflow.MlflowClient(uri, uri)), uri
+        _check_database(file)
+        return mlflow.MlflowClient(uri, uri), uri
+
+
+@contextmanager
+def explained(uri: str, file: Path | None) -> Iterator[None]:
+    """Turn every error of MLflow in the block into a TrackingError that says what to do."""
+    try:
+        yield
     except TrackingError:
         raise
     except Exception as error:
-        raise _unusable(uri, file, error) from None
+        mend = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the current directory"
+        if "database is locked" in str(error):
+            mend = "wait for the program that holds it, or end that; leave the file where it is: it is not damaged"
+        elif "mlflow db upgrade" in str(error):
+            mend = f"install the MLflow that made it; if that is older, keep a copy and run `mlflow db upgrade {uri}`"
+        elif file:
+            mend = f"check that it can be written to; if it is damaged, move {file.name} away, and a new one is created"
+        # Without its cause: that text may hold a password.
+        raise TrackingError(f"MLflow cannot use the store {uri} ({first_line(error)}); {mend}.") from None
 
 
 def check_server(uri: str, seconds: float = 5) -> None:
     """Ask a server once whether it answers, because MLflow itself tries for long; do nothing for other stores."""
     if not uri.startswith(("http://", "https://")):
         return
-    import requests
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
 
-    names = ("USERNAME", "PASSWORD", "TOKEN", "SERVER_CERT_PATH", "INSECURE_TLS", "CLIENT_CERT_PATH")
-    user, password, token, authority, unchecked, client = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in names)
-    mend = "start it, correct MLFLOW_TRACKING_URI, or unset that to use mlflow.db in the current directory"
     try:
-        answer = requests.get(
-            f"{uri.rstrip('/')}/health",
-            timeout=seconds,
-            auth=(user, password) if user and password else None,
-            headers={"Authorization": f"Bearer {token}"} if token else None,
-            verify=authority or str(unchecked).lower() not in ("true", "1"),
-            cert=client,
-        )
+        once = {"max_retries": 0, "raise_on_status": False, "timeout": seconds}
+        answer = http_request(get_default_host_creds(uri), "/health", "GET", **once)
+        # A server that asks for a password may hide /health; the first real call shows whether it is right.
+        works = answer.status_code in (401, 403) or answer.status_code == 200 and answer.text.strip() == "OK"
+        problem = f"/health gives status {answer.status_code}, where 200 and 'OK' were expected"
     except Exception as error:
-        name = type(error).__name__
-        raise TrackingError(f"No MLflow server answers at {uri} within {seconds} s ({name}); {mend}.") from None
-    # A server that asks for a password (401, 403) may hide /health; the first real call sends the user's password.
-    if answer.status_code not in (401, 403) and (answer.status_code != 200 or answer.text.strip() != "OK"):
+        works, problem = False, f"{type(error.__context__ or error).__name__} within {seconds} s"
+    if not works:
         raise TrackingError(
-            f"{uri} is not a working MLflow server: it answered /health with status {answer.status_code} where 200 "
-            f"and 'OK' were expected; {mend}."
+            f"No MLflow server answers at {uri} ({problem}); start it, correct MLFLOW_TRACKING_URI, or unset that to "
+            "use mlflow.db in the current directory."
         )
 
 
@@ -189,131 +167,89 @@ def _opening_lock(file: Path):
     """Let one process at a time open the store: two that create it at once would damage it for good."""
     import filelock
 
-    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+    if not os.access(file.parent, os.W_OK) or file.exists() and not os.access(file, os.W_OK):
         raise TrackingError(
-            f"The MLflow store {file} cannot be written: its folder is missing or read-only; run in a folder that you "
-            "can write to, or correct MLFLOW_TRACKING_URI."
+            f"The MLflow store {file} cannot be written: it is read-only, or its folder is missing or read-only; run "
+            "in a folder that you can write to, or correct MLFLOW_TRACKING_URI."
         )
     try:
         return filelock.FileLock(f"{file}.lock", timeout=OPENING_SECONDS).acquire()
-    except filelock.Timeout:
-        raise TrackingError(
-            f"Another process has kept {file}.lock for {OPENING_SECONDS} s; wait for the other scripts to start, or "
-            "end the one that hangs."
-        ) from None
-    except OSError as error:
-        raise TrackingError(f"{file}.lock cannot be used ({error}); delete it and run again.") from error
+    except (filelock.Timeout, OSError) as error:
+        mend = "wait for the other scripts to start, end the one that hangs, or delete the file"
+        raise TrackingError(f"{file}.lock could not be taken ({error}); {mend}.") from None
 
 
-def _while_locked(file: Path, call: Callable):
-    """Call a function again, for a minute, while another program holds the database."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if "database is locked" not in str(error):
-                raise
-            if time.monotonic() > deadline:
-                raise TrackingError(
-                    f"Another program has held {file} for {LOCK_SECONDS} s (database is locked). The file is not "
-                    "damaged: leave it where it is, wait for that program or end it, and start again."
-                ) from None
-        time.sleep(0.5)
+def _check_database(file: Path | None) -> None:
+    """Check a file first: MLflow would try an unreadable one for 100 s, and put its tables into any other one.
 
-
-def _check_database(file: Path, writes: bool = True) -> None:
-    """Check the file first: MLflow would try an unreadable one for 100 s."""
-    if not file.exists():
+    While another program holds it, try again; after LOCK_SECONDS raise SQLite's error.
+    """
+    if file is None or not file.exists():
         return
-    import mlflow
-
-    try:
-        # One second at a time: SQLite does not notice Ctrl-C while it waits.
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=1)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            version = "SELECT version_num FROM alembic_version"
-            row = database.execute(version).fetchone() if "alembic_version" in tables else None
-    except sqlite3.Error as error:
-        if "locked" in str(error):
-            raise
-        raise TrackingError(
-            f"{file} cannot be read as an MLflow database ({error}); move it away, and a new one is created, or "
-            "restore it from a backup."
-        ) from error
-    if writes and not os.access(file, os.W_OK):
-        raise TrackingError(f"{file} is read-only, and a run must be written to it; change its permissions.")
+    deadline = time.monotonic() + LOCK_SECONDS
+    tables = None
+    while tables is None:
+        try:
+            # Without a time-out: SQLite does not notice Ctrl-C while it waits.
+            with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=0)) as database:
+                tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        except sqlite3.Error as error:
+            if "locked" not in str(error):
+                mend = "move it away, and a new one is created, or restore it from a backup"
+                raise TrackingError(f"{file} cannot be read as an MLflow database ({error}); {mend}.") from None
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
     if tables and "alembic_version" not in tables:
-        raise TrackingError(
-            f"{file} is a SQLite file, but not an MLflow database; move it away, or name another one in "
-            "MLFLOW_TRACKING_URI."
-        )
-    versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
-    if row and not any(versions.glob(f"{row[0]}_*.py")):
-        raise TrackingError(
-            f"{file} was written by a newer MLflow than the installed {mlflow.__version__} (schema {row[0]}); install "
-            "that MLflow, or move the file away, and a new one is created."
-        )
+        mend = "move it away, or name another one in MLFLOW_TRACKING_URI"
+        raise TrackingError(f"{file} is a SQLite file, but not an MLflow database; {mend}.")
 
 
-def _experiment_id(client, experiment: str, file: Path | None) -> str:
+def _experiment_id(client, name: str, file: Path | None) -> str:
+    """The id of an experiment, which is created where needed."""
     from mlflow.exceptions import MlflowException
 
-    existing = client.get_experiment_by_name(experiment)
-    if existing is None:
-        location = None  # a server chooses for itself
-        if file:
-            # Absolute and beside the database; MLflow would take the current directory.
-            location = (file.parent / "mlruns" / re.sub(r"[^\w.-]", "_", experiment)).as_uri()
-            _check_artifacts(experiment, location, file)
+    if client.get_experiment_by_name(name) is None:
+        # Absolute and beside the database; MLflow would take the current directory. A server chooses for itself.
+        location = (file.parent / "mlruns" / re.sub(r"[^\w.-]", "_", name)).as_uri() if file else None
         try:
-            return client.create_experiment(experiment, artifact_location=location)
+            client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process has created it
                 raise
-            existing = client.get_experiment_by_name(experiment)  # another process has created it
-    if existing.lifecycle_stage == "deleted":
+    experiment = client.get_experiment_by_name(name)
+    number = experiment.experiment_id
+    if experiment.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"Experiment {experiment!r} is in MLflow's trash, which keeps its name; bring it back with "
-            f"`mlflow experiments restore -x {existing.experiment_id}` or remove it for good with "
-            f"`mlflow gc --experiment-ids {existing.experiment_id}`."
+            f"Experiment {name!r} is in MLflow's trash, which keeps its name; bring it back with `mlflow experiments "
+            f"restore -x {number}` or remove it for good with `mlflow gc --experiment-ids {number}`."
         )
     if file:
-        new_name = shlex.quote(f"{experiment}_old")
-        rename = f"`mlflow experiments rename -x {existing.experiment_id} --new-name {new_name}`"
-        _check_artifacts(experiment, existing.artifact_location, file, rename)
-    return existing.experiment_id
+        _check_artifacts(experiment, file.parent)
+    return number
 
 
-def _check_artifacts(experiment: str, location: str, file: Path, rename: str = "") -> None:
+def _check_artifacts(experiment, beside: Path) -> None:
     """Raise TrackingError unless this script can write to the experiment's artifact folder, which cannot change."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 
-    if location.startswith("mlflow-artifacts:"):
+    location, new_name = experiment.artifact_location, shlex.quote(f"{experiment.name}_old")
+    usable = not location.startswith("mlflow-artifacts:")  # which only a server can reach
+    if is_local_uri(location):
+        location = local_file_uri_to_path(location)
+        if Path(location).is_relative_to(beside):
+            with suppress(OSError):
+                Path(location).mkdir(parents=True, exist_ok=True)
+        usable = Path(location).is_dir() and os.access(location, os.W_OK)
+    if not usable:
         raise TrackingError(
-            f"Experiment {experiment!r} was created in the web interface, so its artifacts lie at {location}, which "
-            f"only a server can reach; rename it with {rename}, and the script creates its own, or set "
-            "MLFLOW_TRACKING_URI to the running server."
+            f"Experiment {experiment.name!r} keeps its artifacts in {location}, where this script cannot write: the "
+            "experiment was created in the web interface, the database was moved, or that is no folder that you can "
+            "write to. Mend the folder, set MLFLOW_TRACKING_URI to the running server, or rename the experiment with "
+            f"`mlflow experiments rename -x {experiment.experiment_id} --new-name {new_name}`: then the script creates "
+            "a new one."
         )
-    if not is_local_uri(location):
-        return
-    folder = Path(local_file_uri_to_path(location))
-    try:
-        if folder.is_relative_to(file.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        elif not folder.exists():
-            raise TrackingError(
-                f"Experiment {experiment!r} keeps its artifacts in {folder}, which is gone (was the database moved?); "
-                f"rename it with {rename}, and the script creates a new one."
-            )
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise OSError("not a folder that can be written to")
-    except OSError as error:
-        raise TrackingError(
-            f"Experiment {experiment!r} keeps its artifacts in {folder}, which cannot be used ({error}); make it a "
-            "folder that you can write to."
-        ) from error
 
 
 # Text without passwords

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.system.signals import Stopped, is_stop, raise_swallowed, signals_raise, signals_wait
+from lab.system.signals import is_stop, raise_swallowed, signals_raise, signals_wait
 from lab.track import store
 from lab.track.dead_runs import close_dead_runs, process_tags
 from lab.track.send import Unsent, send_left
-from lab.track.store import TrackingError, check_server, first_line, how_to_view, masked, note, warn
+from lab.track.store import TrackingError, check_server, first_line, how_to_view, note, warn
 
-__all__ = ["Run", "Stopped", "TrackingError", "how_to_view", "masked", "open_store", "signals_raise", "tracked_run"]
+__all__ = ["Run", "TrackingError", "how_to_view", "open_store", "tracked_run"]
 
 
 def open_store(experiment: str, folder: str | Path | None = None) -> str:
@@ -51,7 +51,7 @@ def tracked_run(
     description: str | None = None,
     parent_run_id: str | None = None,
     resume_run_id: str | None = None,
-    folder: str | Path | None = None,
+    folder: str | Path = ".",
 ) -> Iterator["Run"]:
     """Open a run, yield it, and close it with the status that tells how the block ended.
 
@@ -62,38 +62,33 @@ def tracked_run(
 
     Args:
         experiment: its name; it is created where needed.
-        run_name, tags, description: for MLflow's interface.
+        run_name, tags, description, parent_run_id: for MLflow's interface, which lists the run under its parent.
         params: the settings, usually `vars(args)`. A resumed run keeps those that it began with.
-        parent_run_id: the run under which this one is listed.
         resume_run_id: the run that goes on instead of a new one. If the store does not hold it, a warning says so, and
             a new run begins.
-        folder: the output folder, where a file keeps records that could not be sent. None: they are only in memory.
+        folder: the output folder, where a file keeps records that could not be sent.
     """
     experiment_id = open_store(experiment)
-    mlflow = store.import_mlflow()
-    uri, _ = store.locate()
-    client = mlflow.MlflowClient(uri)
+    uri, file = store.locate()
+    client = store.import_mlflow().MlflowClient(uri)
     first_tags = process_tags(parent_run_id)
-    about = {"mlflow.note.content": description} if description else {}
+    if description:
+        first_tags["mlflow.note.content"] = description
     run, status = None, "FINISHED"
     with store.as_default(uri), signals_raise():
         try:
             with signals_wait():
-                try:
+                with store.explained(uri, file):
                     entity = _reopen(client, resume_run_id, first_tags) if resume_run_id else None
                     entity = entity or client.create_run(experiment_id, run_name=run_name, tags=first_tags)
-                except Exception as error:
-                    raise TrackingError(
-                        f"MLflow cannot start a run in experiment {experiment!r} of {uri} ({first_line(error)}); "
-                        "check that the store can be written to."
-                    ) from None
                 run = Run(client, entity, folder)
             with signals_raise():  # an exception that foreign code swallowed is raised here, before the status is set
-                run.tags({**about, **(tags or {})})
+                run.tags(tags or {})
                 run.params(params or {})
                 yield run
         except BaseException as error:
-            status = _status(error)
+            ends_well = isinstance(error, SystemExit) and error.code in (None, 0)
+            status = "KILLED" if is_stop(error) else "FINISHED" if ends_well else "FAILED"
             raise
         finally:
             with signals_wait():
@@ -104,7 +99,7 @@ def tracked_run(
 class Run:
     """An open run. No method raises because the store fails: `missing` names the records that the store lacks."""
 
-    def __init__(self, client, entity, folder: str | Path | None):
+    def __init__(self, client, entity, folder: str | Path):
         self.run_id = entity.info.run_id
         self._client = client
         self._unsent = Unsent(self.run_id, folder)
@@ -130,15 +125,14 @@ class Run:
         self._record("metrics", what, values=numbers, step=step or 0, timestamp=timestamp or _now())
 
     def params(self, values: dict[str, object]) -> None:
-        """Record settings. MLflow cuts a value at 6000 characters: a longer one becomes a text artifact."""
-        new = {key: value for key, value in values.items() if key not in self._settled}
-        texts = {key: self._short(value, f"params/{key}.txt", 6000) for key, value in new.items()}
+        """Record settings. MLflow cuts a value at 6000 characters."""
+        texts = {key: str(value) for key, value in values.items() if key not in self._settled}
         if texts:
             self._record("params", f"params {', '.join(texts)}", values=texts)
 
     def tags(self, values: dict[str, object]) -> None:
-        """Record tags. MLflow would cut a value at 8000 characters: a longer one becomes a text artifact."""
-        texts = {key: self._short(value, f"tags/{key}.txt", 8000) for key, value in values.items()}
+        """Record tags. MLflow cuts a value at 8000 characters."""
+        texts = {key: str(value) for key, value in values.items()}
         if texts:
             self._record("tags", f"tags {', '.join(texts)}", values=texts)
 
@@ -146,17 +140,16 @@ class Run:
         """Record `text` as the artifact `path`, for instance "model/architecture.json"."""
         self._record("text", f"text {path}", text=text, path=path)
 
-    def artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """Record a file as an artifact, in `folder` if given."""
-        name = f"{folder}/{Path(path).name}" if folder else Path(path).name
-        self._record("file", f"file {name}", folder=folder, **self._unsent.file_item(path))
+    def artifact(self, path: str | Path) -> None:
+        """Record a file as an artifact."""
+        self._record("file", f"file {Path(path).name}", **self._unsent.file_item(path))
 
-    def dataset(self, images, masks, *, name: str, context: str, source: str, num_samples: int | None = None) -> None:
+    def dataset(self, images, masks, *, num_samples: int, name: str, context: str, source: str) -> None:
         """Record a data set's shapes, its checksum, and `source`, the call that makes it again.
 
-        A set that is drawn during the training is never whole in memory: give some of its samples as `images` and
-        `masks`, and the number of all as `num_samples`. The shapes are then those of the whole set, the checksum is
-        that of the given samples, and the profile has their number ("digest_of_samples").
+        A set of `num_samples` need not be in memory: `images` and `masks` may be some of its samples. The shapes are
+        those of the whole set, the checksum is that of the given samples, and the profile has their number
+        ("digest_of_samples").
         """
         import mlflow.data
         from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -164,13 +157,12 @@ class Run:
         # A plain string would be taken for a path; the source of a synthetic set is code.
         code = CodeDatasetSource(tags={"mlflow.source.name": source})
         dataset = mlflow.data.from_numpy(images, targets=masks, name=name, source=code).to_dict()
-        if num_samples is not None:
-            profile: dict = {"num_samples": num_samples, "digest_of_samples": len(images)}
-            for key, array in (("features", images), ("targets", masks)):
-                profile[f"{key}_shape"] = [num_samples, *array.shape[1:]]
-                profile[f"{key}_size"] = array[0].size * num_samples
-                profile[f"{key}_nbytes"] = array[0].nbytes * num_samples
-            dataset["profile"] = json.dumps(profile)
+        profile: dict = {"num_samples": num_samples, "digest_of_samples": len(images)}
+        for key, array in (("features", images), ("targets", masks)):
+            profile[f"{key}_shape"] = [num_samples, *array.shape[1:]]
+            profile[f"{key}_size"] = array[0].size * num_samples
+            profile[f"{key}_nbytes"] = array[0].nbytes * num_samples
+        dataset["profile"] = json.dumps(profile)
         tags = {"mlflow.data.context": context, "source": source}
         self._record("dataset", f"dataset {name}", dataset=dataset, tags=tags)
 
@@ -181,13 +173,6 @@ class Run:
         """
         what = f"model as {register}" if register else "model"
         return self._record("model", what, register=register, **self._unsent.file_item(file))
-
-    def _short(self, value: object, path: str, limit: int) -> str:
-        text = str(value)
-        if len(text) <= limit:
-            return text
-        self.text(text, path)
-        return f"{len(text)} characters, see the artifact {path}"
 
     def _record(self, kind: str, what: str, **content) -> str | None:
         """Send one item, or keep it if others wait already; `what` is its name for the user."""
@@ -219,12 +204,6 @@ class Run:
             because = f" ({first_line(error)})"
         self._unsent.write()
         self._unsent.tell_missing(because)
-
-
-def _status(error: BaseException) -> str:
-    if is_stop(error):
-        return "KILLED"
-    return "FINISHED" if isinstance(error, SystemExit) and error.code in (None, 0) else "FAILED"
 
 
 def _now() -> int:

@@ -34,7 +34,7 @@ def log_likelihood_ratio(images: np.ndarray, contrast: float, noise: float) -> n
 
 
 def ball_sums(ratio: np.ndarray, radii: np.ndarray) -> Iterator[np.ndarray]:
-    """For each radius the sum of `ratio` (*sides) over the ball around each pixel, wrapped around the edges: (*sides)."""
+    """For each radius the sums of `ratio` (*sides) over the ball around each pixel, wrapped around the edges."""
     distance2 = sum(at**2 for at in np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in ratio.shape), indexing="ij"))
     spectrum = np.fft.rfftn(ratio)
     for r in radii:  # a ball is symmetric: convolution is correlation

@@ -3,8 +3,7 @@
     scores, rows = score(masks, probs)                                    # of images (N, H, W, C) or volumes
     print(format_table({**baselines(validation, test), "U-Net": scores}))
 
-With several classes `image_dice` is the mean over the classes; `image_dice/NAME` is that of one class, over the number
-of images in `images/NAME` (`metrics.py` says which images count).
+`metrics.py` says which images count for a class.
 """
 
 import math
@@ -97,17 +96,17 @@ def of_rows(rows: list[dict], names: Sequence[str] = ONE_CLASS, keys: Sequence[s
     counts, and KEY is the mean over the classes that count at least once.
     """
     scores: dict = {}
+    ends = [f"/{name}" for name in names if len(names) > 1]
     for key in keys:
-        values = [row[key] for row in rows if row[key] is not None]
-        scores |= summary(values or [1.0], key)
-        means = []
-        for name in names if len(names) > 1 else ():
-            values = [row[f"{key}/{name}"] for row in rows if row[f"{key}/{name}"] is not None]
-            scores[f"images/{name}"] = len(values)
+        for end in ("", *ends):
+            values = [row[key + end] for row in rows if row[key + end] is not None]
+            scores |= {f"images{end}": len(values)} if end else {}
+            values = values if values or end else [1.0]  # no image counts
             if values:
-                of_class = summary(values, key)
-                scores |= {f"{kind}/{name}": value for kind, value in of_class.items()}
-                means.append(of_class[key])
+                scores[f"{key}{end}"] = float(np.mean(values))
+                scores[f"{key}_p5{end}"] = float(np.percentile(values, 5))
+                scores[f"{key}_min{end}"] = float(np.min(values))
+        means = [scores[key + end] for end in ends if key + end in scores]
         scores |= {key: float(np.mean(means))} if means else {}
     return scores
 
@@ -119,15 +118,6 @@ def confusion(masks, probs) -> np.ndarray:
     labelled = masks.any(axis=-1) if num > 2 else masks[..., 0] >= 0
     pairs = true[labelled].astype(np.int64) * num + found[labelled]
     return np.bincount(pairs, minlength=num * num).reshape(num, num)
-
-
-def summary(values, name: str) -> dict[str, float]:
-    """Mean, 5th percentile and minimum of per-image values, as NAME, NAME_p5 and NAME_min."""
-    return {
-        name: float(np.mean(values)),
-        f"{name}_p5": float(np.percentile(values, 5)),
-        f"{name}_min": float(np.min(values)),
-    }
 
 
 # Methods without a network

@@ -27,7 +27,7 @@ class Evaluation:
     unit: str | None = None  # of distances
 
 
-def of_images(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
+def of_images(network, source: Source, history: dict, settings: dict) -> Evaluation:
     """Score the drawn test images of a source; the advice after a failure does not repeat the training's `settings`."""
     (images, masks), names = source.test, source.classes.names
     probs = training.predict(network, images)
@@ -43,7 +43,7 @@ def of_images(network, source: Source, history: dict, settings: dict | None = No
     return _evaluation(source, history, settings, scores, rows, baselines, [(masks, probs)], plot_examples, what)
 
 
-def of_samples(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
+def of_samples(network, source: Source, history: dict, settings: dict) -> Evaluation:
     """Score the test samples of a source, pictures or volumes, each as a whole; `settings` as in `of_images`."""
     test, names, num = source.test, source.classes.names, source.classes.num
     probs = [sample_scores.predict_sample(network, sample, source.validation[0].shape[1:-1]) for sample in test]

@@ -111,7 +111,9 @@ def baselines(validation: tuple, test: list, raw: Sequence | None = None, names=
             yield scoring.above(smooth(sample.prepare(sample.image[:]), sigma), *threshold)
 
     images, masks = validation
-    bests = {sigma: scoring.best_threshold(smooth(images, sigma), masks, not raw) for sigma in (0.0, *SIGMAS)}
+    bests = {}
+    for sigma in (0.0, *SIGMAS):
+        bests[sigma] = scoring.best_threshold(smooth(images, sigma), masks, absolute=not raw)
     width = max(SIGMAS, key=lambda sigma: bests[sigma][1])
     found = {
         "all background": (np.zeros((*sample.labels.shape, 1)) for sample in test),

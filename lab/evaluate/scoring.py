@@ -214,7 +214,7 @@ def _percentiles(values: np.ndarray) -> np.ndarray:
     return np.unique(np.percentile(values, np.arange(101), method="nearest")) if values.size else np.zeros(1)
 
 
-def best_threshold(images, masks, absolute: bool = True) -> tuple[tuple[float, bool], float]:
+def best_threshold(images, masks, *, absolute: bool = True) -> tuple[tuple[float, bool], float]:
     """The threshold with the best mean Dice, whether objects are the brighter side of it, and that Dice.
 
     Tried are 0.00, 0.01, ..., 1.00, or if grey values are not `absolute`, 101 percentiles of the pixels of objects.

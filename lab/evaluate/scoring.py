@@ -170,14 +170,11 @@ def best_windows(images, masks) -> list[tuple[float, float, float]]:
     """
     grey = _grey(images)[..., 0]
     ends = _percentiles(grey[masks[..., 1:].any(axis=-1)])
-    bins = {side: np.searchsorted(ends, grey, side) for side in ("left", "right")}
 
     def inside(pixels):
         """How many of some pixels have grey values from end i to end j, both included: (ends, ends)."""
-        up_to, below = (
-            np.cumsum(np.bincount(bins[side][pixels], minlength=len(ends) + 1))[:-1] for side in ("left", "right")
-        )
-        return up_to[None, :] - below[:, None]
+        values = np.sort(grey[pixels])
+        return np.searchsorted(values, ends, "right") - np.searchsorted(values, ends, "left")[:, None]
 
     total, found = inside(masks.any(axis=-1)), []
     for label in range(1, masks.shape[-1]):
@@ -221,25 +218,21 @@ def best_threshold(images, masks, *, absolute: bool = True) -> tuple[tuple[float
     """
     import metrics
 
-    grey, num = _grey(images), len(images)
+    grey = _grey(images)
     levels = np.arange(101) / 100 if absolute else _percentiles(grey[masks == 1])
     thresholds = levels.astype(grey.dtype)
-    bins = len(thresholds) + 1
-    first = bins * np.arange(num).reshape(-1, *[1] * (grey.ndim - 1))  # of an image's bins
-    scores: dict[tuple[float, bool], float] = {}
-    for brighter in (True, False):
-        # A pixel's bin is how many thresholds it reaches, or exceeds: one count of pixels serves all thresholds.
-        places = first + np.searchsorted(thresholds, grey, "right" if brighter else "left")
-        of_both = [np.bincount(places[some], minlength=bins * num) for some in (masks == 1, masks >= 0)]
-        hits, pred = np.cumsum(np.reshape(of_both, (2, num, bins)), axis=2)  # as many pixels lie in this bin or below
-        true = np.repeat(hits[:, -1:], bins, axis=1)
-        if brighter:
-            hits, pred = true - hits, pred[:, -1:] - pred
-        hits, true, pred = (np.float32(sums[:, :-1]) for sums in (hits, true, pred))
-        dice = metrics.dice_of_sums(hits, true, pred)
-        scores |= {(float(levels[i]), brighter): value for i, value in enumerate(np.mean(dice, axis=0).tolist())}
-    best = max(scores, key=scores.__getitem__)
-    return best, scores[best]
+
+    def reached(values):
+        """How many values are at least as bright as each threshold, and at most: (2, thresholds)."""
+        values = np.sort(values)
+        return len(values) - np.searchsorted(values, thresholds), np.searchsorted(values, thresholds, "right")
+
+    pairs = list(zip(grey, masks, strict=True))
+    hits, pred = (np.float32([reached(image[mask >= least]) for image, mask in pairs]) for least in (1, 0))
+    true = np.float32([np.count_nonzero(mask == 1) for mask in masks])[:, None, None]
+    dice = np.mean(metrics.dice_of_sums(hits, true, pred), axis=0)
+    side, i = np.unravel_index(dice.argmax(), dice.shape)
+    return (float(levels[i]), bool(side == 0)), float(dice[side, i])
 
 
 # Words and tables

@@ -4,15 +4,13 @@
     python predict.py outputs/volume/model.keras head.nii.gz
     python predict.py models:/circles/1 photo.png
 
-PNG, JPEG, TIFF or BMP, grey or colour, of any size. For NAME.png the output folder
-gets NAME_mask.png (0 and 255, of exactly the picture's size) and NAME_overlay.png (what the network saw, with the mask
-on it). A model of volumes takes NIfTI files and TIFF stacks: NAME_mask.nii.gz lies on the scan in a viewer, for it
-has its affine and header; the overlay is three orthogonal slices. Masks of several classes have the values of the masks
-that the model was trained on, and open in colour, those of scans in ITK-SNAP with labels.txt. predictions.csv gets a
-row per picture as soon as its files are there, objects.csv a row per object, and index.html shows them; what was
-predicted into the folder before stays. Exit code 0: all is done; 1: something could not be read; 2: nothing was done.
-
-With `--shard I/N`, each share of many pictures has its own folder and table. This command joins the tables:
+PNG, JPEG, TIFF or BMP, grey or colour, of any size. For NAME.png the output folder gets NAME_mask.png (0 and 255, of
+exactly the picture's size) and NAME_overlay.png (what the network saw, with the mask on it). A model of volumes takes
+NIfTI files and TIFF stacks: NAME_mask.nii.gz lies on the scan in a viewer, for it has its affine and header; the
+overlay is three orthogonal slices. Masks of several classes have the values of the masks that the model was trained on,
+and open in colour, those of scans in ITK-SNAP with labels.txt. predictions.csv gets a row per picture as soon as its
+files are there, objects.csv a row per object, and index.html shows them; what was predicted into the folder before
+stays. With `--shard I/N`, each share of many pictures has its own folder and table. This command joins the tables:
 
     awk 'FNR > 1 || NR == 1' outputs/predict/shard-*/predictions.csv > all.csv
 """
@@ -29,18 +27,9 @@ import numpy as np
 
 from lab import command_line
 from lab.data import folders, grey_values, pictures, scans, volumes
-from lab.data.classes import Classes, itksnap_labels
+from lab.data.classes import itksnap_labels
 from lab.evaluate import label_pictures, objects, page, plots, sample_scores, views
-from lab.model import model_file, timing
-from lab.model.prediction import (
-    compare_labels,
-    load_models,
-    measure_objects,
-    picture_probabilities,
-    prepare_pictures,
-    probabilities,
-    segment,
-)
+from lab.model import model_file, prediction, timing
 from lab.system import backend, output_files, table
 from lab.system.errors import first_line
 from lab.track import registry
@@ -54,6 +43,7 @@ COLUMNS = (
 OF_CLASS = ("foreground", "objects", "diameter", "dice")  # columns that each of several classes has, as KEY/NAME
 OF_CLASS_IN_SCANS = (*OF_CLASS[:3], "volume_ml", "dice", "surface", "hausdorff95")
 
+GREY = "A grey picture for a model of colour pictures: its grey stands for all three colours."
 SHEARED = "The axes of its affine are not at right angles (a tilted gantry?): volume and distances follow the affine."
 WITHOUT_VOLUME = "The file names no {}: volume_ml stays empty, diameter and distances are in its own unit."
 
@@ -65,35 +55,33 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     """Predict one picture, write its files into the folder `aside`, return its row of the table, and its objects'."""
     from PIL import Image
 
-    channels, seen = (models[0].preprocessing[key] for key in ("channels", "seen"))
-    known = model_file.classes_of(models[0].preprocessing)
+    about = models[0].preprocessing
+    known, channels = model_file.classes_of(about), about["channels"]
     image = pictures.read_picture(path, None if channels == 3 else 1)
-    remarks: list[str | None] = []
-    if image.shape[-1] < channels:
-        remarks.append("A grey picture for a model of colour pictures: its grey stands for all three colours.")
-        image = np.broadcast_to(image, (*image.shape[:2], channels))
-    height, width = image.shape[:2]
+    height, width = sides = image.shape[:2]
+    remarks = [GREY] if image.shape[-1] < channels else []
+    image = np.broadcast_to(image, (*sides, channels))
     true: Any = pictures.read_labels(truth, known) if truth else None
-    if truth and true.shape != (height, width):
-        sizes = f"{true.shape[1]} x {true.shape[0]} pixels, its picture {width} x {height}"
-        raise ValueError(f"the mask {truth} is {sizes}.")
-    prepare = prepare_pictures(models, image)
-    slabs, scale = picture_probabilities(models, image, prepare, args.scale, args.flips, tell=True)
-    labels, figures, probs, chosen = segment(slabs, (height, width), args.threshold, args.probabilities)
+    if truth and true.shape != sides:
+        said = [folders.describe_sides(one) for one in (true.shape, sides)]
+        raise ValueError(f"the mask {truth} is {said[0]} pixels, its picture {said[1]}.")
+    prepare = prediction.prepare_pictures(models, image)
+    slabs, scale = prediction.picture_probabilities(models, image, prepare, args.scale, args.flips, tell=True)
+    labels, figures, probs, chosen = prediction.segment(slabs, sides, args.threshold, args.probabilities)
     rows = objects.find(labels, chosen, image, known.names)
 
-    step = -(-max(height, width) // 2048)  # an overlay is to look at, not to measure in
+    step = -(-max(sides) // 2048)  # an overlay is to look at, not to measure in
     preview = prepare[0](image[::step, ::step])
-    remarks += [figures.pop("remark"), grey_values.describe_strangeness(preview, seen)]
+    remarks += [figures["remark"], grey_values.describe_strangeness(preview, about["seen"])]
     remarks += [pictures.describe_loss(path, image)]
     row = {"picture": path.name, "width": width, "height": height, "scale": scale, **figures}
-    row |= measure_objects(labels, known.names, 1, objects.sizes(rows, known.names))
+    row |= prediction.measure_objects(labels, known.names, 1, objects.sizes(rows, known.names))
     row["remark"] = " ".join(filter(None, remarks))
-    row |= compare_labels(true, labels, known.names) if truth else {}
-    marked, colours = as_drawn(labels, known)
-    shown = plots.overlay(preview, marked[::step, ::step], colours=colours)
+    row |= prediction.compare_labels(true, labels, known.names) if truth else {}
+    colours = known.colours if known.num > 1 else None
+    shown = plots.overlay(preview, labels[::step, ::step], colours=colours)
     shown = label_pictures.with_legend(objects.draw_numbers(shown, rows, step) if args.numbers else shown, known)
-    mask_name, overlay_name, *probability_names = output_names(path, 2, known)
+    mask_name, overlay_name, *probability_names = output_names(path, about)
     label_pictures.picture(labels, known).save(aside / mask_name, compress_level=1)
     Image.fromarray(shown).save(aside / overlay_name, compress_level=1)
     for name, channel in zip(probability_names, foreground_channels(probs), strict=False):
@@ -108,53 +96,48 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     """
     from PIL import Image
 
-    first, known = models[0].preprocessing, model_file.classes_of(models[0].preprocessing)
+    about, known = models[0].preprocessing, model_file.classes_of(models[0].preprocessing)
     scan = scans.open_scan(path)
     scans.look_through(scan)
     true: Any = scans.read_mask(truth, known) if truth else None
     if truth:
         volumes.check_same_grid(scan, true)
-    grid = volumes.grid_shape(scan, first.get("spacing"))
+    grid = volumes.grid_shape(scan, about.get("spacing"))
     image = volumes.resample(scan.voxels, grid)[..., None]
     few = grey_values.few_slices(image)
-    prepare = prepare_pictures(models, few)
-    slabs = volumes.onto_own_grid(probabilities(models, image, prepare, args.flips, tell=True), scan, grid)
-    labels, figures, probs, chosen = segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
+    prepare = prediction.prepare_pictures(models, few)
+    slabs = prediction.probabilities(models, image, prepare, args.flips, tell=True)
+    slabs = volumes.onto_own_grid(slabs, scan, grid)
+    labels, figures, probs, chosen = prediction.segment(slabs, scan.voxels.shape, args.threshold, args.probabilities)
     voxel, affine = (None, None) if scan.lacks else (scan.voxel, scan.affine)
     rows = objects.find(labels, chosen, scan.voxels, known.names, voxel, affine)
 
-    remarks = [figures.pop("remark"), grey_values.describe_strangeness(prepare[0](few), first["seen"])]
+    remarks = [figures["remark"], grey_values.describe_strangeness(prepare[0](few), about["seen"])]
     remarks += [SHEARED] if scan.sheared else []
-    remarks += [] if first.get("spacing") else [volumes.describe_spacing(scan.spacing, first.get("spacings_seen"))]
+    remarks += [] if about.get("spacing") else [volumes.describe_spacing(scan.spacing, about.get("spacings_seen"))]
     remarks += [WITHOUT_VOLUME.format(scan.lacks)] if scan.lacks and scan.spacing else []
+    sizes = objects.sizes(rows, known.names)
     row = {"picture": path.name, **dict(zip(("depth", "height", "width"), labels.shape, strict=True)), **figures}
-    row |= measure_objects(labels, known.names, scan.voxel or 1, objects.sizes(rows, known.names))
+    row |= prediction.measure_objects(labels, known.names, scan.voxel or 1, sizes)
     row["remark"] = " ".join(filter(None, remarks))
     if not scan.lacks:
-        counts = {"volume_ml": np.count_nonzero(labels)}
-        for label, name in enumerate(known.names, 1) if known.num > 1 else ():
-            counts[f"volume_ml/{name}"] = np.count_nonzero(labels == label)
-        row |= {key: count * scan.voxel / 1000 for key, count in counts.items()}
+        row["volume_ml"] = np.count_nonzero(labels) * scan.voxel / 1000
+        for name, voxels in sizes.items() if known.num > 1 else ():
+            row[f"volume_ml/{name}"] = voxels.sum() * scan.voxel / 1000
     if truth:
-        row |= compare_labels(true.voxels, labels, known.names)
+        row |= prediction.compare_labels(true.voxels, labels, known.names)
         steps = 1.0 if scan.steps is None else scan.steps
         row |= sample_scores.class_distances(true.voxels, labels, known.names, steps)
-    marked, colours = as_drawn(labels, known)
-    oriented = scan.affine is not None
-    shown = views.montage(scan.voxels[..., None], marked, scan.spacing, prepare[0], colours, oriented)
-    mask_name, overlay_name, *probability_names = output_names(path, 3, known)
-    scans.write(marked if known.num == 1 else known.to_values(labels), scan, aside / mask_name)
+    colours = known.colours if known.num > 1 else None
+    shown = views.montage(scan.voxels[..., None], labels, scan.spacing, prepare[0], colours, scan.affine is not None)
+    mask_name, overlay_name, *probability_names = output_names(path, about)
+    scans.write(known.to_values(labels) if known.num > 1 else labels.view(bool), scan, aside / mask_name)
     Image.fromarray(label_pictures.with_legend(shown, known)).save(aside / overlay_name, compress_level=1)
     for name, channel in zip(probability_names, foreground_channels(probs), strict=False):
         scans.write(channel, scan, aside / name)
     if known.num > 1:
         (aside / LABELS).write_text(itksnap_labels(known), encoding="utf-8")
     return row, rows
-
-
-def as_drawn(labels: np.ndarray, known: Classes) -> tuple[np.ndarray, list | None]:
-    """Labels and colours as `plots.overlay` takes them; of one class a bool mask, whose colour it chooses itself."""
-    return (labels.view(bool), None) if known.num == 1 else (labels, known.colours)
 
 
 def foreground_channels(probs: np.ndarray | None) -> list[np.ndarray]:
@@ -165,8 +148,8 @@ def foreground_channels(probs: np.ndarray | None) -> list[np.ndarray]:
 # Files
 
 
-def find_inputs(args: argparse.Namespace, ndim: int) -> tuple[list[Path], dict[str, Path]]:
-    """The pictures or scans, also those in folders, or this shard's share of them; the true masks by name."""
+def find_inputs(args: argparse.Namespace, ndim: int) -> dict[Path, Path | None]:
+    """The pictures or scans, also those in folders, or this shard's share of them; for each its true mask, or None."""
     find = scans.find_scans if ndim == 3 else pictures.find_pictures
     paths = [p for path in args.pictures for p in (find(path) if path.is_dir() else [path])]
     stems: dict[str, Path] = {}
@@ -182,9 +165,14 @@ def find_inputs(args: argparse.Namespace, ndim: int) -> tuple[list[Path], dict[s
     if args.shard:
         number, count = args.shard
         paths = sorted(paths)[number - 1 :: count]
-    truths, problems = folders.by_stem(find(args.masks) if args.masks else [], folders.stem_of_mask)
+    masks, problems = folders.by_stem(find(args.masks) if args.masks else [], folders.stem_of_mask)
     folders.refuse(problems, "mask")
-    return paths, truths
+    truths = {path: masks.get(folders.stem(path)) for path in paths}
+    without = [pictures.readable(path.name) for path, truth in truths.items() if args.masks and not truth]
+    if without:
+        lacking = f"no mask in {args.masks} ({', '.join(without[:3]) + ', ...' * (len(without) > 3)})"
+        print(f"WARNING: {len(without)} of {len(paths)} get no score: {lacking}.", file=sys.stderr)
+    return truths
 
 
 def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
@@ -196,32 +184,54 @@ def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
     return ", ".join([*models, *flags, *[f"masks {args.masks}"] * (args.masks is not None)])
 
 
-def output_names(path: Path, ndim: int, known: Classes) -> list[str]:
+def output_names(path: Path, about: dict) -> list[str]:
     """All files that a picture or scan may get: mask, overlay and probability; of several classes one for each."""
-    suffix = scans.suffix_of(path) if ndim == 3 else ".png"
-    name = folders.stem(path)
+    known, name = model_file.classes_of(about), folders.stem(path)
+    suffix = scans.suffix_of(path) if about["ndim"] == 3 else ".png"
     ends = [f"_{of_class}" for of_class in known.names] if known.num > 1 else [""]
     return [f"{name}_mask{suffix}", f"{name}_overlay.png", *(f"{name}_probability{end}{suffix}" for end in ends)]
 
 
-def table_columns(known: Classes, ndim: int) -> tuple[str, ...]:
-    """The columns of the table; of several classes, some columns come for each class too."""
-    keys = OF_CLASS_IN_SCANS if ndim == 3 else OF_CLASS
-    return COLUMNS + tuple(f"{key}/{name}" for key in keys for name in known.names if known.num > 1)
+def table_columns(path: Path, about: dict) -> tuple[str, ...]:
+    """The columns of the table; of several classes, some columns come for each class too.
 
-
-def check_table(path: Path, columns: tuple[str, ...]) -> None:
-    """Raise ValueError for a table of other classes: its rows would be deleted, but not their files."""
+    Raises ValueError if `path` is a table of other classes: its rows would be deleted, but not their files.
+    """
+    known, keys = model_file.classes_of(about), OF_CLASS_IN_SCANS if about["ndim"] == 3 else OF_CLASS
+    columns = COLUMNS + tuple(f"{key}/{name}" for key in keys for name in known.names if known.num > 1)
     former = table.header(path)
     if former not in ((), columns) and any("/" in column for column in former + columns):
         raise ValueError(f"{path} is a table of other classes; name another folder with --out-dir.")
+    return columns
 
 
-def is_finished(row: dict, mask: Path, sources: list[Path], made_with: str) -> bool:
-    """Whether a row was made from `sources` (the picture first), unchanged since, by the same models and flags."""
-    same = (row["file"], row["made_with"]) == (str(sources[0]), made_with)
-    there = all(path.exists() for path in (mask, *sources))
-    return same and there and mask.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
+def begin_tables(
+    folder: Path, columns: tuple, truths: dict[Path, Path | None], about: dict, made_with: str, go_on: bool
+) -> set[str]:
+    """Delete the rows of the pictures to predict, with their files; return the names of the finished pictures.
+
+    If the predictions `go_on`, a picture is finished if its row was made from the same picture and true mask, unchanged
+    since, by the same models and flags, and its objects have their rows.
+    """
+    files = {path.name: output_names(path, about) for path in truths}
+    stems = {folders.stem(path) for path in truths}
+    for row in table.read(folder / TABLE, columns):
+        if folders.stem(Path(row["picture"])) in stems:  # a.bmp gets the files of a former a.png: its row must go
+            files.setdefault(row["picture"], [])
+    listed = collections.Counter(row["picture"] for row in table.read(folder / OBJECTS, objects.COLUMNS))
+
+    def is_finished(row):
+        path = Path(row["file"])
+        if not go_on or path not in truths:
+            return False
+        mask, sources = folder / files[path.name][0], list(filter(None, (path, truths[path])))
+        same = row["made_with"] == made_with and int(row["objects"]) == listed[path.name]
+        there = all(file.exists() for file in (mask, *sources))
+        return same and there and mask.stat().st_mtime >= max(file.stat().st_mtime for file in sources)
+
+    finished = table.begin(folder / TABLE, columns, files, is_finished)
+    table.begin(folder / OBJECTS, objects.COLUMNS, dict.fromkeys(files, []), lambda row: row["picture"] in finished)
+    return finished
 
 
 # The command
@@ -255,8 +265,7 @@ def read_shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise argparse.ArgumentTypeError(f"two numbers I/N were expected, I from 1 to N, such as 3/16; got {text}")
-    number, count = int(number), int(count)
-    return number, count
+    return int(number), int(count)
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -267,101 +276,79 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--scale must be 1/16 to 16, such as 2 for objects half as large; got {args.scale:g}.")
 
 
+def check_for_model(args: argparse.Namespace, about: dict) -> None:
+    """Raise ValueError for flags that do not suit the model's classes and axes."""
+    if args.scale is not None and about["ndim"] == 3:
+        raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
+    if args.threshold != 0.5 and model_file.classes_of(about).num > 1:
+        raise ValueError("--threshold is for models of one class; of several, a pixel gets the most probable one.")
+    if args.numbers and about["ndim"] == 3:
+        raise ValueError("--numbers is for pictures; the objects of scans are found by their places in objects.csv.")
+
+
 @command_line.script
 def main(argv=None) -> int:
     """Predict every picture, write its files and its row; return the exit code."""
     args = parse_args(argv)
     with registry.files([args.model, *args.models]) as paths:
-        return predict_all(args, paths)
-
-
-def predict_all(args: argparse.Namespace, paths: list[Path]) -> int:
-    """Predict every picture with the models in the files `paths`; return the exit code."""
-    settings = [model_file.read_preprocessing(path) for path in paths]  # before Keras is imported: errors come at once
-    ndim, known_classes = settings[0]["ndim"], model_file.classes_of(settings[0])
-    columns = table_columns(known_classes, ndim)
-    if args.scale is not None and ndim == 3:
-        raise ValueError("--scale is for pictures; scans are brought to the spacing that the model was trained on.")
-    if args.threshold != 0.5 and known_classes.num > 1:
-        raise ValueError("--threshold is for models of one class; of several, a pixel gets the most probable one.")
-    if args.numbers and ndim == 3:
-        raise ValueError("--numbers is for pictures; the objects of scans are found by their places in objects.csv.")
-    files, truths = find_inputs(args, ndim)
-    if not files:
-        print("Nothing to do in shard {} of {}: there are fewer pictures than shards.".format(*args.shard))
-        return 0
-    without = [pictures.readable(path.name) for path in files if args.masks and folders.stem(path) not in truths]
-    if without:
-        lacking = f"no mask in {args.masks} ({', '.join(without[:3]) + ', ...' * (len(without) > 3)})"
-        print(f"WARNING: {len(without)} of {len(files)} get no score: {lacking}.", file=sys.stderr)
-    out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard) if args.shard else args.out_dir
-    with output_files.output_folder(out_dir, reads=(*files, *truths.values())) as folder:
-        check_table(folder / TABLE, columns)
-        backend.import_keras()
-        models = load_models(paths)
-        made_with = describe_making(args, paths)
-        known = {path.name: path for path in files}
-        names = {path.name: output_names(path, ndim, known_classes) for path in files}
-        taken = {name for of_picture in names.values() for name in of_picture}
-        for row in table.read(folder / TABLE, columns):  # a.bmp gets the files of a former a.png: its row must go
-            former = output_names(Path(row["picture"]), ndim, known_classes)
-            if row["picture"] not in known and taken & {*former}:
-                names[row["picture"]] = []
-
-        listed = collections.Counter(row["picture"] for row in table.read(folder / OBJECTS, objects.COLUMNS))
-
-        def stays(row):
-            path = known.get(row["picture"])
-            if path is None or not args.go_on:
-                return False
-            truth = truths.get(folders.stem(path))
-            sources = [path] if truth is None else [path, truth]
-            complete = listed[path.name] == int(row["objects"])
-            return complete and is_finished(row, folder / names[path.name][0], sources, made_with)
-
-        finished = {row["picture"] for row in table.read(folder / TABLE, columns) if stays(row)}
-        without_files: dict[str, list[str]] = {name: [] for name in names}  # they go with the rows of the other table
-        table.begin(folder / OBJECTS, objects.COLUMNS, without_files, lambda row: row["picture"] in finished)
-        table.begin(folder / TABLE, columns, names, lambda row: row["picture"] in finished)
-        gallery = page.Gallery(folder / TABLE, columns, lambda name: output_names(Path(name), ndim, known_classes)[1])
-        failures, seconds = 0, []
-        left = sum(path.name not in finished for path in files)
-        for number, path in enumerate(files, 1):
-            if path.name in finished:
-                continue
-            left -= 1
-            try:
-                row = run_picture(models, path, truths.get(folders.stem(path)), args, folder, made_with, columns)
-            except Exception as error:  # of any kind: the other pictures do not need this one
-                failures += 1
-                print(f"predict.py: error: {explain(error, path)}", file=sys.stderr)
-                continue
-            except BaseException as stop:
-                stop.add_note("Finished pictures are complete; --continue goes on with the others.")
-                raise
-            score = f", Dice {row['dice']:.4f}" if "dice" in row else ""
-            scaled = f", at scale {row['scale']:g}" if row.get("scale", 1) != 1 else ""
-            print(
-                f"[{number}/{len(files)}] {pictures.readable(path.name)}: {row['foreground']:.1%} foreground, "
-                f"{folders.count(row['objects'], 'object')}{scaled}{score}, {row['seconds']:.1f} s",
-                flush=True,
-            )
-            if row["remark"]:
-                print(f"WARNING: {pictures.readable(path.name)}: {row['remark']}", file=sys.stderr)
-            seconds.append(row["seconds"])
-            if rest := timing.describe_rest(seconds, left):
-                print(rest, flush=True)
-            gallery.update()
-        gallery.write()
-    skipped = f"; {len(finished)} of {len(files)} finished before" if finished else ""
-    failed = f"; {failures} of {len(files)} failed" if failures else ""
-    if failures < len(files):
+        about, *_ = [model_file.read_preprocessing(path) for path in paths]  # without Keras: errors come at once
+        check_for_model(args, about)
+        truths = find_inputs(args, about["ndim"])
+        if not truths:
+            print("Nothing to do in shard {} of {}: there are fewer pictures than shards.".format(*args.shard))
+            return 0
+        out_dir = args.out_dir / "shard-{}-of-{}".format(*args.shard) if args.shard else args.out_dir
+        with output_files.output_folder(out_dir, reads=(*truths, args.masks)) as folder:
+            columns = table_columns(folder / TABLE, about)
+            backend.import_keras()
+            models = prediction.load_models(paths)
+            made_with = describe_making(args, paths)
+            finished = begin_tables(folder, columns, truths, about, made_with, args.go_on)
+            failures = predict_all(models, truths, finished, args, folder, columns, made_with)
+    skipped = f"; {len(finished)} of {len(truths)} finished before" if finished else ""
+    failed = f"; {failures} of {len(truths)} failed" if failures else ""
+    if failures < len(truths):
         print(f"Files: {out_dir}{skipped}{failed}")
-    return 0 if not failures else 2 if failures == len(files) else 1
+    return 0 if not failures else 2 if failures == len(truths) else 1
 
 
-def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made_with: str, columns: tuple) -> dict:
-    """Predict one picture: its files move into `folder` together, then its row is added to the table."""
+def predict_all(models, truths: dict, finished: set[str], args, folder: Path, columns: tuple, made_with: str) -> int:
+    """Predict all pictures that are not finished, and tell of each; return how many failed."""
+    about, failures, seconds = models[0].preprocessing, 0, []
+    gallery = page.Gallery(folder / TABLE, columns, lambda name: output_names(Path(name), about)[1])
+    left = sum(path.name not in finished for path in truths)
+    for number, (path, truth) in enumerate(truths.items(), 1):
+        if path.name in finished:
+            continue
+        left -= 1
+        try:
+            row = predict_one(models, path, truth, args, folder, columns, made_with)
+        except Exception as error:  # of any kind: the other pictures do not need this one
+            failures += 1
+            print(f"predict.py: error: {explain(error, path)}", file=sys.stderr)
+            continue
+        except BaseException as stop:
+            stop.add_note("Finished pictures are complete; --continue goes on with the others.")
+            raise
+        score = f", Dice {row['dice']:.4f}" if "dice" in row else ""
+        scaled = f", at scale {row['scale']:g}" if row.get("scale", 1) != 1 else ""
+        print(
+            f"[{number}/{len(truths)}] {pictures.readable(path.name)}: {row['foreground']:.1%} foreground, "
+            f"{folders.count(row['objects'], 'object')}{scaled}{score}, {row['seconds']:.1f} s",
+            flush=True,
+        )
+        if row["remark"]:
+            print(f"WARNING: {pictures.readable(path.name)}: {row['remark']}", file=sys.stderr)
+        seconds.append(row["seconds"])
+        if rest := timing.describe_rest(seconds, left):
+            print(rest, flush=True)
+        gallery.update()
+    gallery.write()
+    return failures
+
+
+def predict_one(models, path: Path, truth: Path | None, args, folder: Path, columns: tuple, made_with: str) -> dict:
+    """Predict one picture: its files move into `folder` together, then its rows are added to the tables."""
     started = time.perf_counter()
     with output_files.written_aside(folder) as aside:
         predict = predict_scan if models[0].preprocessing["ndim"] == 3 else predict_picture
@@ -374,10 +361,8 @@ def run_picture(models, path: Path, truth: Path | None, args, folder: Path, made
 
 def explain(error: Exception, path: Path) -> str:
     """One line that names the picture."""
-    text = str(error).strip() or type(error).__name__
-    if not isinstance(error, ValueError):
-        text = f"{type(error).__name__}: {first_line(error)}"
-    text, name = pictures.readable(text)[:400], pictures.readable(path.name)
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
+    text, name = pictures.readable(text.strip())[:400], pictures.readable(path.name)
     return text if name in text else f"{path.parent / name}: {text}"
 
 

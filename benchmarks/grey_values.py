@@ -141,7 +141,7 @@ def clipped_threshold(folder: Path, case: str) -> float:
 
     parts = json.loads((folder / "out" / "split.json").read_text())
     validation, (images, masks) = (prepared(parts[part]) for part in ("validation", "test"))
-    threshold, _ = scoring.best_threshold(*validation, scoring.object_levels(*validation))
+    threshold, _ = scoring.best_threshold(*validation, absolute=False)
     return scoring.score(masks, scoring.above(images, *threshold))[0]["image_dice"]
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import predict
 from benchmarks._common import ROOT, busy, in_turns, ratio, write
 from lab.data import grey_values
 from lab.model import model_file, prediction
@@ -56,16 +55,16 @@ def save_cheap_model(path: Path) -> None:
 
 def throughput(path: Path, rounds: int = 5) -> dict:
     """Megapixels per second of predict.py's tiles on a 1500 x 2000 picture, and of model.predict on as many pixels."""
-    models = predict.load_models([path])
+    models = prediction.load_models([path])
     network, preprocessing = models[0]
     picture = np.random.default_rng(0).integers(0, 255, (1500, 2000, 1), np.uint8)
     side = preprocessing["size"][0]
     num = picture.size // side**2
     crops = (picture.ravel()[: num * side**2] / np.float32(255)).reshape(num, side, side, 1)
     pixels = {"tiles": picture.size, "model.predict": crops.size}
-    prepare = predict.prepare_pictures(models, picture)
+    prepare = prediction.prepare_pictures(models, picture)
     sides = {
-        "tiles": lambda: list(predict.probabilities(models, picture, prepare)),
+        "tiles": lambda: list(prediction.probabilities(models, picture, prepare)),
         "model.predict": lambda: network.predict(crops, batch_size=16, verbose=0),
     }
     times = in_turns(sides, rounds)

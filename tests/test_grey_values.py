@@ -253,9 +253,9 @@ def test_a_small_object_is_told_from_clutter_that_is_less_bright(look):
     _, parts, _ = settle([(look(image), mask) for image, mask in images])
     masks = np.stack([mask[..., None] for _, mask in images]).astype(np.float32)
     seen = np.stack([each.prepare(each.image) for each in parts["training"]])
-    assert scoring.best_threshold(seen, masks, scoring.object_levels(seen, masks))[1] > 0.99
+    assert scoring.best_threshold(seen, masks, absolute=False)[1] > 0.99
     clipped = np.clip(seen, 0, 1)
-    assert scoring.best_threshold(clipped, masks, scoring.object_levels(clipped, masks))[1] < 0.2
+    assert scoring.best_threshold(clipped, masks, absolute=False)[1] < 0.2
 
 
 SHORT = "--size 64 --filters 8 --epochs 14 --train-images 96 --precision float32"

@@ -48,7 +48,7 @@ def load_model(network, path, **options):
 
 def probabilities(model, picture, **options):
     """(H, W) of one class."""
-    slabs = predict.probabilities([model], picture, predict.prepare_pictures([model], picture))
+    slabs = prediction.probabilities([model], picture, prediction.prepare_pictures([model], picture))
     return np.concatenate(list(slabs))[..., 0]
 
 
@@ -241,7 +241,7 @@ def test_pictures_are_predicted_in_pairs_and_copies_are_thrown_away(sides, flips
 
     models = [model_file.Model(Counting(), preprocessing)]
     picture = np.random.default_rng(0).integers(100, 155, (*sides, 1), np.uint8)
-    slabs = predict.probabilities(models, picture, predict.prepare_pictures(models, picture), flips)
+    slabs = prediction.probabilities(models, picture, prediction.prepare_pictures(models, picture), flips)
     alone = network.predict_on_batch(picture[None] / np.float32(255))[0, ..., 0]
     np.testing.assert_allclose(np.concatenate([*slabs])[..., 0], alone, atol=1e-5)
     assert sizes == [2] * calls
@@ -285,7 +285,7 @@ def test_models_that_do_not_go_together_are_refused(picture_folder, tmp_path, ca
     for models, words in (((grey, colour), "3 channels"), ((fixed, other), "the same size")):
         said = refusal([models[0], picture_folder[0], "--models", models[1], "--out-dir", tmp_path / "out"], capsys)
         assert words in said and not (tmp_path / "out").exists()
-    assert prediction.choose_tile(predict.load_models([grey, fixed]), (100, 100)) == [16, 16]
+    assert prediction.choose_tile(prediction.load_models([grey, fixed]), (100, 100)) == [16, 16]
 
 
 def test_flips_average_over_mirrored_pictures(tmp_path):
@@ -299,7 +299,7 @@ def test_flips_average_over_mirrored_pictures(tmp_path):
     picture = np.zeros((9, 9, 1), np.uint8)
     picture[4, 4] = 255
     found = np.concatenate(
-        list(predict.probabilities(models, picture, predict.prepare_pictures(models, picture), True))
+        list(prediction.probabilities(models, picture, prediction.prepare_pictures(models, picture), True))
     )
     around = np.zeros((9, 9))
     around[[3, 5, 4, 4], [4, 4, 3, 5]] = 0.25

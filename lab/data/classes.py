@@ -19,11 +19,12 @@ import numpy as np
 
 NOT_LABELLED = 255  # among labels
 MOST = 32  # classes
-# Colours for all kinds of colour vision (Okabe and Ito 2008), then Matplotlib's tab20.
+# Colours for all kinds of colour vision (Okabe and Ito 2008), then Matplotlib's tab20. Five of tab20 are left out: they
+# lie nearer than 12 (CIEDE2000) to a colour before them, such as #1f77b4 to #0072B2.
 COLOURS = (
     *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
-    *("#1f77b4", "#aec7e8", "#ff7f0e", "#ffbb78", "#2ca02c", "#98df8a", "#d62728", "#ff9896", "#9467bd", "#c5b0d5"),
-    *("#8c564b", "#c49c94", "#e377c2", "#f7b6d2", "#7f7f7f", "#c7c7c7", "#bcbd22", "#dbdb8d", "#17becf", "#9edae5"),
+    *("#aec7e8", "#ffbb78", "#2ca02c", "#98df8a", "#d62728", "#ff9896", "#9467bd", "#c5b0d5"),
+    *("#8c564b", "#c49c94", "#f7b6d2", "#7f7f7f", "#c7c7c7", "#17becf", "#9edae5"),
 )
 
 

@@ -7,6 +7,8 @@ The fit knows everything except centre and radius: that there is one ball, wholl
 background, the noise and the clipping. The U-Net knows none of this. Only the noise causes the errors of the fit.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from data_synth import BACKGROUND
@@ -29,6 +31,14 @@ def log_likelihood_ratio(images: np.ndarray, contrast: float, noise: float) -> n
     ratio[images <= 0] = log_ndtr(-inside / noise) - log_ndtr(-outside / noise)
     ratio[images >= 1] = log_ndtr((inside - 1) / noise) - log_ndtr((outside - 1) / noise)
     return ratio
+
+
+def ball_sums(ratio: np.ndarray, radii: np.ndarray) -> Iterator[np.ndarray]:
+    """For each radius the sums of `ratio` (*sides) over the ball around each pixel, wrapped around the edges."""
+    distance2 = sum(at**2 for at in np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in ratio.shape), indexing="ij"))
+    spectrum = np.fft.rfftn(ratio)
+    for r in radii:  # a ball is symmetric: convolution is correlation
+        yield np.fft.irfftn(spectrum * np.fft.rfftn(distance2 <= r**2), ratio.shape, range(ratio.ndim))
 
 
 def draw_balls(balls: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -58,40 +68,29 @@ def fit_balls(
     Returns:
         Balls (N, axes + 1): the centre along each axis, then the radius, in pixels.
     """
-    ratios = log_likelihood_ratio(images[..., 0], contrast, noise)
     radii = np.arange(radius[0], radius[1] + 0.25, 0.5)
-    corner = sum(
-        offset**2 for offset in np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in ratios[0].shape), indexing="ij")
-    )
-    # Around pixel (0, 0), wrapped around the edges; a ball is symmetric: convolution is correlation.
-    kernels = [(r, np.fft.rfftn(corner <= r**2)) for r in radii]
-    return np.array([_refine(ratio, _coarse(ratio, kernels), radius) for ratio in ratios])
+    margin = int(np.ceil(radius[1])) + 4  # the centre moves by less than 2 * sum(STEPS) = 4 pixels
+    balls = []
+    for ratio in log_likelihood_ratio(images[..., 0], contrast, noise):
+        padded = np.pad(ratio, margin)  # the padding is never counted, because the ball lies inside
+        climbs = []
+        for place in _coarse(ratio, radii):
+            window = padded[tuple(slice(at, at + 2 * margin + 1) for at in place)].ravel()
+            climbs.append(_climb(window, place, ratio.shape, radius, margin))
+        balls.append(max(climbs)[1:])
+    return np.array(balls)
 
 
-def _coarse(ratio, kernels):
+def _coarse(ratio, radii):
     """The CANDIDATES best centres on whole pixels, of different radii."""
-    shape = ratio.shape
-    spectrum = np.fft.rfftn(ratio)
     candidates = []
-    for r, kernel in kernels:
-        sums = np.fft.irfftn(spectrum * kernel, shape, range(len(shape)))
+    for r, sums in zip(radii, ball_sums(ratio, radii), strict=True):
         low = int(np.ceil(r))
-        inside = sums[tuple(slice(low, side - low) for side in shape)]  # whole balls inside: nothing wraps around
+        inside = sums[tuple(slice(low, side - low) for side in ratio.shape)]  # whole balls: nothing wraps around
         if inside.size:
             place = np.unravel_index(np.argmax(inside), inside.shape)
             candidates.append((inside[place], *(at + low for at in place)))
     return [place for _, *place in sorted(candidates, reverse=True)[:CANDIDATES]]
-
-
-def _refine(ratio, places, radius):
-    """The best ball around the best of some places."""
-    margin = int(np.ceil(radius[1])) + 4  # the centre moves by less than 2 * sum(STEPS) = 4 pixels
-    padded = np.pad(ratio, margin)  # the padding is never counted, because the ball lies inside
-    balls = []
-    for place in places:
-        window = padded[tuple(slice(at, at + 2 * margin + 1) for at in place)].ravel()
-        balls.append(_climb(window, place, ratio.shape, radius, margin))
-    return max(balls)[1:]
 
 
 def _climb(window, place, shape, radius, margin):

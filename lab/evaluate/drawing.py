@@ -19,6 +19,7 @@ from lab.data.pictures import readable
 from lab.data.sample import Sample
 
 DARKEST, STRIPE, RIGHT = 80, 128, 50  # grey values: the least on black, of the stripes, of correct pixels
+STRIPED: dict = {"colour": "black", "hatch": "//////"}  # the sign for `stripes` in a legend
 
 
 # Figures
@@ -79,6 +80,11 @@ def plain_ticks(axis, ticks=None) -> None:
 # Pictures of labels
 
 
+def common_range(images: Sequence[np.ndarray]) -> grey_values.GreyRange:
+    """The range from black to white for prepared images, of any shapes, that are shown together."""
+    return grey_values.shown_range(np.concatenate([image.ravel() for image in images]))
+
+
 def on_black(colours) -> np.ndarray:
     """Colours (n, 3) of 0 to 255; dark ones are mixed with white, until they are visible on black."""
     colours = np.asarray(colours, np.float32)
@@ -120,8 +126,8 @@ def overlay(
 ) -> np.ndarray:
     """The prepared image (H, W, C) with each class tinted and outlined in its colour: (H, W, 3), uint8.
 
-    `labels` (H, W) are 0 to K, and 255 for pixels without a label, which get stripes; or a mask. `colours` are the
-    classes' red, green and blue of 0 to 255; by default there is one class, orange on grey and green on colours.
+    `labels` (H, W) may be a mask; stripes are drawn where nothing is labelled. `colours` are the classes' red, green
+    and blue of 0 to 255; by default there is one class, orange on grey and green on colours.
     """
     from scipy.ndimage import binary_erosion
 
@@ -146,16 +152,11 @@ def patch(label: str, colour, **options):
     return Patch(facecolor=colour, edgecolor="0.5", label=label, **options)
 
 
-def not_labelled_patch(label: str = "not labelled"):
-    """The sign for `stripes` in a legend."""
-    return patch(label, "black", hatch="//////")
-
-
 def class_legend(figure, classes: Classes, labels: Sequence[str] | None = None, more: Sequence = ()) -> None:
     """Add a legend below a figure: the colours of several classes with names or `labels`, and `more` handles."""
     pairs = zip(labels or map(legible, classes.names), on_black(classes.colours) / 255, strict=True)
     handles = [*(patch(*pair) for pair in pairs if classes.num > 1), *more]
-    widest = max((len(handle.get_label()) for handle in handles), default=0)
+    widest = max(len(handle.get_label()) for handle in handles)
     lines = math.ceil(len(handles) / max(1, int(figure.get_figwidth() / (0.5 + 0.07 * widest))))
     columns = math.ceil(len(handles) / lines)
     figure.set_figheight(figure.get_figheight() + 0.17 * lines)
@@ -163,9 +164,9 @@ def class_legend(figure, classes: Classes, labels: Sequence[str] | None = None, 
 
 
 def evenly(samples: list[Sample], most: int) -> list[Sample]:
-    """At most `most` of the samples, evenly spread from the first to the last."""
-    places = np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)
-    return [samples[i] for i in np.unique(places)]
+    """At most `most` of the samples, evenly spread in the order of their names."""
+    samples = sorted(samples, key=lambda sample: sample.name)
+    return [samples[round(i)] for i in np.linspace(0, len(samples) - 1, min(most, len(samples)))]
 
 
 def describe_share(sample: Sample) -> str:
@@ -175,10 +176,8 @@ def describe_share(sample: Sample) -> str:
 
 def describe_sides(samples: list[Sample], unit: str) -> str:
     """Two lines above a page of samples: their sides, to end the first line, and the shares of their masks."""
-    shares, sides = (
-        np.array([sample.share for sample in samples]),
-        zip(*(s.labels.shape[::-1] for s in samples), strict=True),
-    )
+    shares = np.array([sample.share for sample in samples])
+    sides = zip(*(sample.labels.shape[::-1] for sample in samples), strict=True)
     names = ("width", "height", "depth")
     ends = [f"{name} {min(side)} to {max(side)} {unit}" for name, side in zip(names, sides, strict=False)]
     return (
@@ -192,14 +191,12 @@ def dataset_legend(figure, samples: list[Sample], classes: Classes) -> None:
 
     It has the share of pixels that are not labelled too. There is no legend for one class if all pixels are labelled.
     """
-    counts = np.sum([sample.counts for sample in samples], axis=0)
-    shares, more = counts / counts.sum(), []
-    if counts[NOT_LABELLED]:
-        more = [not_labelled_patch(f"not labelled: {shares[NOT_LABELLED]:.2%}")]
-    held = [sum(k in sample.classes for sample in samples) for k in range(classes.num + 1)]
-    labels = [
-        f"{legible(name)} ({classes.shown(value)}): {shares[k]:.2%}, in {held[k]}"
-        for k, (name, value) in enumerate(zip(classes.names, classes.values[1:], strict=True), 1)
-    ]
+    counts = np.array([sample.counts for sample in samples])
+    shares, labels = counts.sum(axis=0) / counts.sum(), []
+    for k, (name, value) in enumerate(zip(classes.names, classes.values[1:], strict=True), 1):
+        num = np.count_nonzero(counts[:, k])
+        labels.append(f"{legible(name)} ({classes.shown(value)}): {shares[k]:.2%}, in {num}")
+    share = shares[NOT_LABELLED]
+    more = [patch(f"not labelled: {share:.2%}", **STRIPED)] if share else []
     if classes.num > 1 or more:
         class_legend(figure, classes, labels, more)

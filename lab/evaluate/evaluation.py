@@ -27,7 +27,7 @@ class Evaluation:
     unit: str | None = None  # of distances
 
 
-def of_images(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
+def of_images(network, source: Source, history: dict, settings: dict) -> Evaluation:
     """Score the drawn test images of a source; the advice after a failure does not repeat the training's `settings`."""
     (images, masks), names = source.test, source.classes.names
     probs = training.predict(network, images)
@@ -43,7 +43,7 @@ def of_images(network, source: Source, history: dict, settings: dict | None = No
     return _evaluation(source, history, settings, scores, rows, baselines, [(masks, probs)], plot_examples, what)
 
 
-def of_samples(network, source: Source, history: dict, settings: dict | None = None) -> Evaluation:
+def of_samples(network, source: Source, history: dict, settings: dict) -> Evaluation:
     """Score the test samples of a source, pictures or volumes, each as a whole; `settings` as in `of_images`."""
     test, names, num = source.test, source.classes.names, source.classes.num
     probs = [sample_scores.predict_sample(network, sample, source.validation[0].shape[1:-1]) for sample in test]
@@ -67,9 +67,10 @@ def of_samples(network, source: Source, history: dict, settings: dict | None = N
 
 def _evaluation(source, history, settings, scores, rows, baselines, pairs, plot_examples, what, *columns) -> Evaluation:
     """The common part: `pairs` of masks and probabilities (N, ..., C), `what` was tested, `columns` of the table."""
-    names = source.classes.names
-    counts = [(scoring.confusion(masks, probs), np.isfinite(probs).all()) for masks, probs in pairs]
-    confusion, is_finite = np.sum([counted for counted, _ in counts], axis=0), all(finite for _, finite in counts)
+    names, confusion, is_finite = source.classes.names, np.zeros((), np.int64), True
+    for masks, probs in pairs:
+        confusion = confusion + scoring.confusion(masks, probs)
+        is_finite = is_finite and bool(np.isfinite(probs).all())
     baselines |= source.references() if source.references else {}
     title, file = ("3D U-Net", "per_volume.csv") if len(source.sides) == 3 else ("U-Net", "per_image.csv")
     table = scoring.format_table({**baselines, **scoring.with_classes(title, scores, names)}, *columns)
@@ -92,12 +93,11 @@ def confusion_files(confusion: np.ndarray, classes: Classes) -> dict[str, Callab
     """The confusion matrix (K + 1, K + 1) of several classes as a table and as a picture; nothing for one class."""
     if classes.num == 1:
         return {}
-    names = ("background", *classes.names)
-    rows = [
-        {"true": name, **dict(zip(names, map(int, line), strict=True))}
-        | {f"share {other}": float(value / max(line.sum(), 1)) for other, value in zip(names, line, strict=True)}
-        for name, line in zip(names, confusion, strict=True)
-    ]
+    names, rows = ("background", *classes.names), []
+    for name, line in zip(names, confusion, strict=True):
+        shares = (line / max(line.sum(), 1)).tolist()
+        counts = dict(zip(names, line.tolist(), strict=True))
+        rows.append({"true": name, **counts, **{f"share {n}": share for n, share in zip(names, shares, strict=True)}})
     return {
         "confusion.csv": lambda path: output_files.write_table(rows, path),
         "confusion.png": lambda path: plots.plot_confusion(confusion, names, path),
@@ -117,11 +117,9 @@ def describe_empty(samples: list, rows: list[dict]) -> str:
 
 def titles_of(rows: list[dict], names: list[str]) -> dict[int, str]:
     """Which rows to show, and the title of each: kind, name and Dice."""
-    examples = plots.choose_examples([1.0 if row["image_dice"] is None else row["image_dice"] for row in rows])
-    names = [name.replace(" (x ", "\n(x ") for name in names]  # of a region: a line of its own
-    return {i: f"{kind}: {names[i]}\n{describe_dice(rows[i])}" for i, kind in {i: kind for kind, i in examples}.items()}
-
-
-def describe_dice(row: dict) -> str:
-    """ "Dice 0.9876", or that there is nothing to score."""
-    return "nothing there, nothing found" if row["image_dice"] is None else f"Dice {row['image_dice']:.4f}"
+    dice = [row["image_dice"] for row in rows]
+    titles = {}
+    for kind, i in plots.choose_examples([1.0 if value is None else value for value in dice]):
+        score = "nothing there, nothing found" if dice[i] is None else f"Dice {dice[i]:.4f}"
+        titles[i] = f"{kind}: {names[i]}\n{score}".replace(" (x ", "\n(x ")  # of a region: a line of its own
+    return titles

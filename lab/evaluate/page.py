@@ -8,7 +8,6 @@ Pictures are in the page itself, and a click opens their file beside it. Nothing
 """
 
 import base64
-import functools
 import io
 import json
 import math
@@ -44,19 +43,14 @@ PICTURES = {
 
 def write(path: Path, title: str, **parts) -> None:
     """Write a page of the `parts` that page.html names: `lead`, `warning`, `tables`, `pictures`, `facts`, `cards`."""
-    text = _template().render(title=title, **parts)
-    with output_files.replaced(path) as aside:
-        aside.write_bytes(text.encode("utf-8", "replace"))  # names of files may hold any bytes
-
-
-@functools.cache
-def _template():
     import jinja2
 
     here = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=here, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = figure
-    return environment.get_template("page.html")
+    text = environment.get_template("page.html").render(title=title, **parts)
+    with output_files.replaced(path) as aside:
+        aside.write_bytes(text.encode("utf-8", "replace"))  # names of files may hold any bytes
 
 
 def figure(value) -> str:
@@ -109,37 +103,31 @@ def embedded(data: bytes, kind: str) -> str:
 def write_training(path: Path, title: str) -> None:
     """The page of a training, from the files beside it: scores, pictures, the table of images, settings."""
     folder = path.parent
-    about = json.loads((folder / "scores.json").read_text()) if (folder / "scores.json").exists() else {}
-    tables = [_scores(about)] if "test" in about else []
+    about = json.loads((folder / "scores.json").read_text())
+    lead, tables, warning = [], [], "It has no scores."
+    if "test" in about:
+        test = about["test"]
+        lead = [f"Mean Dice of the test set: {test['image_dice']:.4f}."]
+        warning = about["failure"] or scoring.describe_behind(test, about["baselines"]) or ""
+        names = [key.removeprefix("images/") for key in test if key.startswith("images/")]
+        rows = {**about["baselines"], **scoring.with_classes("the network", test, names)}
+        note = "A class's name is followed by the number of images that it counts in." if names else ""
+        tables = [scores_of(rows, about.get("distances", ""), note)]
     for name, what in (("per_image.csv", "Test images"), ("per_volume.csv", "Test volumes")):
         if (folder / name).exists():
             rows = table.read(folder / name, table.header(folder / name))
             note = f"All {len(rows)}, from {name}. A click on a title sorts. No score: nothing there, nothing found."
             tables.append(table_of(f"{what}, worst first", worst_first(rows, "image_dice"), note=note))
-    tables += [table_of("Last epoch", [about["last_epoch"]])] if about else []
-    test = about.get("test")
-    useless = about.get("failure") or scoring.describe_behind(test, about["baselines"]) if test else "It has no scores."
+    tables.append(table_of("Last epoch", [about["last_epoch"]]))
     write(
         path,
         title,
-        lead=[
-            *([f"Mean Dice of the test set: {test['image_dice']:.4f}."] if test else []),
-            *([f"{about['parameters']:,} parameters, trained in {about['training_seconds']:.0f} s."] if about else []),
-        ],
-        warning=useless and useless[0].upper() + useless[1:],
+        lead=[*lead, f"{about['parameters']:,} parameters, trained in {about['training_seconds']:.0f} s."],
+        warning=warning[:1].upper() + warning[1:],
         tables=tables,
         pictures=[picture(folder / name, text) for name, text in PICTURES.items() if (folder / name).exists()],
-        facts={"Settings": about.get("settings", {}), "Made with": about.get("provenance", {})},
+        facts={"Settings": about["settings"], "Made with": about["provenance"]},
     )
-
-
-def _scores(about: dict) -> dict:
-    """The table of scores: what needs no network, the network, and each of several classes."""
-    test, unit = about["test"], about.get("distances", "")
-    names = [key.removeprefix("images/") for key in test if key.startswith("images/")]
-    rows = {**about["baselines"], **scoring.with_classes("the network", test, names)}
-    note = "A class's name is followed by the number of images that it counts in."
-    return scores_of(rows, unit, note if names else "")
 
 
 def scores_of(rows: dict[str, dict], unit: str = "", note: str = "") -> dict:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.data import grey_values
-from lab.data.classes import COLOURS, NOT_LABELLED, ONE, Classes
+from lab.data.classes import NOT_LABELLED, ONE, Classes
 from lab.data.sample import Sample, describe_place
 from lab.evaluate import drawing
 from lab.evaluate.drawing import legible, new_figure, overlay, plain_ticks, save
@@ -16,7 +15,6 @@ from lab.evaluate.scoring import hard_masks
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # for all to see (Okabe and Ito 2008)
 ERRORS = {"true negative": "black", "true positive": "0.8", "false positive": ORANGE, "false negative": BLUE}
-
 LARGEST = 256  # pixels: the longest side of a picture that is drawn whole
 
 
@@ -42,35 +40,34 @@ def plot_curves(history: dict, path: Path, classes: Classes = ONE) -> None:
                 (line,) = axes.plot(history["epoch"], values, style, color=color, marker=".")
                 handles[f"{label}, {kind}"] = line
         of_classes = _plot_classes(axes, history, f"val_{names[-1]}/", classes)
-        _scale(axes, title, shown, [history["val_" + name] for name in names] + list(of_classes.values()))
+        keys = [f"val_{name}" for name in names] + [f"val_{names[-1]}/{name}" for name in of_classes]
+        _scale(axes, title, shown, [history[key][-1] for key in keys])
         axes.set(title=title, xlabel="epoch", ylabel=f"{title} ({axes.get_yscale()} scale)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-    lines, columns = axes.get_lines()[-len(of_classes) :] if of_classes else [], 4
-    if len(lines) <= 8:
-        handles |= {f"{legible(name, 18)}, validation": line for name, line in zip(of_classes, lines, strict=True)}
+    columns = 4
+    if len(of_classes) <= 8:
+        handles |= {f"{legible(name, 18)}, validation": line for name, line in of_classes.items()}
     else:
-        handles[f"each of {len(lines)} classes, validation"], columns = lines[0], 5
+        handles[f"each of {len(of_classes)} classes, validation"], columns = next(iter(of_classes.values())), 5
     figure.set_figheight(3.8 + 0.2 * math.ceil(len(handles) / columns))
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
-    )
+    place = {"loc": "outside lower center", "ncols": columns}
+    figure.legend(handles.values(), handles.keys(), **place, frameon=False, fontsize=9)
     save(figure, path, dpi=150)
 
 
-def _plot_classes(axes, history: dict, start: str, classes: Classes) -> dict[str, list]:
-    """Draw the curves of the classes, whose keys begin with `start`; return them by name."""
-    colours = dict(zip(classes.names, np.divide(classes.colours, 255), strict=True))
-    names = [key.removeprefix(start) for key in history if key.startswith(start)]  # in the order of the alphabet
-    names.sort(key=lambda name: list(colours).index(name) if name in colours else len(colours))
-    for k, name in enumerate(names):
-        shown = np.clip(np.asarray(history[start + name], float), 0.011, 0.9995)  # 0 is seen above the frame
-        axes.plot(history["epoch"], shown, color=colours.get(name, COLOURS[k % len(COLOURS)]), linewidth=0.8, zorder=1)
-    return {name: history[start + name] for name in names}
+def _plot_classes(axes, history: dict, start: str, classes: Classes) -> dict:
+    """Draw the curves of several classes, whose keys begin with `start`; return the lines by name."""
+    lines = {}
+    for name, colour in zip(classes.names, np.divide(classes.colours, 255), strict=True):
+        if start + name in history:
+            shown = np.clip(np.asarray(history[start + name], float), 0.011, 0.9995)  # 0 is seen above the frame
+            (lines[name],) = axes.plot(history["epoch"], shown, color=colour, linewidth=0.8, zorder=1)
+    return lines
 
 
-def _scale(axes, title: str, shown: list[float], curves: list) -> None:
-    """Choose the vertical scale for the `shown` values; for scores by the last values of the validation's `curves`."""
+def _scale(axes, title: str, shown: list[float], last: list[float]) -> None:
+    """Choose the vertical scale for the `shown` values; for scores by the `last` values of the validation."""
     from matplotlib.ticker import LogLocator
 
     if title == "Loss":
@@ -80,17 +77,11 @@ def _scale(axes, title: str, shown: list[float], curves: list) -> None:
             plain_ticks(axes.yaxis)
     else:  # so that 0.99 and 0.995 are apart
         axes.set_yscale("logit")
-        last = [value for values in curves for value in values[-1:] if math.isfinite(value)]
-        axes.set_ylim(max(0.01, min(0.5, *last)) if last else 0.01, 0.9995)
+        finite = [value for value in last if math.isfinite(value)]
+        axes.set_ylim(max(0.01, min(0.5, *finite)) if finite else 0.01, 0.9995)
         plain_ticks(axes.yaxis, [0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998])
     if not shown:
         axes.text(0.5, 0.5, "not a number", transform=axes.transAxes, ha="center")
-
-
-def shares_of_lines(counts: np.ndarray) -> np.ndarray:
-    """Counts (K + 1, K + 1) as shares of their line's sum; NaN in empty lines."""
-    totals = counts.sum(axis=1, keepdims=True)
-    return np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
 
 
 def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -102,7 +93,8 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import PercentFormatter
 
-    shares, num = shares_of_lines(counts), len(counts)
+    num, totals = len(counts), counts.sum(axis=1, keepdims=True)
+    shares = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
     side = num * (0.72 if num <= 11 else 0.46 if num <= 21 else 0.28)
     figure = new_figure(side + 3, side + 2)
     axes = figure.subplots()
@@ -133,13 +125,13 @@ def choose_examples(dice) -> list[tuple[str, int]]:
     return [("typical", i) for i in dict.fromkeys(middle)] + [("worst", int(i)) for i in order[:2]]
 
 
-def around(mask, margin: int = 4) -> tuple[slice, ...]:
-    """The square window around the true pixels of `mask` (H, W), with a margin; the whole image if there are none."""
+def around(mask) -> tuple[slice, ...]:
+    """The square window around the true pixels of `mask` (H, W), and 4 more; the whole image if there are none."""
     pixels = np.argwhere(mask)
     if not len(pixels):
         return slice(None), slice(None)
     low, high = pixels.min(axis=0), pixels.max(axis=0) + 1
-    side = min((high - low).max() + 2 * margin, min(mask.shape))
+    side = min((high - low).max() + 8, min(mask.shape))
     start = np.clip((low + high - side) // 2, 0, np.array(mask.shape) - side)
     return tuple(slice(first, first + side) for first in start)
 
@@ -150,12 +142,6 @@ def show_errors(axes, true, hard) -> None:
 
     classes = np.select([true & hard, hard, true], [1, 2, 3], 0)
     axes.imshow(classes, cmap=ListedColormap(list(ERRORS.values())), vmin=0, vmax=3, interpolation="nearest")
-
-
-def error_legend(figure, more: Sequence = ()) -> None:
-    """The colours of `show_errors`, below a figure."""
-    handles = [*(drawing.patch(name, color) for name, color in ERRORS.items()), *more]
-    figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
 
 
 def window(title: str, image, mask, probs) -> tuple:
@@ -178,7 +164,7 @@ def plot_predictions(rows: list[tuple], path: Path, classes: Classes = ONE) -> N
     several, truth and prediction are in the classes' colours. Of pictures with a side above LARGEST a window is shown.
     """
     rows, several = [window(*row) for row in rows], classes.num > 1
-    shown = grey_values.shown_range(np.concatenate([image.ravel() for _, image, *_ in rows]))
+    shown = drawing.common_range([image for _, image, *_ in rows])
     sides = [mask.shape[:2] for _, _, mask, _ in rows]
     aspect = np.clip(max(height / width for height, width in sides), 0.85, 1) if several else 1
     figure = new_figure(8.6, 2.12 * len(rows) * aspect + 0.7)
@@ -191,21 +177,21 @@ def plot_predictions(rows: list[tuple], path: Path, classes: Classes = ONE) -> N
         line[0].set_ylabel(title, parse_math=False, fontsize=8)  # names may hold $
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
+    first = "image" + (f", {sides[0][1]} x {sides[0][0]} px" if len(set(sides)) == 1 else "")
     columns = ("true mask", "probability", "errors at 0.5, enlarged")
     if several:
         columns = ("true classes", "predicted classes", "errors around objects")
-    first = "image" + (f", {sides[0][1]} x {sides[0][0]} px" if len(set(sides)) == 1 else "")
     for axes, title in zip(grid[0], (first, *columns), strict=True):
         axes.set_title(title, fontsize=10)
     labelled = all((mask.any(axis=-1) if several else mask[..., 0] >= 0).all() for _, _, mask, _ in rows)
-    more = [] if labelled else [drawing.not_labelled_patch()]
+    more = [] if labelled else [drawing.patch("not labelled", **drawing.STRIPED)]
     if several:
-        right, missed = str(drawing.RIGHT / 255), "w"
-        more = [drawing.patch("errors: right", right), drawing.patch("errors: missed", missed), *more]
-        drawing.class_legend(figure, classes, more=more)
+        errors = [drawing.patch("errors: right", str(drawing.RIGHT / 255)), drawing.patch("errors: missed", "w")]
+        drawing.class_legend(figure, classes, more=errors + more)
     else:
         figure.colorbar(shade, ax=grid[:, 2], location="bottom", shrink=0.9, pad=0.01, label="probability of object")
-        error_legend(figure, more)
+        handles = [*(drawing.patch(name, colour) for name, colour in ERRORS.items()), *more]
+        figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
     save(figure, path)
 
 
@@ -218,10 +204,7 @@ def _draw_probability(line, mask, probs):
     shade = line[1].imshow(probs, cmap="viridis", vmin=0, vmax=1)
     show_errors(line[2], true[zoom], hard[zoom])
     for axes, place in ((line[0], ...), (line[2], zoom)):
-        if not labelled[place].all():
-            axes.imshow(
-                np.where(drawing.stripes(~labelled[place])[..., None], np.array([0.5, 0.5, 0.5, 1], np.float32), 0)
-            )
+        axes.imshow(np.where(drawing.stripes(~labelled[place])[..., None], [0.5, 0.5, 0.5, 1.0], 0.0))
     return shade
 
 
@@ -238,10 +221,9 @@ def _draw_classes(line, mask, probs, colours) -> None:
     line[2].imshow(drawing.error_colours(true[zoom], found[zoom], colours), interpolation="nearest")
 
 
-def plot_dataset(samples: list[Sample], path: Path, most: int = 15, classes: Classes = ONE) -> None:
+def plot_dataset(samples: list[Sample], path: Path, classes: Classes = ONE) -> None:
     """Draw a page to check the user's data: examples as the network sees them, with outlined classes and figures."""
-    samples = sorted(samples, key=lambda sample: sample.name)
-    chosen = drawing.evenly(samples, most)
+    chosen = drawing.evenly(samples, 15)
     columns = min(5, len(chosen))
     lines = math.ceil(len(chosen) / columns)
     aspect = max(sample.labels.shape[0] / sample.labels.shape[1] for sample in chosen)

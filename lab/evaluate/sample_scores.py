@@ -32,9 +32,9 @@ def unit_of(samples: list) -> str:
     return "mm" if all(sample.spacing for sample in samples) else "voxels"
 
 
-def predict_sample(network, sample, least: Sequence[int], divisor: int = 8) -> np.ndarray:
+def predict_sample(network, sample, least: Sequence[int]) -> np.ndarray:
     """The probabilities (*sides, C) of a sample of any size, on disk, in tiles whose sides are `least` or more."""
-    model = model_file.Model(network, {"size": least, "divisor": divisor})
+    model = model_file.Model(network, {"size": least, "divisor": 8})  # for three poolings
     return volumes.collect(prediction.probabilities([model], sample.image, [sample.prepare]), sample.labels.shape)
 
 
@@ -68,20 +68,16 @@ def score_samples(
         steps = 1.0 if not known else sample.spacing if sample.steps is None else sample.steps
         rows.append(row | class_distances(sample.labels[:], hard_labels(probs), names, steps))
     scores = scoring.of_rows(rows, names, ("image_dice", "image_iou"))
-    for key in DISTANCES:
-        for name in (key, *(f"{key}/{of_class}" for of_class in names if len(names) > 1)):
-            defined = [row[name] for row in rows if row.get(name) is not None]
-            scores |= {name: float(np.mean(defined))} if defined else {}
+    for key in (key for key in rows[0] if key.split("/")[0] in DISTANCES):
+        defined = [row[key] for row in rows if row[key] is not None]
+        scores |= {key: float(np.mean(defined))} if defined else {}
     return scores, rows
 
 
-def class_distances(true: np.ndarray, found: np.ndarray, names: Sequence[str], spacing=1.0) -> dict[str, float | None]:
+def class_distances(true: np.ndarray, found: np.ndarray, names: Sequence[str], spacing) -> dict[str, float | None]:
     """The surface distances of labels (D, H, W); for several classes those of each, and the mean over the defined."""
-    row = {}
-    labelled = true != NOT_LABELLED
-    of_class = [
-        surfaces.surface_distances(true == k, (found == k) & labelled, spacing) for k in range(1, len(names) + 1)
-    ]
+    row, found = {}, np.where(true == NOT_LABELLED, 0, found)
+    of_class = [surfaces.surface_distances(true == k, found == k, spacing) for k in range(1, len(names) + 1)]
     for i, key in enumerate(DISTANCES):
         defined = [distances[i] for distances in of_class if distances]
         row[key] = float(np.mean(defined)) if defined else None
@@ -90,62 +86,40 @@ def class_distances(true: np.ndarray, found: np.ndarray, names: Sequence[str], s
     return row
 
 
-def baselines(
-    validation: tuple,
-    test: list,
-    raw: Sequence | None = None,
-    names: Sequence[str] = scoring.ONE_CLASS,
-) -> dict[str, dict]:
+def baselines(validation: tuple, test: list, raw: Sequence | None = None, names=scoring.ONE_CLASS) -> dict[str, dict]:
     """Scores on the test samples of methods without a network, with the settings that are best on the validation.
 
     All background; the best threshold; the best threshold after a Gaussian filter, of the best of SIGMAS. If grey
     values are not absolute, also the best threshold of the values in the files: `raw` holds these for validation and
-    test. With several classes: all pixels in the best one, and a window of grey values for each, prepared and raw.
+    test. For several classes see `scoring.class_baselines`.
     """
-    if len(names) > 1:
-        return _class_baselines(validation, test, raw, names)
     from scipy.ndimage import gaussian_filter
 
+    def score_windows(windows, samples):
+        hard = (scoring.in_windows(sample.prepare(sample.image[:])[None], windows)[0] for sample in samples)
+        return score_samples(samples, hard, names)[0]
+
+    if len(names) > 1:
+        return scoring.class_baselines(validation, test, raw, names, score_windows)
     axes = tuple(range(-1 - test[0].labels.ndim, -1))
 
     def smooth(images, sigma):  # (..., *sides, C)
         return gaussian_filter(images, sigma, axes=axes) if sigma else images
-
-    def best(images, masks):
-        return scoring.best_threshold(images, masks, scoring.object_levels(images, masks) if raw else None)
 
     def above(samples, threshold, sigma=0.0):
         for sample in samples:
             yield scoring.above(smooth(sample.prepare(sample.image[:]), sigma), *threshold)
 
     images, masks = validation
-    bests = {sigma: best(smooth(images, sigma), masks) for sigma in (0.0, *SIGMAS)}
+    bests = {}
+    for sigma in (0.0, *SIGMAS):
+        bests[sigma] = scoring.best_threshold(smooth(images, sigma), masks, absolute=not raw)
     width = max(SIGMAS, key=lambda sigma: bests[sigma][1])
-    masks_of = {
+    found = {
         "all background": (np.zeros((*sample.labels.shape, 1)) for sample in test),
         "best threshold": above(test, bests[0.0][0]),
         f"Gaussian filter of {width:g}, threshold": above(test, bests[width][0], width),
     }
     if raw:
-        masks_of["best threshold, raw values"] = above(raw[1], best(*raw[0])[0])
-    return {name: score_samples(test, masks)[0] for name, masks in masks_of.items()}
-
-
-def _class_baselines(validation, test, raw, names):
-    """The baselines of several classes."""
-
-    def all_in(label):
-        for sample in test:
-            probs = np.zeros((*sample.labels.shape, len(names) + 1), np.float32)
-            probs[..., label] = 1
-            yield probs
-
-    scores = {name: score_samples(test, all_in(label), names)[0] for label, name in enumerate(names, 1)}
-    best = max(scores, key=lambda name: scores[name]["image_dice"])
-    results = {f"all {best}": scores[best]}
-    sets = {"best grey windows": (validation, test), **({"best windows, raw values": raw} if raw else {})}
-    for title, (patches, samples) in sets.items():
-        windows = scoring.best_windows(*patches)
-        hard = (scoring.in_windows(sample.prepare(sample.image[:])[None], windows)[0] for sample in samples)
-        results[title] = {"windows": windows, **score_samples(test, hard, names)[0]}
-    return results
+        found["best threshold, raw values"] = above(raw[1], scoring.best_threshold(*raw[0], absolute=False)[0])
+    return {name: score_samples(test, masks)[0] for name, masks in found.items()}

@@ -3,8 +3,7 @@
     scores, rows = score(masks, probs)                                    # of images (N, H, W, C) or volumes
     print(format_table({**baselines(validation, test), "U-Net": scores}))
 
-With several classes `image_dice` is the mean over the classes; `image_dice/NAME` is that of one class, over the number
-of images in `images/NAME` (`metrics.py` says which images count).
+`metrics.py` says which images count for a class.
 """
 
 import math
@@ -23,10 +22,10 @@ COLUMNS = {  # of the table of scores: key and title
     "iou_metric": "soft IoU",
 }
 GROUPS = {"hard at 0.5, per image": 6, "pooled": 2}  # how many of the columns belong together
-
-
 ONE_CLASS = ("object",)
 OF_IMAGES = ("image_dice", "image_iou", "soft_image_dice", "soft_image_iou")
+KNOWS_MORE = "likeliest"  # start of the names of baselines that know the objects' shapes
+FEW = 1000  # images of all epochs together: with fewer, a network may not have learned enough
 
 
 # Scores
@@ -60,10 +59,8 @@ def rows_of_images(masks, probs, names: Sequence[str] = ONE_CLASS) -> list[dict]
     probs = np.nan_to_num(probs, nan=0.0)
     several = masks.shape[-1] > 1
     labelled = masks.any(axis=-1, keepdims=True) if several else masks >= 0
-    hard = hard_masks(probs)
-    true, hard, probs = (
-        (np.maximum(array, 0) * labelled)[..., several:].astype(np.float32) for array in (masks, hard, probs)
-    )
+    arrays = (masks, hard_masks(probs), probs)
+    true, hard, probs = ((np.maximum(array, 0) * labelled)[..., several:].astype(np.float32) for array in arrays)
     axes = tuple(range(1, masks.ndim - several))
     both = {"dice": metrics.dice_coeff, "iou": metrics.iou_metric}
     values = {
@@ -99,17 +96,17 @@ def of_rows(rows: list[dict], names: Sequence[str] = ONE_CLASS, keys: Sequence[s
     counts, and KEY is the mean over the classes that count at least once.
     """
     scores: dict = {}
+    ends = [f"/{name}" for name in names if len(names) > 1]
     for key in keys:
-        values = [row[key] for row in rows if row[key] is not None]
-        scores |= summary(values or [1.0], key)
-        means = []
-        for name in names if len(names) > 1 else ():
-            values = [row[f"{key}/{name}"] for row in rows if row[f"{key}/{name}"] is not None]
-            scores[f"images/{name}"] = len(values)
+        for end in ("", *ends):
+            values = [row[key + end] for row in rows if row[key + end] is not None]
+            scores |= {f"images{end}": len(values)} if end else {}
+            values = values if values or end else [1.0]  # no image counts
             if values:
-                of_class = summary(values, key)
-                scores |= {f"{kind}/{name}": value for kind, value in of_class.items()}
-                means.append(of_class[key])
+                scores[f"{key}{end}"] = float(np.mean(values))
+                scores[f"{key}_p5{end}"] = float(np.percentile(values, 5))
+                scores[f"{key}_min{end}"] = float(np.min(values))
+        means = [scores[key + end] for end in ends if key + end in scores]
         scores |= {key: float(np.mean(means))} if means else {}
     return scores
 
@@ -123,55 +120,47 @@ def confusion(masks, probs) -> np.ndarray:
     return np.bincount(pairs, minlength=num * num).reshape(num, num)
 
 
-def summary(values, name: str) -> dict[str, float]:
-    """Mean, 5th percentile and minimum of per-image values, as NAME, NAME_p5 and NAME_min."""
-    return {
-        name: float(np.mean(values)),
-        f"{name}_p5": float(np.percentile(values, 5)),
-        f"{name}_min": float(np.min(values)),
-    }
-
-
-KNOWS_MORE = "likeliest"  # start of the names of baselines that know the objects' shapes
+# Methods without a network
 
 
 def baselines(validation: tuple, test: tuple, raw: Sequence[tuple] | None = None, names=ONE_CLASS) -> dict[str, dict]:
     """Scores on the test set of methods without a network: all in one class, and the best thresholds of grey values.
 
-    For one class: all background, and the threshold of 0.00, 0.01, ..., 1.00 with the best mean Dice on the validation
-    set; objects are the pixels at least as bright, or if that is better, at most as bright. For several classes: the
-    class that is best for all pixels, and a window of grey values for each (see `best_windows`). Colours are averaged.
-    If grey values are not absolute, `raw` holds both sets as they are in the files. With one class their best threshold
-    is a baseline too: the preprocessing for the network cannot make it worse.
+    For one class: all background, and the threshold with the best mean Dice on the validation set (see
+    `best_threshold`). For several classes see `class_baselines`. Colours are averaged. If grey values are not absolute,
+    `raw` holds both sets as they are in the files. Their best threshold is a baseline too: the preprocessing for the
+    network cannot make it worse.
     """
-    images, masks = test
+
+    def score_windows(windows, test):
+        return score(test[1], in_windows(test[0], windows), names)[0]
+
     if len(names) > 1:
-        best, scores = all_in_one_class(masks, names)
-        windows = best_windows(*validation)
-        in_them, _ = score(masks, in_windows(images, windows), names)
-        return {f"all {best}": scores, "best grey windows": {"windows": windows, **in_them}}
-    results = {"all background": score(masks, np.zeros_like(masks))[0]}
-    results["best global threshold"] = _threshold_baseline(validation, test, None if raw is None else object_levels)
-    if raw is not None:
-        results["best threshold, raw values"] = _threshold_baseline(raw[0], raw[1], object_levels)
+        return class_baselines(validation, test, raw, names, score_windows)
+    results = {"all background": score(test[1], np.zeros_like(test[1]))[0]}
+    sets = {"best global threshold": (validation, test), **({"best threshold, raw values": raw} if raw else {})}
+    for title, (known, (images, masks)) in sets.items():
+        (threshold, brighter), _ = best_threshold(*known, absolute=not raw)
+        hard = above(images, threshold, brighter)
+        results[title] = {"threshold": threshold, "brighter": brighter, **score(masks, hard)[0]}
     return results
 
 
-def _threshold_baseline(validation: tuple[np.ndarray, np.ndarray], test, levels: Callable | None) -> dict:
-    (threshold, brighter), _ = best_threshold(*validation, levels and levels(*validation))
-    hard = above(test[0], threshold, brighter)
-    return {"threshold": threshold, "brighter": brighter, **score(test[1], hard)[0]}
+def class_baselines(validation, test, raw, names: Sequence[str], score_windows: Callable) -> dict[str, dict]:
+    """Scores for several classes: all pixels in the best class, and a window of grey values for each class.
 
-
-def all_in_one_class(masks, names: Sequence[str]) -> tuple[str, dict]:
-    """The class that is the best for all pixels, and its scores."""
-    scores = {}
-    for label, name in enumerate(names, 1):
-        hard = np.zeros_like(masks)
-        hard[..., label] = 1
-        scores[name] = score(masks, hard, names)[0]
+    The windows are the best on the validation images and masks. `score_windows` gives the scores of windows on `test`
+    (see `in_windows`). `raw` is None, or validation and test with the values of the files, for windows of their own.
+    """
+    nowhere, everywhere = (np.inf, -np.inf, 0.0), (-np.inf, np.inf, 1.0)
+    scores = {name: score_windows([everywhere if n == name else nowhere for n in names], test) for name in names}
     best = max(scores, key=lambda name: scores[name]["image_dice"])
-    return best, scores[best]
+    results = {f"all {best}": scores[best]}
+    sets = {"best grey windows": (validation, test), **({"best windows, raw values": raw} if raw else {})}
+    for title, (known, tested) in sets.items():
+        windows = best_windows(*known)
+        results[title] = {"windows": windows, **score_windows(windows, tested)}
+    return results
 
 
 def best_windows(images, masks) -> list[tuple[float, float, float]]:
@@ -180,18 +169,12 @@ def best_windows(images, masks) -> list[tuple[float, float, float]]:
     The ends that are tried are 101 percentiles of the pixels of any class.
     """
     grey = _grey(images)[..., 0]
-    objects = grey[masks[..., 1:].any(axis=-1)]
-    if not objects.size:
-        return [(0.0, 0.0, 0.0)] * (masks.shape[-1] - 1)
-    ends = np.unique(np.percentile(objects, np.arange(101), method="nearest"))
-    bins = {side: np.searchsorted(ends, grey, side) for side in ("left", "right")}
+    ends = _percentiles(grey[masks[..., 1:].any(axis=-1)])
 
     def inside(pixels):
         """How many of some pixels have grey values from end i to end j, both included: (ends, ends)."""
-        up_to, below = (
-            np.cumsum(np.bincount(bins[side][pixels], minlength=len(ends) + 1))[:-1] for side in ("left", "right")
-        )
-        return up_to[None, :] - below[:, None]
+        values = np.sort(grey[pixels])
+        return np.searchsorted(values, ends, "right") - np.searchsorted(values, ends, "left")[:, None]
 
     total, found = inside(masks.any(axis=-1)), []
     for label in range(1, masks.shape[-1]):
@@ -212,12 +195,6 @@ def in_windows(images, windows: Sequence[tuple[float, float, float]]) -> np.ndar
     return (labels[..., None] == np.arange(len(windows) + 1)).astype(np.float32)
 
 
-def object_levels(images, masks) -> np.ndarray:
-    """Thresholds to try if grey values may be any numbers: 101 percentiles of the pixels of objects."""
-    values = _grey(images)[masks == 1]
-    return np.unique(np.percentile(values, np.arange(101), method="nearest")) if values.size else np.zeros(1)
-
-
 def above(images, threshold: float, brighter: bool):
     """The pixels of images (N, ..., C) that are at least, or at most, as bright as the threshold: (N, ..., 1)."""
     grey = _grey(images)
@@ -229,35 +206,36 @@ def _grey(images):
     return images.mean(axis=-1, keepdims=True) if images.shape[-1] > 1 else images
 
 
-def best_threshold(images, masks, levels: np.ndarray | None = None) -> tuple[tuple[float, bool], float]:
+def _percentiles(values: np.ndarray) -> np.ndarray:
+    """The different ones of 101 percentiles, rising; 0 if there are no values."""
+    return np.unique(np.percentile(values, np.arange(101), method="nearest")) if values.size else np.zeros(1)
+
+
+def best_threshold(images, masks, *, absolute: bool = True) -> tuple[tuple[float, bool], float]:
     """The threshold with the best mean Dice, whether objects are the brighter side of it, and that Dice.
 
-    `levels`, which rise, are tried; by default 0.00, 0.01, ..., 1.00.
+    Tried are 0.00, 0.01, ..., 1.00, or if grey values are not `absolute`, 101 percentiles of the pixels of objects.
     """
     import metrics
 
-    grey, num = _grey(images), len(images)
-    levels = np.arange(101) / 100 if levels is None else levels
+    grey = _grey(images)
+    levels = np.arange(101) / 100 if absolute else _percentiles(grey[masks == 1])
     thresholds = levels.astype(grey.dtype)
-    bins = len(thresholds) + 1
-    first = bins * np.arange(num).reshape(-1, *[1] * (grey.ndim - 1))  # of an image's bins
-    scores: dict[tuple[float, bool], float] = {}
-    for brighter in (True, False):
-        # A pixel's bin is how many thresholds it reaches, or exceeds: one count of pixels serves all thresholds.
-        places = first + np.searchsorted(thresholds, grey, "right" if brighter else "left")
-        of_both = [np.bincount(places[some], minlength=bins * num) for some in (masks == 1, masks >= 0)]
-        hits, pred = np.cumsum(np.reshape(of_both, (2, num, bins)), axis=2)  # as many pixels lie in this bin or below
-        true = np.repeat(hits[:, -1:], bins, axis=1)
-        if brighter:
-            hits, pred = true - hits, pred[:, -1:] - pred
-        hits, true, pred = (np.float32(sums[:, :-1]) for sums in (hits, true, pred))
-        dice = metrics.dice_of_sums(hits, true, pred)
-        scores |= {(float(levels[i]), brighter): value for i, value in enumerate(np.mean(dice, axis=0).tolist())}
-    best = max(scores, key=scores.__getitem__)
-    return best, scores[best]
+
+    def reached(values):
+        """How many values are at least as bright as each threshold, and at most: (2, thresholds)."""
+        values = np.sort(values)
+        return len(values) - np.searchsorted(values, thresholds), np.searchsorted(values, thresholds, "right")
+
+    pairs = list(zip(grey, masks, strict=True))
+    hits, pred = (np.float32([reached(image[mask >= least]) for image, mask in pairs]) for least in (1, 0))
+    true = np.float32([np.count_nonzero(mask == 1) for mask in masks])[:, None, None]
+    dice = np.mean(metrics.dice_of_sums(hits, true, pred), axis=0)
+    side, i = np.unravel_index(dice.argmax(), dice.shape)
+    return (float(levels[i]), bool(side == 0)), float(dice[side, i])
 
 
-FEW = 1000  # images of all epochs together: with fewer, a network may not have learned enough
+# Words and tables
 
 
 def describe_failure(
@@ -287,12 +265,12 @@ def describe_failure(
     return None
 
 
-def describe_behind(scores: dict, baselines: dict[str, dict], margin: float = 0.02) -> str | None:
+def describe_behind(scores: dict, baselines: dict[str, dict]) -> str | None:
     """A sentence if the network's test Dice is behind that of a baseline which needs no network, else None."""
     rows = {name: row["image_dice"] for name, row in baselines.items() if not name.startswith(KNOWS_MORE)}
     best = max(rows, key=rows.__getitem__)
     dice = scores["image_dice"]
-    if dice >= rows[best] - margin:
+    if dice >= rows[best] - 0.02:
         return None
     return (
         f"the network (Dice {dice:.4f}) is behind '{best}' ({rows[best]:.4f}), which needs no network. Train longer "

@@ -14,7 +14,7 @@ import numpy as np
 from data_synth import SHAPES, fill_shape, radius_at, random_turns
 from lab.data.sample import to_masks
 from lab.evaluate import scoring
-from lab.evaluate.ball_fit import log_likelihood_ratio
+from lab.evaluate.ball_fit import ball_sums, log_likelihood_ratio
 
 ROUND = {2: "disc", 3: "ball"}
 NUM_TURNS = {2: 48, 3: 128}  # random turns of a shape at the start of a climb, in 2 and in 3 dimensions
@@ -78,11 +78,9 @@ def references(images: np.ndarray, masks: np.ndarray, shapes: Sequence[str], loo
 
 def _find_discs(ratio, shapes, radius):
     """The most likely discs or balls, one for each shape, apart from each other: [(radius, centre), ...], in pixels."""
-    sides, axes, reach = ratio.shape, range(ratio.ndim), max(SHAPES[name][1] for name in shapes)
-    # Around pixel 0, wrapped around the edges; a disc is symmetric: convolution is correlation.
-    corner = sum(at**2 for at in np.meshgrid(*(np.fft.fftfreq(side, 1 / side) for side in sides), indexing="ij"))
-    spectrum, radii = np.fft.rfftn(ratio), np.arange(radius[0], radius[1] + 0.5)
-    sums = np.array([np.fft.irfftn(spectrum * np.fft.rfftn(corner <= r**2), sides, axes) for r in radii])
+    sides, reach = ratio.shape, max(SHAPES[name][1] for name in shapes)
+    radii = np.arange(radius[0], radius[1] + 0.5)
+    sums = np.array([*ball_sums(ratio, radii)])
     pixels, edge = np.indices(sides), int(reach * radius[0]) - 1
     free = np.zeros(sides, bool)
     free[tuple(slice(edge, side - edge) for side in sides)] = True

@@ -19,8 +19,7 @@ def surface_distances(true, found, spacing=1.0) -> tuple[float, float] | None:
     less than 1 apart.
 
     Args:
-        true: a mask, bool, (H, W), (D, H, W), or of any other number of axes.
-        found: another mask, of the same shape.
+        true, found: masks of one shape, (H, W), (D, H, W), or of any other number of axes.
         spacing: of the voxels, one number or one per axis: the unit of the distances; 1 for voxels. For axes that are
             not at right angles a matrix, whose columns are the steps along the axes.
 

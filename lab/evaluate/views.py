@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.data import grey_values
 from lab.data.classes import NOT_LABELLED, ONE, Classes
 from lab.evaluate import drawing, plots
 
@@ -53,7 +52,7 @@ def plot_volumes(
         seen = sample.labels[:] if found is None else np.where(sample.labels[:] == 0, found, sample.labels[:])
         slices = three_views((seen > 0) & (seen != NOT_LABELLED), sample.spacing)
         images = [sample.prepare(sample.image[index]) for index, _ in slices.values()]
-        shown = _shown_range(images)
+        shown = drawing.common_range(images)
         for axes, image, (name, (index, aspect)) in zip(line, images, slices.items(), strict=True):
             axes.imshow(shown.prepare(image)[..., 0], cmap="gray", vmin=0, vmax=1, aspect=aspect)
             _draw_labels(axes, sample.labels[index], None if found is None else found[index], classes, aspect)
@@ -69,21 +68,15 @@ def plot_volumes(
     drawing.save(figure, path)
 
 
-def plot_dataset(samples: list, path: Path, most: int = 4, classes: Classes = ONE) -> None:
+def plot_dataset(samples: list, path: Path, classes: Classes = ONE) -> None:
     """Draw a page to check the user's scans: examples with the true contours, and the figures of all scans."""
-    samples = sorted(samples, key=lambda sample: sample.name)
-    chosen = drawing.evenly(samples, most)
+    chosen = drawing.evenly(samples, 4)
     rows = [(f"{sample.name}\n{drawing.describe_share(sample)}", sample, None) for sample in chosen]
     steps = np.array([sample.spacing for sample in samples if sample.spacing])
     ends = [np.unique([f"{step:.3g}" for step in (axis.min(), axis.max())]) for axis in steps.T[::-1]]
     spacing = " x ".join(map(" to ".join, ends)) + " mm" if len(steps) else "not known"
     sides = drawing.describe_sides(samples, "voxels")
     plot_volumes(rows, path, classes, f"{len(samples)} scans, {sides}\nspacing {spacing}", samples)
-
-
-def _shown_range(images):
-    """The range from black to white for all slices of a volume together."""
-    return grey_values.shown_range(np.concatenate([image.ravel() for image in images]))
 
 
 def _draw_labels(axes, true, found, classes, aspect) -> None:
@@ -117,7 +110,7 @@ def _legend(figure, rows, classes):
         errors = {"errors: missed": "w"} if several else {name: plots.ERRORS[name] for name in list(plots.ERRORS)[2:]}
         handles += [drawing.patch(name, colour, alpha=0.6) for name, colour in errors.items()]
     if any(sample.counts[NOT_LABELLED] for _, sample, _ in rows):
-        handles.append(drawing.not_labelled_patch())
+        handles.append(drawing.patch("not labelled", **drawing.STRIPED))
     drawing.class_legend(figure, classes, more=handles)
 
 
@@ -131,20 +124,16 @@ def montage(
     (L), right (R), back (P) and front (A).
     """
     steps = np.divide(spacing, min(spacing)) if spacing else np.ones(3)
-    marked = labels > 0
-    marked &= labels != NOT_LABELLED
-    places = [index for index, _ in three_views(marked, spacing).values()]
-    slices = [prepare(image[index]) for index in places]
-    shown, axes = _shown_range(slices), ((1, 2), (0, 2), (0, 1))
-    longest = [max(labels.shape[axis] * steps[axis] for axis in pair) for pair in axes]
-    factor = max(1, min(math.ceil(LEAST / min(longest)), MOST // max(longest)))
+    _, least, most = np.sort(np.multiply(labels.shape, steps))  # the longer sides of the three slices
+    factor = max(1, min(math.ceil(LEAST / least), MOST // most))
     repeats = (steps * factor).round().astype(int)
-    panels = []
-    for part, index, (name, edges), pair in zip(slices, places, EDGES.items(), axes, strict=True):
+    places = [index for index, _ in three_views(labels > 0, spacing).values()]
+    slices = [prepare(image[index]) for index in places]
+    shown, panels = drawing.common_range(slices), []
+    for across, (part, index, (name, edges)) in enumerate(zip(slices, places, EDGES.items(), strict=True)):
         seen = labels[index]
-        for axis, along in enumerate(pair):
-            part, seen = (np.repeat(array, repeats[along], axis=axis) for array in (part, seen))
-        (across,) = {0, 1, 2} - {*pair}
+        for axis, times in enumerate(np.delete(repeats, across)):
+            part, seen = np.repeat(part, times, axis), np.repeat(seen, times, axis)
         name = name if oriented else ("depth", "height", "width")[across]
         words = f"{name} {index[across] + 1} of {labels.shape[across]}"
         panels.append(_captioned(drawing.overlay(part, seen, shown, colours), words, edges if oriented else ""))

@@ -274,7 +274,7 @@ def shapes(args: argparse.Namespace) -> Source:
         return images, to_masks(labels, classes.num)
 
     test = draw(args.test_images, TEST)
-    fitted = [array[:NUM_FITTED] for array in test]
+    images, masks = (array[:NUM_FITTED] for array in test)
     return source_of(
         args,
         lambda num, *stream: draw(num, TRAIN, *stream, size=args.train_size),
@@ -284,7 +284,7 @@ def shapes(args: argparse.Namespace) -> Source:
         validation=draw(args.val_images, VALIDATION),
         test=test,
         classes=classes,
-        references=functools.partial(shape_fit.references, *fitted, SHAPES, looks),
+        references=functools.partial(shape_fit.references, images, masks, SHAPES, looks),
         typical=lambda: draw(128, TYPICAL)[0],
     )
 

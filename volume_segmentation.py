@@ -174,10 +174,11 @@ def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[
     """Random patches of the user's scans; whole scans to test on."""
     grey, parts, remark = grey_values.settle(split, args.grey_range)
     patch = args.patch or choose_patch(args, parts["training"])
-    augment = None
+    augment: Callable | None = None
     if args.augment:
-        grey_changes = ABSOLUTE if grey.get("window") else VARIED
-        augment = functools.partial(patches.vary, **patches.symmetries(parts["training"], patch), **grey_changes)
+        changes: dict = ABSOLUTE if grey.get("window") else VARIED
+        flips, planes = patches.symmetries(parts["training"], patch)
+        augment = functools.partial(patches.vary, flips=flips, planes=planes, **changes)
 
     def grid(samples):
         return patches.grid_patches(samples, patch, args.val_patches, classes.num)
@@ -234,7 +235,7 @@ def choose_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, 
     if former:
         patch = tuple(map(int, re.findall(r"\d+", former)))
     else:
-        shape = np.median([sample.labels.shape for sample in samples], axis=0)
+        shape = tuple(np.median([sample.labels.shape for sample in samples], axis=0))
         patch = patch_plan.plan_patch(
             lambda sides: build_unet((*sides, 1), args.filters, DEPTH, args.skips),
             shape,

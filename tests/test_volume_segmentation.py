@@ -159,11 +159,10 @@ def test_scans_of_one_known_orientation_are_flipped_left_and_right_only():
         samples = [Sample("a", None, None, None, spacing, is_oriented=known) for known in oriented]
         return patches.symmetries(samples, patch)
 
-    assert allowed((1, 1, 1), (16, 16, 16), True, True) == {"flips": [2], "planes": []}
-    every = {"flips": [0, 1, 2], "planes": [(0, 1), (0, 2), (1, 2)]}
-    assert allowed((1, 1, 1), (16, 16, 16), True, False) == every
-    assert allowed((3, 1, 1), (16, 16, 16), False)["planes"] == [(1, 2)]  # of equal spacing
-    assert allowed(None, (8, 16, 16), False)["planes"] == [(1, 2)]  # of equal sides
+    assert allowed((1, 1, 1), (16, 16, 16), True, True) == ([2], [])
+    assert allowed((1, 1, 1), (16, 16, 16), True, False) == ([0, 1, 2], [(0, 1), (0, 2), (1, 2)])
+    assert allowed((3, 1, 1), (16, 16, 16), False) == ([0, 1, 2], [(1, 2)])  # of equal spacing
+    assert allowed(None, (8, 16, 16), False) == ([0, 1, 2], [(1, 2)])  # of equal sides
 
 
 def test_an_epochs_patches_are_its_own_and_come_again():

@@ -181,21 +181,21 @@ def power(image: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     return np.sign(image) * np.abs(image) ** exponent
 
 
-def symmetries(samples: Sequence, patch: Sequence[int]) -> dict[str, list]:
-    """The flips and quarter turns that scans allow, as arguments of `vary`.
+def symmetries(samples: Sequence, patch: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """The axes to flip and the planes of quarter turns that scans allow, for `vary`.
 
     Where all scans lie in one known orientation, left and right alone are exchanged: up and down, front and back tell
     the network where it is. All other scans are flipped along each axis, and turned in planes of equal sides and, in
     all scans, equal spacings.
     """
     if all(sample.is_oriented for sample in samples):
-        return {"flips": [2], "planes": []}
+        return [2], []
     steps = np.array([sample.spacing or (1, 1, 1) for sample in samples])
 
     def alike(a, b):
         return patch[a] == patch[b] and np.allclose(steps[:, a], steps[:, b], rtol=0.1)
 
-    return {"flips": [0, 1, 2], "planes": [plane for plane in itertools.combinations(range(3), 2) if alike(*plane)]}
+    return [0, 1, 2], [plane for plane in itertools.combinations(range(3), 2) if alike(*plane)]
 
 
 # Prediction

@@ -228,8 +228,8 @@ def best_threshold(images, masks, *, absolute: bool = True) -> tuple[tuple[float
         return len(values) - np.searchsorted(values, thresholds), np.searchsorted(values, thresholds, "right")
 
     pairs = list(zip(grey, masks, strict=True))
-    hits, pred = (np.float32([reached(image[mask >= least]) for image, mask in pairs]) for least in (1, 0))
-    true = np.float32([np.count_nonzero(mask == 1) for mask in masks])[:, None, None]
+    hits, pred = (np.array([reached(image[mask >= least]) for image, mask in pairs], np.float32) for least in (1, 0))
+    true = np.array([np.count_nonzero(mask == 1) for mask in masks], np.float32)[:, None, None]
     dice = np.mean(metrics.dice_of_sums(hits, true, pred), axis=0)
     side, i = np.unravel_index(dice.argmax(), dice.shape)
     return (float(levels[i]), bool(side == 0)), float(dice[side, i])

@@ -181,7 +181,7 @@ class Gallery:
             f"Predictions in {self.path.parent.resolve().name}",
             lead=[f"{len(rows):,} pictures, {num:,} objects.", f"Made with {made}."],
             beside=[(link(name), name) for name in beside],
-            sorts=["picture", *keys],
+            keys=keys,
             wide=any(row["depth"] for row in rows),
             by="dice" if "dice" in keys else "",
             cards=[self._card(row, keys) for row in rows],
@@ -192,14 +192,8 @@ class Gallery:
         href, made = link(overlay.name), str(overlay.stat().st_mtime_ns if overlay.exists() else 0)
         if (href, made) not in self.thumbnails:
             self.thumbnails[href, made] = thumbnail(overlay)
-        sides = " x ".join(row[side] for side in ("width", "height", "depth") if row[side])
-        return {
-            **{"name": row["picture"], "href": href, "made": made, "thumbnail": self.thumbnails[href, made]},
-            "values": ["".join(filter(str.isprintable, row["picture"])), *(row[key] for key in keys)],
-            "figures": [("size", sides), *((key, row[key]) for key in keys if row[key] and "/" not in key)],
-            "of_class": [(key, row[key]) for key in keys if row[key] and "/" in key],
-            "remark": row["remark"],
-        }
+        values = ["".join(filter(str.isprintable, row["picture"])), *(row[key] for key in keys)]
+        return {"row": row, "values": values, "href": href, "made": made, "thumbnail": self.thumbnails[href, made]}
 
 
 def thumbnail(path: Path) -> str:

@@ -84,8 +84,7 @@ def load_model(path: Path) -> Model:
 
     Raises:
         ValueError: if it is no Keras model, damaged, without preprocessing, with code in it (a Lambda layer or a class
-            that is not Keras's), of another shape than (N, *sides, channels) -> probabilities (N, *sides, 1), or of K
-            classes (N, *sides, K + 1), or broken (weights that are no finite numbers).
+            that is not Keras's), of other shapes than its preprocessing says, or with weights that are no numbers.
     """
     preprocessing, config = _read(path)
     _refuse_code(path, config)

@@ -75,8 +75,10 @@ def count(num: int, what: str) -> str:
 
 
 def about(seconds: float, left: str = "") -> str:
-    """How long something takes, and when it ends: "about 13 min, until 14:32"."""
-    return f"about {duration(seconds)}{left}, until {clock(time.time() + seconds)}"
+    """How long something takes, and when it ends: "about 13 min, until 14:32"; with the date if it is another day's."""
+    end, today = time.localtime(time.time() + seconds), time.localtime()
+    clock = time.strftime("%H:%M" if end[:3] == today[:3] else "%d %b %H:%M", end)
+    return f"about {duration(seconds)}{left}, until {clock}"
 
 
 def duration(seconds: float) -> str:
@@ -85,12 +87,6 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{max(1, round(seconds))} s"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def clock(moment: float) -> str:
-    """The time of day, with the date where it is not today's."""
-    then, today = time.localtime(moment), time.localtime()
-    return time.strftime("%H:%M" if then[:3] == today[:3] else "%d %b %H:%M", then)
 
 
 def describe_rest(seconds: list[float], num_left: int) -> str | None:

@@ -141,8 +141,6 @@ def fit(
 ) -> dict[str, list]:
     """Train a compiled model, from the epoch of `checkpoint` to the last one; it keeps the weights of the last.
 
-    Before the training its time is printed, and after each epoch of a long one the time that is left.
-
     Args:
         batches: epoch (from 0) -> the (images, masks) of its `steps` batches; the same epoch, the same batches.
         epochs: passes in all, those that the checkpoint holds included.

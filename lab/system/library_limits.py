@@ -1,9 +1,4 @@
-"""Known limits of the libraries below Keras, and functions that stay within them.
-
-    probs = library_limits.predict_batch(network, images)
-
-The values are those of `network.predict_on_batch(images)`, but the network never gets a single picture.
-"""
+"""Known limits of the libraries below Keras, and functions that stay within them."""
 
 import numpy as np
 
@@ -22,5 +17,5 @@ def fill_batch(images: np.ndarray) -> np.ndarray:
 
 
 def predict_batch(network, images: np.ndarray) -> np.ndarray:
-    """The output (N, *sides, K) of a Keras network for images (N, *sides, C), in one call."""
+    """The output (N, *sides, K) of a Keras network for images (N, *sides, C), in one call of at least LEAST_IMAGES."""
     return network.predict_on_batch(fill_batch(images))[: len(images)]

@@ -21,13 +21,14 @@ from lab.data import grey_values
 from lab.model import model_file, prediction
 from lab.system import backend
 
-SIDE = 16_000
+SCRIPT, SIDE = "predict.py", 16_000
 
 
 def run(*arguments) -> tuple[float, float, float]:
     """Run predict.py in a fresh process: (seconds, seconds of processor time, its peak memory in GiB)."""
     code = (
-        "import resource, sys, predict; code = predict.main(); used = resource.getrusage(resource.RUSAGE_SELF); "
+        f"import resource, sys, {Path(SCRIPT).stem} as script; code = script.main(); "
+        "used = resource.getrusage(resource.RUSAGE_SELF); "
         "print(used.ru_utime + used.ru_stime, used.ru_maxrss); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]

@@ -219,6 +219,17 @@ def test_tiles_of_a_network_leave_no_seam(tmp_path, monkeypatch):
     assert np.abs(tiled - whole).max() < 0.02
 
 
+def test_no_probability_exceeds_1_where_tiles_overlap():
+    inputs = keras.Input((None, None, 1))
+    certain = layers.Conv2D(
+        2, 1, activation="sigmoid", kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(100)
+    )
+    model = model_file.Model(keras.Model(inputs, certain(inputs)), {"size": [64, 64], "divisor": 8})
+    image = np.zeros((900, 1500, 1), np.float32)
+    probs = np.concatenate(list(prediction.probabilities([model], image, [lambda tiles: tiles])))
+    assert probs.max() == 1 and probs.min() > 1 - 1e-6
+
+
 @pytest.mark.parametrize(("sides", "flips", "calls"), [
     ((16, 16), False, 1),  # the only tile, and a copy of it
     ((16, 16), True, 2),  # its four mirror images

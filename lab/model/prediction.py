@@ -141,7 +141,8 @@ def probabilities(
         return total / (len(models) * len(mirrored))
 
     overlap = [min(LIMITS[ndim][1], side // 2) for side in tile]
-    slabs = patches.predict_tiles(image, predict, tile, overlap, batch)
+    # Where tiles overlap, their weights are rounded: a sum of certain ones may exceed 1 by 1e-7.
+    slabs = (np.minimum(slab, 1) for slab in patches.predict_tiles(image, predict, tile, overlap, batch))
     yield from timing.told(slabs, len(patches.axis_tiles(image.shape[0], tile[0], overlap[0]))) if tell else slabs
 
 

@@ -1,4 +1,17 @@
-"""One training on several devices and processes: how they find each other, share a batch, and end together."""
+"""One training on several devices and processes: how they find each other, share a batch, and end together.
+
+On host I of N, each with JAX (tests/test_distributed.py runs two processes on loopback; no cluster was tried):
+
+    export KERAS_BACKEND=jax KERAS_DISTRIBUTION_JOB_ADDRESSES=HOST0:1234
+    export KERAS_DISTRIBUTION_NUM_PROCESSES=N KERAS_DISTRIBUTION_PROCESS_ID=I
+    python unet_segmentation.py --distributed
+
+With Slurm, a task for each card (not tried):
+
+    KERAS_BACKEND=jax srun --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 python unet_segmentation.py --distributed
+
+Several cards of one host need KERAS_BACKEND=jax alone (not tried).
+"""
 
 import os
 import sys

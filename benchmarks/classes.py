@@ -337,21 +337,24 @@ def rare_sentence(rows: list[dict]) -> str:
     )
 
 
+def finals(rows: list[dict], loss: str) -> list[dict]:
+    """The trainings with a loss at its best rate, of seeds that the choice has not seen."""
+    if not any(row["seed"] in SWEEP for row in of(rows, "imbalance", loss)):
+        return []
+    rate = best_rate(rows, loss)
+    return [row for row in of(rows, "imbalance", loss) if row["rate"] == rate and row["seed"] not in SWEEP]
+
+
 def losses_table(rows: list[dict]) -> str:
     """Each loss at its best rate: Dice by class, how it differs from the lab's loss, how often a class is not found."""
-    swept = [side for side in LOSSES if any(row["seed"] in SWEEP for row in of(rows, "imbalance", side))]
-    rates = {side: best_rate(rows, side) for side in swept}
-    finals = {
-        side: [r for r in of(rows, "imbalance", side) if r["rate"] == rate and r["seed"] not in SWEEP]
-        for side, rate in rates.items()
-    }
+    found = {loss: finals(rows, loss) for loss in LOSSES}
     lines = []
-    for side, found in finals.items():
-        if found:
-            less = apart(found, finals.get("dice+ce", []), "image_dice/square") if side != "dice+ce" else ""
-            lost = f"{sum(bool(row['never_found']) for row in found)} of {len(found)}"
-            dice = [told_mean(found, f"image_dice/{name}") for name in SMALL.names]
-            lines.append([side, f"{rates[side]:g}", *dice, less, lost])
+    for loss, some in found.items():
+        if some:
+            less = apart(some, found["dice+ce"], "image_dice/square") if loss != "dice+ce" else ""
+            lost = f"{sum(bool(row['never_found']) for row in some)} of {len(some)}"
+            dice = [told_mean(some, f"image_dice/{name}") for name in SMALL.names]
+            lines.append([loss, f"{some[0]['rate']:g}", *dice, less, lost])
     titles = ["loss", "rate", "disc, 5%", "square, 0.1%", "less dice+ce's (95% interval)", "class never found"]
     return _common.table(titles, lines) if lines else ""
 

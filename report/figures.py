@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter
 
+import conv3d_analysis
 import data_synth
 import unet_segmentation as unet
 from benchmarks import object_sizes
@@ -481,6 +482,37 @@ def memory(results, say):
     return drawn
 
 
+def conv3d(results, say):
+    """Left: the Conv3D network of the script's defaults, block by block. Right: its simulated curves."""
+    args = conv3d_analysis.parse_args([])
+    side, width = args.input_shape[0], args.filters
+    drawn, (left, right) = figure(1.9, 2, width_ratios=(1.9, 1))
+    blocks = [(side, width, BLUE), (side // 2, 2 * width, BLUE), (side // 4, 4 * width, ORANGE)]
+    blocks += [(side // 2, 2 * width, GREEN), (side, width, GREEN), (side, 1, GREY)]
+    steps = ("max-pooling 2³",) * 2 + (say("transposed 2³", "transposée 2³"),) * 2
+    steps += (say("1³, sigmoid", "1³, sigmoïde"),)
+    tops = [0.4 * size / side + 0.04 for size, _, _ in blocks]
+    for x, (size, channels, color) in enumerate(blocks):
+        left.add_patch(Rectangle((x - 0.12, -0.4 * size / side), 0.24, 0.8 * size / side, color=color, linewidth=0))
+        left.text(x, -0.5, f"{size}³ × {channels}", ha="center", va="top", fontsize=8)
+    for x, step in enumerate(steps):
+        left.annotate("", (x + 0.86, 0), (x + 0.14, 0), arrowprops={"arrowstyle": "-|>", "linewidth": 0.9})
+        left.text(x + 0.5, -0.76 - 0.2 * (x % 2), step, ha="center", va="top", fontsize=7.5)
+    for first, last, height in ((0, 4, 0.75), (1, 3, 0.55)):  # the skip connections
+        left.plot([first, first, last], [tops[first], height, height], "--", color=GREY, linewidth=0.9)
+        left.annotate("", (last, tops[last]), (last, height), arrowprops={"arrowstyle": "-|>", "color": GREY})
+    left.set(xlim=(-0.5, 5.5), ylim=(-1.2, 0.85))
+    left.axis("off")
+    curves = conv3d_analysis.simulate(args.steps, args.seed)
+    for name, color, style in (("loss", ORANGE, "-"), ("dice", BLUE, "--")):
+        right.plot(curves["step"], curves[f"simulated/{name}"], style, color=color, label=f"simulated/{name}")
+    right.set(xlabel=say("simulated step", "pas simulé"), ylim=(0, 1))
+    right.set_title(say("SIMULATED by a formula", "SIMULÉ par une formule"))
+    ticks(right.yaxis, [0, 0.5, 1], say)
+    right.legend(fontsize=8)
+    return drawn
+
+
 def noise(results, say):
     """Dice against noise for the best threshold, the network and the circle fit."""
     levels = list(results["e9"]["levels"].values())
@@ -534,7 +566,21 @@ def sizes(results, say):
     return drawn
 
 
-FIGURES = (network, curves, predictions, skips, imbalance, overlap, pixels, conventions, slices, memory, noise, sizes)
+FIGURES = (
+    network,
+    curves,
+    predictions,
+    skips,
+    imbalance,
+    overlap,
+    pixels,
+    conventions,
+    slices,
+    conv3d,
+    memory,
+    noise,
+    sizes,
+)
 
 
 def draw_all(results: dict, edition: str, folder: Path) -> None:

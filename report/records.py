@@ -136,7 +136,39 @@ def grey_values(found: dict) -> dict:
     return {case: {key: statistics.mean(row[key] for row in rows) for key in keys} for case, rows in cases.items()}
 
 
+def classes(found: dict) -> dict:
+    """Of the shapes: Dice over the seeds, and how many objects got another class; Dice of the small class by loss."""
+    from benchmarks import classes as benchmark
+
+    shapes = benchmark.of(found["rows"], "shapes")
+    names = tuple(shapes[0]["objects"])
+    result: dict = {
+        "seeds": len(shapes),
+        "dice": over_seeds(row["test"]["image_dice"] for row in shapes),
+        **{what: benchmark.count(shapes, what, names) for what in ("objects", "confused")},
+    }
+    losses = {loss: benchmark.finals(found["rows"], loss) for loss in ("ce", "dice", "dice+ce")}
+    if all(losses.values()):
+        result["losses"] = {
+            _key(loss).replace("+", "_"): over_seeds(row["test"]["image_dice/square"] for row in rows)
+            for loss, rows in losses.items()
+        }
+    return result
+
+
+def deep_structures(found: dict) -> dict:
+    """Mean Dice of the structures by side, over the seeds, and the seconds of a training."""
+    from benchmarks import deep_structures as benchmark
+
+    budget = max(row["budget"] for row in found["rows"])
+    sides = {row["side"]: 0 if row["side"] == "windows" else budget for row in found["rows"]}
+    best = {side: benchmark.best_rates(found["rows"], side, seconds) for side, seconds in sides.items()}
+    return {"seconds": budget, **{side: over_seeds(row["dice"] for row in rows) for side, rows in best.items()}}
+
+
 READERS = {
+    "classes": classes,
+    "deep_structures": deep_structures,
     "photographs": photographs,
     "object_sizes": object_sizes,
     "own_data": own_data,

@@ -54,6 +54,39 @@ RECORDS = {  # of the shape that benchmarks/ records, for those that may be miss
         ]
         + [{"halves": "left-right", "side": "lab", "budget": 40, "seed": 0, "dice": 0.99, "surface": 0.1}]
     },
+    "classes": {
+        "rows": [
+            {"part": "shapes", "side": "lab", "seed": seed, "rate": None, "test": {"image_dice": 0.98 + seed / 100}}
+            | {"objects": {"disc": {"objects": 10, "confused": seed, "missed": 0}}}
+            for seed in (0, 1)
+        ]
+        + [
+            {"part": "imbalance", "side": loss, "seed": seed, "rate": 1e-3, "val_dice": 0.9, "never_found": []}
+            | {"test": {"image_dice/square": 0.5 + seed / 10}}
+            for loss in ("ce", "dice", "dice+ce")
+            for seed in (0, 1, 100)
+        ]
+    },
+    "deep_structures": {
+        "rows": [
+            {
+                "halves": "left-right",
+                "side": side,
+                "budget": budget,
+                "seed": seed,
+                "rate": rate,
+                "dice": dice + seed / 10,
+            }
+            for side, budget, rate, dice in [
+                ("windows", 0, None, 0.1),
+                ("ours", 9, None, 0.8),
+                ("absent", 9, None, 0.5),
+                ("UNet", 9, 1e-3, 0.6),
+                ("DynUNet", 9, 1e-3, 0.7),
+            ]
+            for seed in (0, 1)
+        ]
+    },
     "own_data": {
         "rows": [
             {"data": data, "side": side, "split": split, "dice": dice + split / 100} | ({"rate": rate} if rate else {})
@@ -402,6 +435,14 @@ def test_the_volumes_scores_are_told_beside_both_references_whatever_the_filters
     found = records.commands(RECORDS["commands"])
     assert (found["network"]["min"], found["network"]["max"]) == (0.91, 0.92)
     assert found["filter"]["values"] == [0.8, 0.8] and found["threshold"]["mean"] == pytest.approx(0.1)
+
+
+def test_confused_objects_and_the_small_class_by_loss_are_those_of_the_seeds_that_chose_nothing():
+    found = records.classes(RECORDS["classes"])
+    assert (found["objects"], found["confused"], found["dice"]["values"]) == (20, 1, [0.98, 0.99])
+    assert found["losses"]["dice_ce"]["values"] == [0.5, 0.6] and "ce_weights" not in found["losses"]
+    structures = records.deep_structures(RECORDS["deep_structures"])
+    assert structures["seconds"] == 9 and structures["ours"]["values"] == pytest.approx([0.8, 0.9])
 
 
 def test_a_record_that_is_missing_has_no_paragraph(monkeypatch, tmp_path):

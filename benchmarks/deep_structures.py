@@ -214,9 +214,11 @@ def scores_table(rows: list[dict]) -> str:
     for side in SIDES:
         for budget in sorted({row["budget"] for row in rows if row["side"] == side}):
             some = best_rates(rows, side, budget)
-            steps, dice = (statistics.mean(row[name] for row in some) for name in ("steps", "dice"))
+            seconds, steps, dice = (statistics.mean(row[name] for row in some) for name in ("seconds", "steps", "dice"))
             each = [f"{statistics.mean(row['structures'][name] for row in some):.3f}" for name in STRUCTURES]
-            lines.append([side, len(some), some[0]["rate"] or "", f"{budget:g}", f"{steps:.0f}", f"{dice:.4f}", *each])
+            lines.append(
+                [side, len(some), some[0]["rate"] or "", f"{seconds:.0f}", f"{steps:.0f}", f"{dice:.4f}", *each]
+            )
     return _common.table(["side", "seeds", "rate", "s", "steps", "mean", *STRUCTURES], lines)
 
 

@@ -334,7 +334,7 @@ def test_of_monais_rates_the_best_of_the_first_seed_goes_on():
     rows, wanted, each = [], [], dict.fromkeys(deep_structures.STRUCTURES, 0.5)
     for side, budget, seed, rate in deep_structures.plan(args, rows):
         wanted.append((side, seed, rate))
-        more = {"halves": "left-right", "dice": rate or 0, "steps": 7, "structures": each}
+        more = {"halves": "left-right", "dice": rate or 0, "seconds": 9, "steps": 7, "structures": each}
         rows.append({"side": side, "budget": budget, "seed": seed, "rate": rate, **more})
     assert wanted == [
         *[("windows", 0, None), ("ours", 0, None), ("UNet", 0, 1e-3), ("UNet", 0, 3e-3)],

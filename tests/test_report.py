@@ -69,14 +69,8 @@ RECORDS = {  # of the shape that benchmarks/ records, for those that may be miss
     },
     "deep_structures": {
         "rows": [
-            {
-                "halves": "left-right",
-                "side": side,
-                "budget": budget,
-                "seed": seed,
-                "rate": rate,
-                "dice": dice + seed / 10,
-            }
+            {"halves": "left-right", "side": side, "budget": budget, "seed": seed, "rate": rate}
+            | {"seconds": budget + seed, "dice": dice + seed / 10}
             for side, budget, rate, dice in [
                 ("windows", 0, None, 0.1),
                 ("ours", 9, None, 0.8),

@@ -194,8 +194,11 @@ def _list(value) -> list:
     return list(value) if isinstance(value, tuple | list) else [value]
 
 
-def add_training_flags(group, recipes: dict[str, dict], what: str) -> None:
-    """Add the flags of a training, the same in every script that trains; `what` is "image" or "sample"."""
+def add_training_flags(group, recipes: dict[str, dict], what: str, rate: str = "") -> None:
+    """Add the flags of a training, the same in every script that trains.
+
+    `what` is "image" or "sample"; `rate` ends the help of `--learning-rate`.
+    """
     add, length = group.add_argument, group.add_mutually_exclusive_group().add_argument
     chosen = functools.partial(recipe_flag, add, recipes)
     recipe_flag(length, recipes, "--epochs", type=int, metavar="N", help=f"passes over the training {what}s")
@@ -203,7 +206,7 @@ def add_training_flags(group, recipes: dict[str, dict], what: str) -> None:
     length("--minutes", type=float, metavar="M", help=minutes)
     chosen("--batch-size", type=int, metavar="N", help=f"{what}s per step")
     chosen("--optimizer", choices=("muon", "adam"), help="muon needs fewer epochs, adam is the textbook's")
-    chosen("--learning-rate", type=float, metavar="R", help="peak step size, above 0")
+    chosen("--learning-rate", type=float, metavar="R", help=f"peak step size, above 0{rate}")
     chosen("--schedule", choices=("cosine", "constant"), help="course of the learning rate")
     losses = ("dice", "ce", "dice+ce", "pooled-dice")
     chosen("--loss", choices=losses, help="the loss to minimise; pooled-dice is the lab report's")
@@ -258,7 +261,7 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
     check_limits(args, {"filters": (1, 512), "seed": (0, 2**32 - 1)})
     if args.minutes is not None and not 0 < args.minutes < float("inf"):
         raise ValueError(f"--minutes must be a finite number above 0, such as 10; got {args.minutes}.")
-    if not (0 < args.learning_rate < float("inf")):
+    if args.learning_rate is not None and not 0 < args.learning_rate < float("inf"):
         raise ValueError(f"--learning-rate must be a finite number above 0, such as 0.002; got {args.learning_rate}.")
     if args.smooth is not None and (args.loss == "ce" or not 0 < args.smooth < float("inf")):
         raise ValueError(f"--smooth is the constant above 0 of a Dice loss; got {args.smooth} with --loss {args.loss}.")

@@ -63,7 +63,9 @@ def run(
         tracking.open_store(experiment, out)  # before Keras is imported: a bad store is reported in seconds
         source, model, precision = prepare(args, make_source, build)
         epochs = choose_epochs(model, source, args, folder_of_then(args, folder, fold))
-        chosen = {"epochs": epochs, "precision": precision, "data": source.name, **source.settings}
+        rate = args.learning_rate or source.learning_rate
+        chosen = {"epochs": epochs, "precision": precision, "learning_rate": rate, "data": source.name}
+        chosen |= source.settings
         settings = command_line.training_settings(args, **chosen)
         checkpoint = checkpoints.Checkpoint(out, settings)
         finished: Any = checkpoint.begin(args.resume, args.overwrite, out / "scores.json")
@@ -191,8 +193,9 @@ def choose_epochs(model, source: Source, args: argparse.Namespace, then: Path | 
 def compile_model(model, source: Source, args: argparse.Namespace, epochs: int) -> int:
     """Give the model optimizer, loss and metrics; return the steps of an epoch."""
     steps = math.ceil(source.num_training / args.batch_size)
+    rate = args.learning_rate or source.learning_rate
     model.compile(
-        optimizer=training.choose_optimizer(args.optimizer, args.learning_rate, args.schedule, epochs * steps),
+        optimizer=training.choose_optimizer(args.optimizer, rate, args.schedule, epochs * steps),
         loss=training.choose_loss(args.loss, args.smooth, class_weights(source) if args.class_weights else None),
         metrics=training.make_metrics(source.classes.names),
     )

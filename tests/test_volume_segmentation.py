@@ -103,6 +103,22 @@ def test_a_check_of_scans_writes_what_was_read_and_ends_without_a_run(store, sca
     assert said.endswith(f"Nothing was trained. Files: {store / 'out'}.\n")
 
 
+@pytest.mark.parametrize(("values", "rate"), [(1, script.RATE_OF_ONE), (2, script.RATE_OF_SEVERAL)])
+def test_scans_of_several_classes_learn_more_slowly_unless_a_rate_is_given(scan_folders, values, rate):
+    for path in scan_folders[1].iterdir():
+        mask = nibabel.load(path)
+        voxels = np.asarray(mask.dataobj).copy()
+        voxels[len(voxels) // 2 :] *= values
+        nibabel.save(nibabel.Nifti1Image(voxels, mask.affine), path)
+    args = script.parse_args(["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), *TINY])
+    classes, split, _ = script.split_scans(args)
+    source = script.own_scans(args, classes, split)
+    assert (classes.num, source.learning_rate, args.learning_rate) == (values, rate, None)
+    model = script.build(args, source)
+    experiment.compile_model(model, source, args, epochs=1)
+    assert model.optimizer._learning_rate.warmup_target == rate
+
+
 def test_the_model_file_gets_the_spacings_of_the_training_scans(scan_folders):
     args = script.parse_args(["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), *TINY])
     classes, split, _ = script.split_scans(args)

@@ -30,6 +30,7 @@ class Source:
     classes: Classes = ONE
     references: Callable[[], dict[str, dict]] | None = None  # scores of methods that know the objects
     raw: Callable[[], Sequence] | None = None  # validation and test with the values of the files, if they differ
+    learning_rate: float = 0.0  # peak step size, where the command line gives none
     settings: dict = dataclasses.field(default_factory=dict)  # beside the flags; a resumed training must have the same
     files: dict[str, Callable[[Path], object]] = dataclasses.field(default_factory=dict)  # name -> writes it
     remarks: tuple[str, ...] = ()  # sentences for the console

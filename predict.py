@@ -20,20 +20,22 @@ import collections
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lab import command_line
-from lab.data import folders, grey_values, pictures, scans, volumes
-from lab.data.classes import itksnap_labels
+from lab.data import folders, grey_values, picture_folders, pictures, scans, volumes
+from lab.data.classes import Classes, itksnap_labels
 from lab.evaluate import label_pictures, objects, page, plots, sample_scores, views
 from lab.model import model_file, prediction, timing
 from lab.system import backend, output_files, table
 from lab.system.errors import first_line
 from lab.track import registry
 
+Truth = Path | dict[int, Path] | None  # the true mask of a picture, or one for each class
 TABLE, OBJECTS = "predictions.csv", "objects.csv"
 LABELS = "labels.txt"  # for ITK-SNAP
 COLUMNS = (
@@ -51,7 +53,7 @@ WITHOUT_VOLUME = "The file names no {}: volume_ml stays empty, diameter and dist
 # Prediction
 
 
-def predict_picture(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> tuple:
+def predict_picture(models: list[model_file.Model], path: Path, truth: Truth, args, aside: Path) -> tuple:
     """Predict one picture, write its files into the folder `aside`, return its row of the table, and its objects'."""
     from PIL import Image
 
@@ -61,7 +63,9 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     height, width = sides = image.shape[:2]
     remarks = [GREY] if image.shape[-1] < channels else []
     image = np.broadcast_to(image, (*sides, channels))
-    true: Any = pictures.read_labels(truth, known) if truth else None
+    true: Any = None
+    if truth:
+        true = picture_folders.merged(truth, sides) if isinstance(truth, dict) else pictures.read_labels(truth, known)
     if truth and true.shape != sides:
         said = [folders.describe_sides(one) for one in (true.shape, sides)]
         raise ValueError(f"the mask {truth} is {said[0]} pixels, its picture {said[1]}.")
@@ -89,7 +93,7 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Path | No
     return row, rows
 
 
-def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None, args, aside: Path) -> tuple:
+def predict_scan(models: list[model_file.Model], path: Path, truth: Truth, args, aside: Path) -> tuple:
     """Predict one scan, write its files into the folder `aside`, return its row of the table, and its objects'.
 
     The scan is predicted at the spacing of the training; its mask lies on its own grid. Only a slab is in memory.
@@ -99,8 +103,9 @@ def predict_scan(models: list[model_file.Model], path: Path, truth: Path | None,
     about, known = models[0].preprocessing, model_file.classes_of(models[0].preprocessing)
     scan = scans.open_scan(path)
     scans.look_through(scan)
-    true: Any = scans.read_mask(truth, known) if truth else None
+    true: Any = None
     if truth:
+        true = volumes.merged(truth, scan) if isinstance(truth, dict) else scans.read_mask(truth, known)
         volumes.check_same_grid(scan, true)
     grid = volumes.grid_shape(scan, about.get("spacing"))
     image = volumes.resample(scan.voxels, grid)[..., None]
@@ -148,8 +153,9 @@ def foreground_channels(probs: np.ndarray | None) -> list[np.ndarray]:
 # Files
 
 
-def find_inputs(args: argparse.Namespace, ndim: int) -> dict[Path, Path | None]:
+def find_inputs(args: argparse.Namespace, about: dict) -> dict[Path, Truth]:
     """The pictures or scans, also those in folders, or this shard's share of them; for each its true mask, or None."""
+    ndim = about["ndim"]
     find = scans.find_scans if ndim == 3 else pictures.find_pictures
     paths = [p for path in args.pictures for p in (find(path) if path.is_dir() else [path])]
     stems: dict[str, Path] = {}
@@ -165,14 +171,27 @@ def find_inputs(args: argparse.Namespace, ndim: int) -> dict[Path, Path | None]:
     if args.shard:
         number, count = args.shard
         paths = sorted(paths)[number - 1 :: count]
-    masks, problems = folders.by_stem(find(args.masks) if args.masks else [], folders.stem_of_mask)
-    folders.refuse(problems, "mask")
+    masks = find_masks(args.masks, find, model_file.classes_of(about)) if args.masks else {}
     truths = {path: masks.get(folders.stem(path)) for path in paths}
     without = [pictures.readable(path.name) for path, truth in truths.items() if args.masks and not truth]
     if without:
         lacking = f"no mask in {args.masks} ({', '.join(without[:3]) + ', ...' * (len(without) > 3)})"
         print(f"WARNING: {len(without)} of {len(paths)} get no score: {lacking}.", file=sys.stderr)
     return truths
+
+
+def find_masks(folder: Path, find: Callable[[Path], list[Path]], known: Classes) -> dict[str, Truth]:
+    """The true masks in a folder, or in its folders for each class, by the stems of their pictures."""
+    of_class, masks, problems = folders.masks_by_stem(folder, find)
+    folders.refuse(problems, "mask")
+    if not of_class:
+        return masks
+    if set(of_class) != set(known.names):
+        raise ValueError(
+            f"the folders in {folder} are named {', '.join(of_class)}; the model knows {', '.join(known.names)}."
+        )
+    label_of = [known.names.index(name) + 1 for name in of_class]
+    return {stem: {label_of[k - 1]: path for k, path in files.items()} for stem, files in masks.items()}
 
 
 def describe_making(args: argparse.Namespace, paths: list[Path]) -> str:
@@ -206,7 +225,7 @@ def table_columns(path: Path, about: dict) -> tuple[str, ...]:
 
 
 def begin_tables(
-    folder: Path, columns: tuple, truths: dict[Path, Path | None], about: dict, made_with: str, go_on: bool
+    folder: Path, columns: tuple, truths: dict[Path, Truth], about: dict, made_with: str, go_on: bool
 ) -> set[str]:
     """Delete the rows of the pictures to predict, with their files; return the names of the finished pictures.
 
@@ -224,7 +243,9 @@ def begin_tables(
         path = Path(row["file"])
         if not go_on or path not in truths:
             return False
-        mask, sources = folder / files[path.name][0], list(filter(None, (path, truths[path])))
+        truth = truths[path]
+        mask = folder / files[path.name][0]
+        sources = [path, *(truth.values() if isinstance(truth, dict) else [truth] if truth else [])]
         same = row["made_with"] == made_with and int(row["objects"]) == listed[path.name]
         there = all(file.exists() for file in (mask, *sources))
         return same and there and mask.stat().st_mtime >= max(file.stat().st_mtime for file in sources)
@@ -246,7 +267,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--out-dir", type=Path, default=Path("outputs/predict"), metavar="DIR", help="where all files go")
     threshold = "least probability of an object's pixel, 0 to 1; for models of one class"
     add("--threshold", type=float, default=0.5, metavar="T", help=threshold)
-    add("--masks", type=Path, metavar="DIR", help="true masks of the same names, for Dice and IoU")
+    masks = "true masks of the same names, or a folder of them for each class; for Dice and IoU"
+    add("--masks", type=Path, metavar="DIR", help=masks)
     probabilities = "write NAME_probability.png too, for several classes one for each; 16 bits: 65535 is 1"
     add("--probabilities", action="store_true", help=probabilities)
     add("--models", nargs="+", default=[], metavar="MODEL", help="more models: the mean is taken")
@@ -293,7 +315,7 @@ def main(argv=None) -> int:
     with registry.files([args.model, *args.models]) as paths:
         about, *_ = [model_file.read_preprocessing(path) for path in paths]  # without Keras: errors come at once
         check_for_model(args, about)
-        truths = find_inputs(args, about["ndim"])
+        truths = find_inputs(args, about)
         if not truths:
             print("Nothing to do in shard {} of {}: there are fewer pictures than shards.".format(*args.shard))
             return 0
@@ -347,7 +369,7 @@ def predict_all(models, truths: dict, finished: set[str], args, folder: Path, co
     return failures
 
 
-def predict_one(models, path: Path, truth: Path | None, args, folder: Path, columns: tuple, made_with: str) -> dict:
+def predict_one(models, path: Path, truth: Truth, args, folder: Path, columns: tuple, made_with: str) -> dict:
     """Predict one picture: its files move into `folder` together, then its rows are added to the tables."""
     started = time.perf_counter()
     with output_files.written_aside(folder) as aside:

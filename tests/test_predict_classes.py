@@ -176,6 +176,34 @@ def test_objects_of_two_classes_that_touch_are_two(model_path, tmp_path):
     assert table(tmp_path / "out")[0]["objects"] == "2"
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_true_masks_may_lie_in_a_folder_for_each_class(ndim, tmp_path, capsys):
+    model = save_model(tmp_path / "model.keras", Classes(("wall", "cell"), (0, 1, 2)), ndim)
+    draw(tmp_path)
+    labels = np.broadcast_to(np.asarray(Image.open(tmp_path / "a.png")), (16, 40, 60)[3 - ndim :])
+    if ndim == 3:
+        tifffile.imwrite(tmp_path / "a.tif", labels)
+    for name, grey in (("cell", 205), ("wall", 115)):  # sorted by name, unlike the model's classes
+        (tmp_path / "masks" / name).mkdir(parents=True)
+        mask = 255 * (labels == grey).astype(np.uint8)
+        if ndim == 2:
+            Image.fromarray(mask).save(tmp_path / f"masks/{name}/a.png")
+        else:
+            tifffile.imwrite(tmp_path / f"masks/{name}/a_mask.tif", mask)
+    picture, flags = tmp_path / ("a.png" if ndim == 2 else "a.tif"), ("--masks", tmp_path / "masks")
+    assert run(model, [picture], tmp_path / "out", *flags) == 0
+    (row,) = table(tmp_path / "out")
+    assert [float(row[key]) for key in ("dice", "dice/cell", "dice/wall")] == [1, 1, 1]
+    capsys.readouterr()
+    assert run(model, [picture], tmp_path / "out", *flags, "--continue") == 0
+    assert "finished before" in capsys.readouterr().out
+    (tmp_path / "masks/cell").rename(tmp_path / "masks/nucleus")
+    assert "are named nucleus, wall; the model knows wall, cell" in refusal(
+        capsys, model, [picture], tmp_path / "new", *flags
+    )
+    assert not (tmp_path / "new").exists()
+
+
 def test_pixels_that_are_not_labelled_count_nowhere(tmp_path):
     labels = draw(tmp_path)
     known = Classes(("cell", "wall"), (0, 1, 2), ignore=255)

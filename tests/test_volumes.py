@@ -463,6 +463,12 @@ def test_the_three_views_pass_through_the_object():
         assert np.count_nonzero(mask[region]) == 9
     assert [height for _, height in found.values()] == [1.0, 3.0, 3.0]
     assert np.argwhere(mask[found["axial"][0]])[:, 0].min() == 20 - 7  # the front is up
+    told = [
+        [views.describe_slice(across, index, mask.shape, oriented) for across, (index, _) in enumerate(found.values())]
+        for oriented in (True, False)
+    ]
+    assert told[0] == ["axial 4 of 10", "coronal 6 of 20", "sagittal 22 of 30"]
+    assert told[1] == ["depth 4 of 10", "height 6 of 20", "width 22 of 30"]
 
 
 def test_a_scan_with_a_name_of_any_bytes_has_its_picture(tmp_path):

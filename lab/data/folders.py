@@ -66,30 +66,42 @@ def pair_by_name(
     """
     if images.resolve() == masks.resolve():
         raise ValueError(f"{what}s and masks must lie in two folders; both are {images}.")
-    problems = []
-
-    def files_of(folder, stem_of):
-        try:
-            files, doubles = by_stem(find(folder), stem_of)
-        except ValueError as error:
-            files, doubles = {}, [str(error)]
-        problems.extend(doubles)
-        return files
-
-    of_image = files_of(images, stem)
-    of_mask: dict[str, Any] = {}
-    of_class = _class_folders(masks, find)
-    for label, folder in enumerate(of_class, 1):
-        for name, path in files_of(folder, stem_of_mask).items():
-            of_mask.setdefault(name, {})[label] = path
-    if not of_class:
-        of_mask = files_of(masks, stem_of_mask)
+    of_image, problems = _files_of(images, find, stem)
+    of_class, of_mask, more = masks_by_stem(masks, find)
+    problems += more
     if of_image and of_mask:  # an empty folder has its sentence already
         problems += [f"{path} has no mask in {masks}." for name, path in of_image.items() if name not in of_mask]
         unused = [] if of_class else [path for name, path in of_mask.items() if name not in of_image]
         problems += [f"{path} has no {what} in {images}." for path in unused]
     pairs = [(of_image[name], of_mask[name]) for name in sorted(of_image.keys() & of_mask.keys())]
-    return [folder.name for folder in of_class], pairs, problems
+    return of_class, pairs, problems
+
+
+def masks_by_stem(folder: Path, find: Callable[[Path], list[Path]]) -> tuple[list[str], dict[str, Any], list[str]]:
+    """The masks of a folder by the stems of their images.
+
+    Returns:
+        The names of the classes, sorted, if the folder holds no mask but a folder of masks for each class, else none;
+        stem -> mask, or for classes stem -> {class from 1 on: mask}; and a sentence for each problem.
+    """
+    of_class = _class_folders(folder, find)
+    if not of_class:
+        return [], *_files_of(folder, find, stem_of_mask)
+    of_mask: dict[str, Any] = {}
+    problems = []
+    for label, masks in enumerate(of_class, 1):
+        files, more = _files_of(masks, find, stem_of_mask)
+        problems += more
+        for name, path in files.items():
+            of_mask.setdefault(name, {})[label] = path
+    return [masks.name for masks in of_class], of_mask, problems
+
+
+def _files_of(folder, find, stem_of):
+    try:
+        return by_stem(find(folder), stem_of)
+    except ValueError as error:
+        return {}, [str(error)]
 
 
 def _class_folders(masks, find):

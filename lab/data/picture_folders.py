@@ -42,7 +42,7 @@ def read_folder(
     for path, mask_path in pairs:
         try:
             image = read_picture(path)
-            mask = _merged(mask_path, image.shape[:2]) if of_class else read_values(mask_path)
+            mask = (merged(mask_path, image.shape[:2]), "grey", None) if of_class else read_values(mask_path)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -75,8 +75,11 @@ def read_folder(
     ], mapping
 
 
-def _merged(files: dict[int, Path], sides: tuple[int, ...]) -> tuple[np.ndarray, str, None]:
-    """The masks of one picture, class -> file, as one mask of `sides` with values 0 to K (see `read_values`)."""
+def merged(files: dict[int, Path], sides: tuple[int, ...]) -> np.ndarray:
+    """The masks of one picture, class -> file, as its labels (*sides), uint8.
+
+    Raises ValueError as `pictures.read_labels` and `class_folders.merge` do, and for a mask of other sides.
+    """
 
     def read(path):
         mask = read_labels(path)
@@ -86,7 +89,7 @@ def _merged(files: dict[int, Path], sides: tuple[int, ...]) -> tuple[np.ndarray,
 
     labels = np.zeros(sides, np.uint8)
     class_folders.merge(files, labels, read)
-    return labels, "grey", None
+    return labels
 
 
 def _by_colour_if_needed(values_of: list[tuple]) -> list[tuple]:

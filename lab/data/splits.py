@@ -161,7 +161,8 @@ def describe_parts(parts: dict[str, list], validation: np.ndarray) -> list[str]:
     """Sentences about the parts, the masks (N, *sides, C) of the validation's patches, and small pictures."""
     _, *sides, channels = validation.shape
     every = [sample for samples in parts.values() for sample in samples]
-    what, pieces, unit = ("picture", "crops", "pixels") if len(sides) == 2 else ("scan", "patches", "voxels")
+    what, unit = ("picture", "pixels") if len(sides) == 2 else ("scan", "voxels")
+    one, many = ("crop", "crops") if len(sides) == 2 else ("patch", "patches")
     what, size = "region" if every[0].is_region else what, f"{' x '.join(map(str, sides))} {unit}"
     num_training, num_validation, num_test = (len(parts[part]) for part in ("training", "validation", "test"))
     empty = sum(not (masks[..., channels > 1 :] == 1).any() for masks in validation)
@@ -170,8 +171,8 @@ def describe_parts(parts: dict[str, list], validation: np.ndarray) -> list[str]:
     return [
         f"{folders.count(num_training, what)} for training, {num_validation} for validation, {num_test} for the test; "
         "split.json names them.",
-        f"Validation takes {len(validation)} {pieces} of {size}, {empty} of them without an object; the test takes "
-        f"each {what} as a whole.",
+        f"Validation takes {len(validation)} {one if len(validation) == 1 else many} of {size}, {empty} of them "
+        f"without an object; the test takes each {what} as a whole.",
         *([f"{outside}changes no loss and no score."] if small else []),
     ]
 

@@ -62,7 +62,7 @@ def read_folder(
         if twin is not scan.path:
             problems.append(f"{scan.path} shows the same as {twin.name}.")
         if of_class:
-            mask = attempt(_merged, mask_path, scan)
+            mask = attempt(merged, mask_path, scan)
         if mask is not None:
             attempt(check_same_grid, scan, mask)
             counts = attempt(count_values, mask)
@@ -73,8 +73,11 @@ def read_folder(
     return [_to_grid(scan, to_labels(mask, mapping), grid) for scan, mask, grid in triples], mapping
 
 
-def _merged(files: dict[int, Path], scan: Scan) -> Scan:
-    """The masks of a scan, class -> file, as one mask with values 0 to K, on disk."""
+def merged(files: dict[int, Path], scan: Scan) -> Scan:
+    """The masks of a scan, class -> file, as one mask whose voxels are labels, on disk.
+
+    Raises ValueError as `scans.read_mask`, `check_same_grid` and `class_folders.merge` do.
+    """
 
     def read(path):
         mask = read_mask(path)

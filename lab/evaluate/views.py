@@ -6,6 +6,7 @@ Samples are those of `lab/data/sample.py`; their `spacing` (depth, height, width
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ def plot_volumes(
 ) -> None:
     """Draw each (title, sample, found) as three slices: image, contours of truth and of `found`, errors in colour.
 
+    Each slice has its number; those of scans with an orientation, the letters of their sides (see `montage`) too.
     `found` are the predicted labels (D, H, W), uint8, or None if there is only the truth. Contours of several classes
     have their colours, and the predicted ones are dashed. The legend gives the figures of `samples`, if any.
     """
@@ -53,11 +55,14 @@ def plot_volumes(
         slices = three_views((seen > 0) & (seen != NOT_LABELLED), sample.spacing)
         images = [sample.prepare(sample.image[index]) for index, _ in slices.values()]
         shown = drawing.common_range(images)
-        for axes, image, (name, (index, aspect)) in zip(line, images, slices.items(), strict=True):
+        for across, (axes, image, (name, (index, aspect))) in enumerate(zip(line, images, slices.items(), strict=True)):
             axes.imshow(shown.prepare(image)[..., 0], cmap="gray", vmin=0, vmax=1, aspect=aspect)
             _draw_labels(axes, sample.labels[index], None if found is None else found[index], classes, aspect)
             axes.set(xticks=[], yticks=[])
-            axes.set_xlabel(f"{name}, {image.shape[1]} x {image.shape[0]} voxels", fontsize=8)
+            words = describe_slice(across, index, sample.labels.shape, sample.is_oriented)
+            axes.set_xlabel(f"{words}, {image.shape[1]} x {image.shape[0]} voxels", fontsize=8)
+            if sample.is_oriented:
+                _draw_edges(axes, EDGES[name])
         title = "\n".join(drawing.legible(part, 38) for part in title.split("\n"))
         line[0].set_ylabel(title, fontsize=9, parse_math=False)  # names may hold $
     figure.suptitle(heading, fontsize=10)
@@ -66,6 +71,14 @@ def plot_volumes(
     else:
         _legend(figure, rows, classes)
     drawing.save(figure, path)
+
+
+def describe_slice(across: int, index: tuple, sides: Sequence[int], oriented: bool) -> str:
+    """ "axial 12 of 60": which slice of a volume `index` takes across an axis, counted from 1 on; "depth" for "axial"
+    where the volume has no orientation.
+    """
+    name = list(EDGES)[across] if oriented else ("depth", "height", "width")[across]
+    return f"{name} {index[across] + 1} of {sides[across]}"
 
 
 def plot_dataset(samples: list, path: Path, classes: Classes = ONE) -> None:
@@ -77,6 +90,15 @@ def plot_dataset(samples: list, path: Path, classes: Classes = ONE) -> None:
     spacing = " x ".join(map(" to ".join, ends)) + " mm" if len(steps) else "not known"
     sides = drawing.describe_sides(samples, "voxels")
     plot_volumes(rows, path, classes, f"{len(samples)} scans, {sides}\nspacing {spacing}", samples)
+
+
+def _draw_edges(axes, letters: str) -> None:
+    """Write the letters of a slice's left and right side onto its edges."""
+    from matplotlib.patheffects import withStroke
+
+    for letter, x, place in zip(letters, (0.02, 0.98), ("left", "right"), strict=True):
+        text = axes.text(x, 0.5, letter, transform=axes.transAxes, ha=place, va="center", color="w", fontsize=9)
+        text.set_path_effects([withStroke(linewidth=2, foreground="k")])
 
 
 def _draw_labels(axes, true, found, classes, aspect) -> None:
@@ -130,12 +152,11 @@ def montage(
     places = [index for index, _ in three_views(labels > 0, spacing).values()]
     slices = [prepare(image[index]) for index in places]
     shown, panels = drawing.common_range(slices), []
-    for across, (part, index, (name, edges)) in enumerate(zip(slices, places, EDGES.items(), strict=True)):
+    for across, (part, index, edges) in enumerate(zip(slices, places, EDGES.values(), strict=True)):
         seen = labels[index]
         for axis, times in enumerate(np.delete(repeats, across)):
             part, seen = np.repeat(part, times, axis), np.repeat(seen, times, axis)
-        name = name if oriented else ("depth", "height", "width")[across]
-        words = f"{name} {index[across] + 1} of {labels.shape[across]}"
+        words = describe_slice(across, index, labels.shape, oriented)
         panels.append(_captioned(drawing.overlay(part, seen, shown, colours), words, edges if oriented else ""))
     height = max(len(panel) for panel in panels)
     return np.concatenate([np.pad(p, ((height - len(p), 0), (0, 4), (0, 0))) for p in panels], axis=1)

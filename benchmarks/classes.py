@@ -134,13 +134,18 @@ def objects_of(labels: np.ndarray, found: np.ndarray, names) -> dict[str, dict[s
 
 
 def measured(masks, probs, names) -> dict:
-    """Dice of a test set by class, its objects, and which classes are found nowhere."""
+    """Dice of a test set by class, its objects, which classes are found nowhere, and the confusion matrix.
+
+    The matrix has pixels: a line for the background and each true class, a column for what was found.
+    """
     found = scoring.score(masks, probs, names)[0]
-    hits = np.diag(scoring.confusion(masks, probs))
+    counts = scoring.confusion(masks, probs)
+    hits = np.diag(counts)
     return {
         "test": {key: value for key, value in found.items() if key.startswith(("image_dice", "images/"))},
         "objects": objects_of(masks.argmax(axis=-1), scoring.hard_masks(probs).argmax(axis=-1), names),
         "never_found": [name for k, name in enumerate(names, 1) if not hits[k]],
+        "confusion": counts.tolist(),
     }
 
 

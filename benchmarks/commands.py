@@ -47,15 +47,12 @@ def run(name: str, seed: int) -> dict:
     return {"name": name, "seed": seed, "seconds": seconds, **kept}
 
 
-def times(rows: list[dict]) -> str:
-    """Median seconds of each command, in a sentence."""
-    seconds = {}
+def times(rows: list[dict]) -> dict[str, float]:
+    """Median seconds of each command."""
+    seconds: dict = {}
     for row in rows:
         seconds.setdefault(row["name"], []).append(row["seconds"])
-    told = [f"`{' '.join(COMMANDS[name])}` {statistics.median(some):.0f} s" for name, some in seconds.items()]
-    flags = sorted({flag for row in rows for flag in row["machine"]["flags"] if flag.endswith("bf16")})
-    device = ", ".join(sorted({row["provenance"]["device"] for row in rows}))
-    return f"From start to end, on {device}, {'with' if flags else 'without'} bfloat16 arithmetic: {', '.join(told)}."
+    return {name: statistics.median(some) for name, some in seconds.items()}
 
 
 def volumes(rows: list[dict]) -> str:

@@ -175,6 +175,23 @@ def key(row: dict) -> tuple:
     return list(KINDS).index(row["kind"]), list(PARTS).index(row["part"])
 
 
+def times_table(rows: list[dict], recorded: list[dict]) -> str:
+    """Seconds of the README's commands: medians of what `benchmarks.commands` `recorded`, and on each kind."""
+
+    def line(provenance, more, bfloat16, seconds):
+        side = f"{provenance['device']}{more}, {'bfloat16' if bfloat16 else 'float32'}"
+        return [side, *(f"{seconds[name]:.0f} s" if name in seconds else "" for name in commands.COMMANDS)]
+
+    bfloat16 = any(flag.endswith("bf16") for flag in recorded[0]["machine"]["flags"])
+    lines = [line(recorded[0]["provenance"], "", bfloat16, commands.times(recorded))]
+    for row in rows:
+        if row["part"] == "commands":
+            more = f", told to use {row['kind']}" if row["emulated"] else ""
+            lines.append(line(row["provenance"], more, "bf16" in KINDS[row["kind"]][2], row["seconds"]))
+    titles = [f"`{' '.join(command)}`" for command in commands.COMMANDS.values()]
+    return _common.table(["from start to end", *titles], lines)
+
+
 def machines_table(rows: list[dict]) -> str:
     """A row for each kind of processor: seconds of the commands and of predict.py, speeds beside PyTorch's."""
     lines = []

@@ -355,12 +355,17 @@ def example(found: dict) -> str:
     return "\n".join(f"    {line}" for line in ["Test set, 512 images:", *shown.splitlines()])
 
 
+def command_times(found: dict) -> str:
+    """Seconds of the README's commands, on the processor of the record and on each kind."""
+    return machines.times_table((read("machines") or {"rows": []})["rows"], found["rows"])
+
+
 PIECES = {  # name: the record that must be there, and what the page says of it
     "main_table": ("scores", lambda found: scores.main_table(found["rows"])),
     "made": ("scores", made),
     "example": ("scores", example),
     "shapes": ("classes", lambda found: classes.shapes_sentence(found["rows"])),
-    "command_times": ("commands", lambda found: commands.times(found["rows"])),
+    "command_times": ("commands", command_times),
     "volumes": ("commands", lambda found: commands.volumes(found["rows"])),
     "index": (None, lambda found: index()),
     "ablation": ("ablation", lambda found: ablation.scores_table(found["rows"])),

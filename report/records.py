@@ -5,6 +5,8 @@
 
 import statistics
 
+import numpy as np
+
 from benchmarks import _common, processors
 from benchmarks.intervals import over_seeds, paired, wilson
 
@@ -137,7 +139,9 @@ def grey_values(found: dict) -> dict:
 
 
 def classes(found: dict) -> dict:
-    """Of the shapes: Dice over the seeds, and how many objects got another class; Dice of the small class by loss."""
+    """Of the shapes: Dice over the seeds, how many objects got another class, and the share of each true class's pixels
+    that was found as each class; Dice of the small class by loss.
+    """
     from benchmarks import classes as benchmark
 
     shapes = benchmark.of(found["rows"], "shapes")
@@ -147,6 +151,12 @@ def classes(found: dict) -> dict:
         "dice": over_seeds(row["test"]["image_dice"] for row in shapes),
         **{what: benchmark.count(shapes, what, names) for what in ("objects", "confused")},
     }
+    if all("confusion" in row for row in shapes):
+        counts = np.sum([row["confusion"] for row in shapes], axis=0)
+        titles, shares = ("background", *names), counts / counts.sum(axis=1, keepdims=True)
+        result["confusion"] = {
+            true: dict(zip(titles, line.tolist(), strict=True)) for true, line in zip(titles, shares, strict=True)
+        }
     losses = {loss: benchmark.finals(found["rows"], loss) for loss in ("ce", "dice", "dice+ce")}
     if all(losses.values()):
         result["losses"] = {

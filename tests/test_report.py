@@ -57,7 +57,12 @@ RECORDS = {  # of the shape that benchmarks/ records, for those that may be miss
     "classes": {
         "rows": [
             {"part": "shapes", "side": "lab", "seed": seed, "rate": None, "test": {"image_dice": 0.98 + seed / 100}}
-            | {"objects": {"disc": {"objects": 10, "confused": seed, "missed": 0}}}
+            | {
+                "objects": {
+                    name: {"objects": 10, "confused": seed, "missed": 0} for name in ("disc", "square", "triangle")
+                }
+            }
+            | {"confusion": [[90 + seed, 10, 0, 0], [0, 30, 0, 0], [3 * seed, 0, 27, 0], [0, 0, 0, 30]]}
             for seed in (0, 1)
         ]
         + [
@@ -433,7 +438,8 @@ def test_the_volumes_scores_are_told_beside_both_references_whatever_the_filters
 
 def test_confused_objects_and_the_small_class_by_loss_are_those_of_the_seeds_that_chose_nothing():
     found = records.classes(RECORDS["classes"])
-    assert (found["objects"], found["confused"], found["dice"]["values"]) == (20, 1, [0.98, 0.99])
+    assert (found["objects"], found["confused"], found["dice"]["values"]) == (60, 3, [0.98, 0.99])
+    assert found["confusion"]["square"] == {"background": 3 / 57, "disc": 0, "square": 54 / 57, "triangle": 0}
     assert found["losses"]["dice_ce"]["values"] == [0.5, 0.6] and "ce_weights" not in found["losses"]
     structures = records.deep_structures(RECORDS["deep_structures"])
     assert structures["seconds"] == 9.5 and structures["ours"]["values"] == pytest.approx([0.8, 0.9])

@@ -18,6 +18,7 @@ stays. With `--shard I/N`, each share of many pictures has its own folder and ta
 import argparse
 import collections
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -72,7 +73,10 @@ def predict_picture(models: list[model_file.Model], path: Path, truth: Truth, ar
     prepare = prediction.prepare_pictures(models, image)
     slabs, scale = prediction.picture_probabilities(models, image, prepare, args.scale, args.flips, tell=True)
     labels, figures, probs, chosen = prediction.segment(slabs, sides, args.threshold, args.probabilities)
-    rows = objects.find(labels, chosen, image, known.names)
+    voxel, affine = None, None
+    if steps := pictures.pixel_sides(path):
+        voxel, affine = math.prod(steps), np.array([[0, steps[1], 0], [steps[0], 0, 0], [0, 0, 1]])
+    rows = objects.find(labels, chosen, image, known.names, voxel, affine)
 
     step = -(-max(sides) // 2048)  # an overlay is to look at, not to measure in
     preview = prepare[0](image[::step, ::step])

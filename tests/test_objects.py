@@ -5,6 +5,7 @@ import csv
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from test_predict import save_model, threshold_network
 from test_predict_scans import AFFINE, make_scan
@@ -65,6 +66,22 @@ def test_the_same_columns_hold_a_volume_with_its_third_axis_and_millimetres():
     assert (row["x_mm"], row["y_mm"], row["z_mm"]) == (10 + 2 * 0.5, 20 + 3 * 3.5, 30 + 4 * 1.5)
     assert (row["size_pixels"], row["volume_mm3"], row["touches_border"]) == (16, 16 * 24, True)
     assert {*row} <= {*objects.COLUMNS} and "area_mm2" not in row
+
+
+def test_where_a_microscope_names_the_pixels_size_objects_have_an_area_and_a_place_in_mm(model_path, tmp_path):
+    image = np.zeros((20, 30), np.uint8)
+    image[2:5, 10:16] = 240
+    sides = {"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm"}
+    tifffile.imwrite(tmp_path / "imagej.tif", image, imagej=True, resolution=(2, 4), metadata={"unit": "um"})
+    tifffile.imwrite(tmp_path / "ome.tif", np.flipud(image), ome=True, metadata=sides)
+    tifffile.imwrite(tmp_path / "printed.tif", np.fliplr(image), resolution=(72, 72), resolutionunit="INCH")
+    inputs = [str(tmp_path / f"{name}.tif") for name in ("imagej", "ome", "printed")]
+    assert predict.main([str(model_path), *inputs, "--out-dir", str(tmp_path / "out")]) == 0
+    *known, printed = read(tmp_path / "out")
+    for row, y in zip(known, (3, 16), strict=True):
+        found = [float(row[key]) for key in ("area_mm2", "x_mm", "y_mm")]
+        assert found == pytest.approx([18 * 0.125e-6, 12.5 * 0.5e-3, y * 0.25e-3]) and row["z_mm"] == ""
+    assert (printed["area_mm2"], printed["x_mm"]) == ("", ""), "the resolution of a print says nothing of the object"
 
 
 def test_slabs_change_nothing(monkeypatch):

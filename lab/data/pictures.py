@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.data import classes, folders
+from lab.data import classes, folders, scans
 from lab.system.errors import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -138,6 +138,16 @@ def _read_deep_tiff(path: Path) -> np.ndarray | None:
         image = (image * part if image.dtype.kind == "f" else (image * part).round()).astype(image.dtype)
     image = image[..., :colours] if orientation <= 4 else image[..., :colours].swapaxes(0, 1)
     return image[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+
+
+def pixel_sides(path: Path) -> tuple[float, float] | None:
+    """The height and width of a pixel in mm, where a microscope's TIFF names them, as ImageJ and OME do; else None."""
+    import tifffile
+
+    sides: Any = None
+    with contextlib.suppress(Exception), tifffile.TiffFile(path) as file:  # other formats raise an error
+        sides = scans.tiff_spacing(file, "YX")
+    return sides if sides and all(math.isfinite(side) and side > 0 for side in sides) else None
 
 
 def describe_loss(path: Path, image: np.ndarray) -> str | None:

@@ -205,7 +205,7 @@ def _open_tiff(path):
                 f"has the axes {series.axes} ({' x '.join(map(str, series.shape))}), where ZYX was expected: save one "
                 "channel and one time; ImageJ's Image > Properties mends slices that are called channels or frames"
             )
-        spacing = _tiff_spacing(file)
+        spacing = tiff_spacing(file)
         if series.dataoffset is None:  # compressed, or scattered over the file
             voxels = series.asarray(out=scratch(series.shape, series.dtype))
         else:
@@ -230,20 +230,21 @@ def _complaints():
             raise _Problem(f"is damaged or cut off ({_reason(records[0].getMessage())}); copy it again")
 
 
-def _tiff_spacing(file):
-    """(depth, height, width) in mm, from ImageJ's or OME's metadata; None if it is in neither."""
+def tiff_spacing(file, axes: str = "ZYX") -> tuple[float, ...] | None:
+    """The steps along the axes of an open `tifffile.TiffFile` in mm, from ImageJ's or OME's metadata; None without."""
     import tifffile
 
     if file.ome_metadata:
         pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
         pixels = (pixels[0] if isinstance(pixels, list) else pixels)["Pixels"]
-        steps = [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]
-        units = [pixels.get(f"PhysicalSize{axis}Unit", "um") for axis in "ZYX"]
+        steps = [pixels.get(f"PhysicalSize{axis}") for axis in axes]
+        units = [pixels.get(f"PhysicalSize{axis}Unit", "um") for axis in axes]
     else:
         known, tags = file.imagej_metadata or {}, file.pages[0].tags
-        resolution = [tags[name].value if name in tags else (0, 1) for name in ("YResolution", "XResolution")]
-        steps = [known.get("spacing"), *(below / above if above else None for above, below in resolution)]
-        units = [known.get("unit")] * 3
+        resolution = {axis: tags.valueof(f"{axis}Resolution", default=(0, 1)) for axis in "YX"}
+        of_axis = {axis: below / above if above else None for axis, (above, below) in resolution.items()}
+        steps = [known.get("spacing") if axis == "Z" else of_axis[axis] for axis in axes]
+        units = [known.get("unit")] * len(axes)
     if None in steps or any(unit not in MILLIMETRES for unit in units):
         return None
     return tuple(float(step) * MILLIMETRES[unit] for step, unit in zip(steps, units, strict=True))

@@ -38,7 +38,7 @@ def find(
         image: the file's values, (H, W, C) or (D, H, W); it may lie on disk, and is read by slabs.
         names: of the classes.
         voxel: the area (mm^2) or volume (mm^3) of a pixel; None where the file names no unit.
-        affine: (4, 4), from (z, y, x) to millimetres; None where the file has none.
+        affine: (4, 4), from (z, y, x) to millimetres, or (3, 3), from (y, x); None where the file has none.
 
     Returns:
         Rows of COLUMNS. `number` counts from 1 on in the picture; `mean_grey` is the mean over the colours too;
@@ -59,7 +59,7 @@ def find(
                 row[f"{axis}_pixels"] = _short(place)
                 row |= {f"{axis}_min_pixels": ends.start, f"{axis}_max_pixels": ends.stop - 1}
             if affine is not None:
-                row |= dict(zip(("x_mm", "y_mm", "z_mm"), map(_short, affine[:3] @ [*centre, 1]), strict=True))
+                row |= dict(zip(("x_mm", "y_mm", "z_mm"), map(_short, affine[:-1] @ [*centre, 1]), strict=False))
             border = any(ends.start == 0 or ends.stop == side for ends, side in zip(box, labels.shape, strict=True))
             rows.append(row | {"mean_grey": _short(grey), "confidence": _short(sure), "touches_border": border})
     return rows

@@ -314,34 +314,6 @@ def mean_seconds(rows: list[dict]) -> float:
     return statistics.mean(row["seconds"] for row in rows)
 
 
-def sentence(rows: list[dict]) -> str:
-    """What eight crops give, ours, and MONAI's less ours with intervals, in two sentences."""
-    best = best_rates(rows)
-
-    def of_side(side):
-        return {data: best[data, side] for data in DATA if (data, side) in best}
-
-    def told_dice(side):
-        return " and ".join(
-            f"{statistics.mean(row['dice'] for row in of):.3f} on the {data}" for data, of in of_side(side).items()
-        )
-
-    def told_apart(side):
-        found = of_side(side)
-        seconds = statistics.mean(map(mean_seconds, found.values()))
-        apart = " and ".join(f"{difference(of, best[data, 'ours'])} on the {data}" for data, of in found.items())
-        return f"({seconds:.0f} s of training)", apart
-
-    splits = max(len(some) for some in best.values())
-    (first, by_first), (second, by_second) = map(told_apart, MONAI[::-1])
-    return (
-        f"Eight labelled crops of {CROP}x{CROP} pixels and at most {rows[0].get('budget', 23):g} s of training give a "
-        f"mean Dice of {told_dice('ours')} over {splits} splits. MONAI's {MONAI[1]} {first} differs from that by "
-        f"{by_first}, its {MONAI[0]} {second} by {by_second}. The intervals, of 95%, are paired by split; one that "
-        "holds 0 shows no difference."
-    )
-
-
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument

@@ -90,7 +90,9 @@ def main_table(results: list[dict]) -> str:
         runs = [r for r in all_runs if r["failure"] is None]
         if not runs:
             continue
-        seeds = len(runs) if runs == all_runs else f"{len(runs)} of {len(all_runs)}"
+        seeds = str(len(runs))
+        if runs != all_runs:  # the means omit an empty mask
+            seeds = f"{len(runs)} of {len(all_runs)}; {len(all_runs) - len(runs)} found nothing"
         last = means([r["last_epoch"] for r in runs], ("val_dice_coeff", "val_iou_metric", "val_image_dice"))
         test = [r["test"] for r in runs]
         lines.append([title, f"`{flags}`" if flags else "none", seeds, *last, *means(test, of_test), worst(test)])
@@ -117,16 +119,6 @@ def means(scores: list[dict], names) -> list[str]:
 def worst(scores: list[dict]) -> str:
     """Dice of a run's worst image, mean over the runs: the minimum of all would fall with their number."""
     return f"{statistics.mean(values['image_dice_min'] for values in scores):.4f}"
-
-
-def collapsed_sentence(results: list[dict]) -> str:
-    """Which runs of the table are not in its means."""
-    told = []
-    for _, title, runs in groups(results):
-        failed = sum(run["failure"] is not None for run in runs)
-        if failed:
-            told.append(f"Of {len(runs)} runs of {title} {failed} collapsed (an empty mask); the means omit it.")
-    return " ".join(told)
 
 
 def parse_args(argv=None) -> argparse.Namespace:

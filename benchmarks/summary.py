@@ -111,15 +111,6 @@ def changes_since() -> dict[str, set[str]]:
     return {name: files for name, files in changed.items() if files}
 
 
-def made(found: dict) -> str:
-    """When and where the scores were recorded, in one sentence."""
-    runs = found["rows"]
-    days, machine, commits = origin("scores")
-    precision = ", ".join(sorted({run["provenance"]["precision"].removeprefix("mixed_") for run in runs}))
-    recorded = f"Recorded: {days}, {machine}, {precision}, commit {commits}, by `python -m benchmarks.scores`."
-    return f"{recorded} {scores.collapsed_sentence(runs)}".strip()
-
-
 def comparisons() -> str:
     """One line per comparison, in Markdown: what, figure, bound or partner."""
     describe = {
@@ -362,7 +353,6 @@ def command_times(found: dict) -> str:
 
 PIECES = {  # name: the record that must be there, and what the page says of it
     "main_table": ("scores", lambda found: scores.main_table(found["rows"])),
-    "made": ("scores", made),
     "example": ("scores", example),
     "shapes": ("classes", lambda found: classes.shapes_sentence(found["rows"])),
     "command_times": ("commands", command_times),
@@ -381,7 +371,6 @@ PIECES = {  # name: the record that must be there, and what the page says of it
     "seeds_of_photographs": ("photographs", seeds_of_photographs),
     "object_sizes": ("object_sizes", object_sizes.describe),
     "grey_values": ("grey_values", lambda found: grey_values.scores_table(found["rows"])),
-    "own_data_sentence": ("own_data", lambda found: own_data.sentence(found["rows"])),
     "own_data": ("own_data", lambda found: own_data.scores_table(found["rows"])),
     "brain": ("brain", lambda found: brain.scores_table(found["rows"], "back-front")),
     "classes": ("classes", several_classes),

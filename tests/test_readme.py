@@ -103,6 +103,7 @@ def test_mlflows_pages_are_shown_by_one_process_without_its_workers_for_jobs():
 
 
 def test_both_pages_stay_readable_in_one_go():
+    assert len(PAGES["README.md"].splitlines()) <= 150
     assert len(PAGES["benchmarks/README.md"].splitlines()) <= 290
 
 

@@ -265,7 +265,7 @@ def best_rates(rows: list[dict]) -> list[dict]:
 
 
 def scores_table(rows: list[dict], halves: str) -> str:
-    """Median over the seeds: Dice, surface distance and steps of each side, a column for each budget."""
+    """Mean over the seeds: Dice, surface distance and steps of each side, a column for each budget."""
     found = [row for row in best_rates(rows) if row["halves"] == halves]
     budgets = sorted({row["budget"] for row in found if row["budget"]})
     lines = []
@@ -281,19 +281,19 @@ def scores_table(rows: list[dict], halves: str) -> str:
 
 
 def describe(rows: list[dict], seeds: int) -> str:
-    """Medians of some rows, in a cell: 0.9471 (0.35 mm, 285 steps); and of how many seeds, if not of `seeds`."""
+    """Means of some rows, in a cell: 0.9471 (0.35 mm, 285 steps); and of how many seeds, if not of `seeds`."""
     if not rows:
         return ""
-    dice, steps = (statistics.median(row[name] for row in rows) for name in ("dice", "steps"))
+    dice, steps = (statistics.mean(row[name] for row in rows) for name in ("dice", "steps"))
     surfaces = [row["surface"] for row in rows if row["surface"] is not None]  # an empty mask has none
-    told = [f"{statistics.median(surfaces):.2f} mm"] if surfaces else []
+    told = [f"{statistics.mean(surfaces):.2f} mm"] if surfaces else []
     told += [f"{steps:.0f} steps"] if steps else []
     told += [f"{len(rows)} of the seeds"] if len(rows) != seeds else []
     return f"{dice:.4f} ({', '.join(told)})"
 
 
 def plot(rows: list[dict], halves: str, path: Path) -> None:
-    """The error 1 - Dice against seconds of training, for each side: every seed, and a line through the medians."""
+    """The error 1 - Dice against seconds of training, for each side: every seed, and a line through the means."""
     from lab.evaluate import plots
 
     names = {"lab": "3D U-Net, this lab", "slices": "2D U-Net, this lab, slices", "UNet": "MONAI UNet"}
@@ -310,8 +310,8 @@ def plot(rows: list[dict], halves: str, path: Path) -> None:
         if not found:
             continue
         budgets = sorted({row["budget"] for row in found})
-        medians = [statistics.median(1 - row["dice"] for row in found if row["budget"] == b) for b in budgets]
-        axes.plot(budgets, medians, color=colours[side], label=name)
+        means = [statistics.mean(1 - row["dice"] for row in found if row["budget"] == b) for b in budgets]
+        axes.plot(budgets, means, color=colours[side], label=name)
         axes.plot([row["seconds"] for row in found], [1 - row["dice"] for row in found], ".", color=colours[side])
     axes.set(xscale="log", yscale="log", xlabel="seconds of training on 2 cores", ylabel="error, 1 - Dice")
     plots.plain_ticks(axes.xaxis, BUDGETS)

@@ -94,7 +94,10 @@ def run_steps(kind: str) -> dict:
 
 
 def save_networks(folder: Path) -> None:
-    """Untrained networks of pictures and of scans, in the precision that the lab chooses: their speed is the same."""
+    """Untrained networks of pictures and of scans, in the precision that the lab chooses: their speed is the same.
+
+    They find nothing, so that no time goes into the tables of thousands of objects in noise.
+    """
     keras = backend.import_keras()
 
     from lab.data import grey_values
@@ -105,7 +108,9 @@ def save_networks(folder: Path) -> None:
     for name, sides, filters in (("pictures", (None, None), 32), ("scans", (None, None, None), 16)):
         images = np.random.default_rng(0).random((4, *(16,) * len(sides), 1), np.float32)
         about = grey_values.describe_training(images, grey_values.ABSOLUTE)
-        model_file.save_model(build_unet((*sides, 1), filters), folder / f"{name}.keras", about)
+        network = build_unet((*sides, 1), filters)
+        network.get_layer("mask").bias.assign([-100.0])
+        model_file.save_model(network, folder / f"{name}.keras", about)
 
 
 def run_predict(kind: str) -> dict:

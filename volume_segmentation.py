@@ -31,8 +31,9 @@ from lab.data.sample import Sample, to_masks
 from lab.data.source import Batch, Source
 from lab.evaluate import ball_fit, evaluation, sample_scores, shape_fit, views
 from lab.model import checkpoints, memory, patch_plan, training
+from lab.model.network_limits import check_network
 from lab.system import processes
-from unet_segmentation import build_unet, check_network
+from unet_segmentation import build_unet
 
 EXPERIMENT = "3D_Volume_Segmentation"
 TRAIN, VALIDATION, TEST = range(3)  # streams of the seed: sets that share no volume

@@ -330,24 +330,21 @@ def parse_args(argv=None) -> argparse.Namespace:
     recipes = "sets all flags that have several defaults; report: as in a textbook"
     parser.add_argument("--recipe", choices=RECIPES, help=f"{recipes} (default: lab, with --images own-pictures)")
     parser.add_argument("--shapes", action="store_true", help="draw three classes that differ only in their shape")
-    switch: dict = {"action": argparse.BooleanOptionalAction}
-    add = parser.add_argument_group("your own pictures, in place of circles").add_argument
-    add("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
-    add(
-        "--masks",
-        type=Path,
-        metavar="DIR",
-        help="folder of their masks, of the same names: black and one other value, or a value or colour for each class",
+    add = command_line.own_data_flags(
+        parser,
+        "pictures",
+        "circles",
+        kinds="PNG, JPEG, TIFF or BMP",
+        masks="black and one other value, or a value or colour for each class",
+        augment="flip, turn, brighten and darken the training crops",
     )
-    command_line.class_flags(add)
-    command_line.grey_range_flag(add)
-    add("--augment", **switch, default=True, help="flip, turn, brighten and darken the training crops")
     add("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
     add("--start-from", type=Path, metavar="MODEL", help="begin with the weights of a model file of the same network")
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-images", type=int, metavar="N", help="training images (or crops of your own) per epoch")
-    chosen("--fixed-images", **switch, help="the same training images every epoch, instead of new ones")
+    fixed = "the same training images every epoch, instead of new ones"
+    chosen("--fixed-images", action=argparse.BooleanOptionalAction, help=fixed)
     chosen("--train-size", type=int, metavar="PIXELS", help="side of the training images, at most --size")
     data("--val-images", type=int, default=64, metavar="N", help="validation images (or crops of your own)")
     tested = "circles or shapes for the final scores; of your own pictures, all test pictures are taken"
@@ -371,9 +368,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError for settings that cannot work, before anything slow begins."""
-    command_line.check_training_flags(args, ("train_images", "val_images", "test_images"))
-    if (args.images is None) != (args.masks is None):
-        raise ValueError("--images and --masks belong together: give both, or neither for circles.")
+    command_line.check_training_flags(args, ("train_images", "val_images", "test_images"), "circles")
     if args.folds is not None and (args.images is None or args.folds < 2):
         raise ValueError(f"--folds must be at least 2, and is for your own pictures (--images); got {args.folds}.")
     if args.folds and args.distributed:

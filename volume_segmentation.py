@@ -19,7 +19,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -257,25 +256,21 @@ def choose_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, 
 def parse_args(argv=None) -> argparse.Namespace:
     """Read and check the command line; a bad one ends in one sentence and exit code 2."""
     parser = command_line.make_parser(__doc__)
-    parser.add_argument(
-        "--bodies", action="store_true", help="balls, cubes and octahedra, which differ only in their shape"
+    bodies_help = "balls, cubes and octahedra, which differ only in their shape"
+    parser.add_argument("--bodies", action="store_true", help=bodies_help)
+    add = command_line.own_data_flags(
+        parser,
+        "scans",
+        "spheres",
+        kinds="NIfTI (.nii, .nii.gz) or TIFF stacks",
+        masks="0, and a value per class",
+        augment="flip left and right, vary the grey a little; TIFF stacks are flipped along each axis, and turned",
     )
-    add = parser.add_argument_group("your own scans, in place of spheres").add_argument
-    add("--images", type=Path, metavar="DIR", help="folder of scans: NIfTI (.nii, .nii.gz) or TIFF stacks, of any size")
-    add("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: 0, and a value per class")
-    command_line.class_flags(add)
-    add(
-        "--spacing",
-        **command_line.one_or_three(float),
-        metavar="MM",
-        help="resample all to this spacing: one number, or depth height width",
-    )
+    resampled = "resample all to this spacing: one number, or depth height width"
+    add("--spacing", **command_line.one_or_three(float), metavar="MM", help=resampled)
     most = "memory of a training step, filled by the largest patch that fits; without it, and without a graphics card, "
     most += f"a patch has at most about {patch_plan.MOST_VOXELS:,} voxels"
     add("--memory", type=float, metavar="GIB", help=most)
-    command_line.grey_range_flag(add)
-    augmented = "flip left and right, vary the grey a little; TIFF stacks are flipped along each axis, and turned"
-    add("--augment", action=argparse.BooleanOptionalAction, default=True, help=augmented)
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-patches", type=int, metavar="N", help="training patches per epoch")
@@ -301,9 +296,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError for settings that cannot work, before anything slow begins."""
-    command_line.check_training_flags(args, ("train_patches", "val_patches", "test_volumes"))
-    if (args.images is None) != (args.masks is None):
-        raise ValueError("--images and --masks belong together: give both, or neither for spheres.")
+    command_line.check_training_flags(args, ("train_patches", "val_patches", "test_volumes"), "spheres")
     if args.images and args.bodies:
         raise ValueError("--bodies draws its volumes; give it without --images.")
     if args.images is None and (args.spacing, args.memory) != (None, None):
@@ -318,10 +311,7 @@ def check_args(args: argparse.Namespace) -> None:
         if max(args.patch) > args.size:
             raise ValueError(f"--patch {max(args.patch)} is larger than --size {args.size}; take at most that.")
         memory.check_room(4 * 4 * (2 * VOLUMES + args.test_volumes) * args.size**3, "volumes and masks")
-        if args.bodies:
-            data_synth.make_bodies(1, args.size, bodies=BODIES, radius=args.radius, contrast=args.contrast)
-        else:
-            make_spheres(args, 1, TEST)
+        (make_bodies if args.bodies else make_spheres)(args, 1, TEST)
 
 
 @command_line.script

@@ -416,8 +416,7 @@ def check_circles(args: argparse.Namespace) -> None:
 def main(argv=None) -> dict:
     """Train, score, plot and track one network, or one per fold; return the test scores, or their mean over folds."""
     args = parse_args(argv)
-    score = evaluation.of_samples if args.images else evaluation.of_images
-    evaluate = functools.partial(score, settings=vars(args))
+    evaluate = evaluation.of_samples if args.images else evaluation.of_images
     run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluate)
     if args.images is None:
         drawn = {"shapes": shapes, "photographs": photographs}.get(args.recipe, circles)

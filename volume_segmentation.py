@@ -322,8 +322,7 @@ def main(argv=None) -> dict:
         source = functools.partial(own_scans, args, *split_scans(args))
     else:
         source = functools.partial(bodies if args.bodies else spheres, args)
-    evaluate = functools.partial(evaluation.of_samples, settings=vars(args))
-    return experiment.run(EXPERIMENT, args, RECIPES, source, build, evaluate)
+    return experiment.run(EXPERIMENT, args, RECIPES, source, build, evaluation.of_samples)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ patches have about 131,000 voxels; with --memory, or on a graphics card, they ar
 import argparse
 import functools
 import itertools
-import json
 import math
-import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -29,9 +27,8 @@ from lab.data.classes import ONE, Classes
 from lab.data.sample import Sample, to_masks
 from lab.data.source import Batch, Source
 from lab.evaluate import ball_fit, evaluation, sample_scores, shape_fit, views
-from lab.model import checkpoints, memory, patch_plan, training
+from lab.model import memory, patch_plan, training
 from lab.model.network_limits import check_network
-from lab.system import processes
 from unet_segmentation import build_unet
 
 EXPERIMENT = "3D_Volume_Segmentation"
@@ -176,7 +173,14 @@ def split_scans(args: argparse.Namespace) -> tuple[Classes, dict[str, list[Sampl
 def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[Sample]], remarks=()) -> Source:
     """Random patches of the user's scans; whole scans to test on."""
     grey, parts, remark = grey_values.settle(split, args.grey_range)
-    patch = args.patch or choose_patch(args, parts["training"])
+    patch = args.patch or patch_plan.choose_patch(
+        lambda sides: build_unet((*sides, 1), args.filters, DEPTH, args.skips),
+        parts["training"],
+        args.batch_size,
+        args.optimizer,
+        args.memory,
+        args.out_dir if args.resume else None,
+    )
     augment: Callable | None = None
     if args.augment:
         changes: dict = ABSOLUTE if grey.get("window") else VARIED
@@ -228,26 +232,6 @@ def random_batches(
     for batch, start in enumerate(range(0, args.train_patches, args.batch_size)):
         num = min(args.batch_size, args.train_patches - start)  # the last batch may be shorter
         yield patches.random_patches(samples, num, patch, (args.seed, TRAIN, epoch, batch), augment, num_classes)
-
-
-def choose_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, ...]:
-    """The patch of the run that is resumed, else the largest that pays and fits into the memory.
-
-    Process 0 decides: other processes may have less free memory, or may not see the folder.
-    """
-    former = checkpoints.settings_of_then(args.out_dir).get("patch") if args.resume else None
-    if former:
-        patch = tuple(map(int, re.findall(r"\d+", former)))
-    else:
-        shape = tuple(np.median([sample.labels.shape for sample in samples], axis=0))
-        patch = patch_plan.plan_patch(
-            lambda sides: build_unet((*sides, 1), args.filters, DEPTH, args.skips),
-            shape,
-            args.batch_size,
-            args.optimizer,
-            args.memory,
-        )
-    return tuple(json.loads(processes.from_first_process(json.dumps(patch).encode())))
 
 
 # The command line

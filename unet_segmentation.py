@@ -40,7 +40,6 @@ EXPERIMENT = "2D_UNet_Segmentation"
 TRAIN, VALIDATION, TEST, TYPICAL = range(4)  # streams of the seed: sets that share no image
 SHAPES = ("disc", "square", "triangle")
 NUM_FITTED = 64  # test images to which shapes are fitted: each takes a quarter of a second
-LEAST = 32  # smallest side of crops from small pictures: a smaller crop hardly shows more than one object
 
 # What `--recipe` sets; each of these is also a flag. The comments give the reason for each value.
 LAB: dict = {
@@ -277,14 +276,10 @@ def source_of(args: argparse.Namespace, make_images: Callable, train_size: int, 
 
 
 def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict], int]:
-    """The user's classes; the pictures by part, training, validation and test, for each fold; the side of the crops.
-
-    Without `--size`, each region of one or two pictures must have room for a crop: the side is the largest possible.
-    """
+    """The user's classes; the pictures by part, training, validation and test, for each fold; the side of the crops."""
     samples, classes = picture_folders.read_folder(args.images, args.masks, args.classes, args.ignore)
-    least = max(LEAST if len(samples) < 3 else LAB["size"], args.train_size or 0)
-    sizes = [args.size] if args.size else range(LAB["size"], least - 1, -8)
-    return classes, *splits.largest_split(samples, args.seed, sizes, args.folds)
+    least = max(splits.LEAST, args.train_size or 0)
+    return classes, *splits.largest_split(samples, args.seed, args.folds, args.size, LAB["size"], least)
 
 
 def own_pictures(args: argparse.Namespace, classes: Classes, parts: dict[str, list], size: int) -> Source:

@@ -16,7 +16,6 @@ was read, and split.json tells which pictures train, validate and test. `--check
 """
 
 import argparse
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from lab import command_line, experiment
 from lab.data import grey_values, patches, picture_folders, scenes, splits
 from lab.data.classes import Classes
 from lab.data.sample import to_masks
-from lab.data.source import Source, image_batches
+from lab.data.source import TEST, TRAIN, TYPICAL, VALIDATION, Source, image_batches, own_data
 from lab.evaluate import evaluation, plots, shape_fit
 from lab.model import memory, model_file, scale, training
 from lab.model.network_limits import check_network
@@ -37,9 +36,7 @@ from lab.model.network_limits import check_network
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 
 EXPERIMENT = "2D_UNet_Segmentation"
-TRAIN, VALIDATION, TEST, TYPICAL = range(4)  # streams of the seed: sets that share no image
 SHAPES = ("disc", "square", "triangle")
-NUM_FITTED = 64  # test images to which shapes are fitted: each takes a quarter of a second
 
 # What `--recipe` sets; each of these is also a flag. The comments give the reason for each value.
 LAB: dict = {
@@ -214,26 +211,16 @@ def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: 
     return images, masks
 
 
-def circles(args: argparse.Namespace) -> Source:
+def circles(args: argparse.Namespace, origin: str = "data_synth.make_circles", **fields) -> Source:
     """Circles on noise."""
-    return source_of(
-        args,
-        lambda num, *stream: make_circles(args, num, TRAIN, *stream, size=args.train_size),
-        train_size=args.train_size,
-        name="circles",
-        origin="data_synth.make_circles",
-        validation=make_circles(args, args.val_images, VALIDATION),
-        test=make_circles(args, args.test_images, TEST),
-        # Of full size: circles fill more of the small training images, whose grey values differ for that reason.
-        typical=lambda: make_circles(args, 128, TYPICAL)[0],
-    )
+    return drawn_images(args, functools.partial(make_circles, args), name="circles", origin=origin, **fields)
 
 
 def photographs(args: argparse.Namespace) -> Source:
     """Scenes of circles under many kinds of light and surface."""
     held_out = {VALIDATION: args.val_images, TEST: args.test_images}
-    return dataclasses.replace(
-        circles(args),
+    return circles(
+        args,
         origin="lab.data.scenes.draw_scenes",
         preprocessing={**grey_values.STRETCHED, "scales": scale.SCALES},  # objects have other sizes than these circles
         raw=lambda: [make_circles(args, num, stream, raw=True) for stream, num in held_out.items()],
@@ -249,28 +236,29 @@ def shapes(args: argparse.Namespace) -> Source:
         images, labels = data_synth.make_shapes(num, size, seed=(args.seed, *stream), shapes=SHAPES, **looks)
         return images, to_masks(labels, classes.num)
 
-    test = draw(args.test_images, TEST)
-    images, masks = (array[:NUM_FITTED] for array in test)
-    return source_of(
-        args,
-        lambda num, *stream: draw(num, TRAIN, *stream, size=args.train_size),
-        train_size=args.train_size,
-        name="shapes",
-        origin="data_synth.make_shapes",
-        validation=draw(args.val_images, VALIDATION),
-        test=test,
-        classes=classes,
-        references=functools.partial(shape_fit.references, images, masks, SHAPES, looks),
-        typical=lambda: draw(128, TYPICAL)[0],
-    )
+    references = functools.partial(shape_fit.references, shapes=SHAPES, looks=looks)
+    origin = "data_synth.make_shapes"
+    return drawn_images(args, draw, name="shapes", origin=origin, classes=classes, references=references)
 
 
-def source_of(args: argparse.Namespace, make_images: Callable, train_size: int, **fields) -> Source:
-    """A source of square images to train on, which `make_images(num, *stream)` draws or cuts out."""
+def drawn_images(args: argparse.Namespace, draw: Callable, **fields) -> Source:
+    """The source of images that `draw(num, *stream, size=...)` draws, of full size to validate and to test on."""
+    held_out = {"validation": draw(args.val_images, VALIDATION), "test": draw(args.test_images, TEST)}
+    return source_of(args, draw, args.train_size, **held_out, **fields)
+
+
+def source_of(args: argparse.Namespace, draw: Callable, train_size: int, **fields) -> Source:
+    """A source of square images to train on, which `draw(num, *stream, size=...)` draws or cuts out."""
+
+    def draw_training(num, *stream):
+        return draw(num, TRAIN, *stream, size=train_size)
+
     return Source(
-        batches=image_batches(make_images, args.train_images, args.batch_size, args.seed, args.fixed_images),
+        batches=image_batches(draw_training, args.train_images, args.batch_size, args.seed, args.fixed_images),
         num_training=args.train_images,
         sides=(train_size, train_size),
+        # Of full size: circles fill more of the small training images, whose grey values differ for that reason.
+        typical=lambda: draw(128, TYPICAL)[0],
         **fields,
     )
 
@@ -284,36 +272,17 @@ def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict], int]:
 
 def own_pictures(args: argparse.Namespace, classes: Classes, parts: dict[str, list], size: int) -> Source:
     """The user's pictures: random crops to train on, crops on a grid to validate on, whole pictures to test on."""
-    preprocessing, ranged, remark = grey_values.settle(parts, args.grey_range)
-    augment, train_size = patches.vary if args.augment else None, args.train_size or size
+    preprocessing, parts, remark = grey_values.settle(parts, args.grey_range)
+    augment = patches.vary if args.augment else None
 
-    def crops(num, side, *stream):
-        return patches.random_patches(ranged["training"], num, side, (args.seed, *stream), augment, classes.num)
+    def crop(num, *stream, size=size):
+        return patches.random_patches(parts["training"], num, size, (args.seed, *stream), augment, classes.num)
 
-    def grid(samples):
-        return patches.grid_patches(samples, size, args.val_images, classes.num)
-
-    validation = grid(ranged["validation"])
-    return source_of(
-        args,
-        lambda num, *stream: crops(num, train_size, TRAIN, *stream),
-        train_size=train_size,
-        name="own pictures",
-        origin=str(args.images),
-        validation=validation,
-        test=ranged["test"],
-        preprocessing=preprocessing,
-        typical=lambda: crops(128, size, TYPICAL)[0],
-        classes=classes,
-        raw=lambda: [grid(grey_values.raw(ranged["validation"])), grey_values.raw(ranged["test"])],
-        settings={"data": splits.describe(parts), "size": size, **classes.settings()},
-        files=splits.files(ranged, functools.partial(plots.plot_dataset, classes=classes)),
-        remarks=(
-            *splits.describe_parts(parts, validation[1]),
-            remark,
-            *splits.describe_classes(parts, classes),
-        ),
+    own = own_data(
+        parts, classes, (size, size), args.val_images, plots.plot_dataset, settings={"size": size}, remarks=[remark]
     )
+    about = {"name": "own pictures", "origin": str(args.images), "preprocessing": preprocessing}
+    return source_of(args, crop, args.train_size or size, **about, **own)
 
 
 # The command line

@@ -262,7 +262,7 @@ def write(out: Path, network, source: Source, history: dict, about: dict, evalua
 
 def save_model(network, source: Source, path: Path) -> None:
     """Write the model file, with the grey values that training saw and with the classes."""
-    seen = grey_values.describe_training(source.typical(), source.preprocessing)
+    seen = grey_values.describe_training(source.typical_images(), source.preprocessing)
     model_file.save_model(network, path, {**seen, **source.classes.stored()})
 
 

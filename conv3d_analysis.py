@@ -19,10 +19,11 @@ from lab import command_line
 from lab.evaluate import page, plots
 from lab.model import memory
 from lab.model.memory import layer_costs
+from lab.model.network_limits import check_network
 from lab.system import backend, output_files
 from lab.system.fresh_process import FreshProcess
 from lab.track import tracking
-from unet_segmentation import build_unet, check_network
+from unet_segmentation import build_unet
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 EXPERIMENT = "3D_Volumetric_Analysis"

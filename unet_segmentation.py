@@ -16,7 +16,6 @@ was read, and split.json tells which pictures train, validate and test. `--check
 """
 
 import argparse
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -29,17 +28,15 @@ from lab import command_line, experiment
 from lab.data import grey_values, patches, picture_folders, scenes, splits
 from lab.data.classes import Classes
 from lab.data.sample import to_masks
-from lab.data.source import Source, image_batches
+from lab.data.source import TEST, TRAIN, TYPICAL, VALIDATION, Source, image_batches, own_data
 from lab.evaluate import evaluation, plots, shape_fit
 from lab.model import memory, model_file, scale, training
+from lab.model.network_limits import check_network
 
 # Keras and Matplotlib take seconds to import: the functions that need them import them, so that --help answers at once.
 
 EXPERIMENT = "2D_UNet_Segmentation"
-TRAIN, VALIDATION, TEST, TYPICAL = range(4)  # streams of the seed: sets that share no image
 SHAPES = ("disc", "square", "triangle")
-NUM_FITTED = 64  # test images to which shapes are fitted: each takes a quarter of a second
-LEAST = 32  # smallest side of crops from small pictures: a smaller crop hardly shows more than one object
 
 # What `--recipe` sets; each of these is also a flag. The comments give the reason for each value.
 LAB: dict = {
@@ -180,30 +177,6 @@ def build_unet(
     return keras.Model(inputs, mask, name=name)
 
 
-def check_network(
-    input_shape, filters: int, depth: int, kernel_size: int = 3, downsampling: str = "late", num_classes: int = 1
-) -> None:
-    """Raise ValueError for a network that `build_unet` cannot build."""
-    if num_classes < 1:
-        raise ValueError(f"num_classes counts the classes without the background, at least 1; got {num_classes}.")
-    if len(input_shape) not in (3, 4):
-        raise ValueError(f"the input shape must be (height, width, channels), or with a depth; got {input_shape}.")
-    if not 1 <= filters <= 4096 or depth < 1:
-        raise ValueError(f"filters must be 1 to 4096 and depth at least 1; got filters={filters}, depth={depth}.")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"the kernel size must be odd and at least 1, such as 3, 5 or 7; got {kernel_size}.")
-    if downsampling not in ("early", "late"):
-        raise ValueError(f"downsampling must be 'early' or 'late'; got {downsampling!r}.")
-    halvings = depth + (downsampling == "early")
-    factor, sides = 2**halvings, tuple(input_shape[:-1])
-    if any(side is not None and (side < factor or side % factor) for side in sides):
-        near = tuple(max(factor, round(side / factor) * factor) for side in sides)
-        raise ValueError(
-            f"the sides must be divisible by {factor}, because each of {halvings} poolings and strides halves them; "
-            f"got {sides}. Take {near}, or another depth."
-        )
-
-
 def build(args: argparse.Namespace, source: Source):
     """Build the network that the command line asks for, for images of any size with the source's channels."""
     network = {"filters": args.filters, "skips": args.skips, "num_classes": source.classes.num}
@@ -238,26 +211,16 @@ def make_circles(args: argparse.Namespace, num_images: int, *stream: int, size: 
     return images, masks
 
 
-def circles(args: argparse.Namespace) -> Source:
+def circles(args: argparse.Namespace, origin: str = "data_synth.make_circles", **fields) -> Source:
     """Circles on noise."""
-    return source_of(
-        args,
-        lambda num, *stream: make_circles(args, num, TRAIN, *stream, size=args.train_size),
-        train_size=args.train_size,
-        name="circles",
-        origin="data_synth.make_circles",
-        validation=make_circles(args, args.val_images, VALIDATION),
-        test=make_circles(args, args.test_images, TEST),
-        # Of full size: circles fill more of the small training images, whose grey values differ for that reason.
-        typical=lambda: make_circles(args, 128, TYPICAL)[0],
-    )
+    return drawn_images(args, functools.partial(make_circles, args), name="circles", origin=origin, **fields)
 
 
 def photographs(args: argparse.Namespace) -> Source:
     """Scenes of circles under many kinds of light and surface."""
     held_out = {VALIDATION: args.val_images, TEST: args.test_images}
-    return dataclasses.replace(
-        circles(args),
+    return circles(
+        args,
         origin="lab.data.scenes.draw_scenes",
         preprocessing={**grey_values.STRETCHED, "scales": scale.SCALES},  # objects have other sizes than these circles
         raw=lambda: [make_circles(args, num, stream, raw=True) for stream, num in held_out.items()],
@@ -273,75 +236,53 @@ def shapes(args: argparse.Namespace) -> Source:
         images, labels = data_synth.make_shapes(num, size, seed=(args.seed, *stream), shapes=SHAPES, **looks)
         return images, to_masks(labels, classes.num)
 
-    test = draw(args.test_images, TEST)
-    images, masks = (array[:NUM_FITTED] for array in test)
-    return source_of(
-        args,
-        lambda num, *stream: draw(num, TRAIN, *stream, size=args.train_size),
-        train_size=args.train_size,
-        name="shapes",
-        origin="data_synth.make_shapes",
-        validation=draw(args.val_images, VALIDATION),
-        test=test,
-        classes=classes,
-        references=functools.partial(shape_fit.references, images, masks, SHAPES, looks),
-        typical=lambda: draw(128, TYPICAL)[0],
-    )
+    references = functools.partial(shape_fit.references, shapes=SHAPES, looks=looks)
+    origin = "data_synth.make_shapes"
+    return drawn_images(args, draw, name="shapes", origin=origin, classes=classes, references=references)
 
 
-def source_of(args: argparse.Namespace, make_images: Callable, train_size: int, **fields) -> Source:
-    """A source of square images to train on, which `make_images(num, *stream)` draws or cuts out."""
+def drawn_images(args: argparse.Namespace, draw: Callable, **fields) -> Source:
+    """The source of images that `draw(num, *stream, size=...)` draws, of full size to validate and to test on."""
+    held_out = {"validation": draw(args.val_images, VALIDATION), "test": draw(args.test_images, TEST)}
+    return source_of(args, draw, args.train_size, **held_out, **fields)
+
+
+def source_of(args: argparse.Namespace, draw: Callable, train_size: int, **fields) -> Source:
+    """A source of square images to train on, which `draw(num, *stream, size=...)` draws or cuts out."""
+
+    def draw_training(num, *stream):
+        return draw(num, TRAIN, *stream, size=train_size)
+
     return Source(
-        batches=image_batches(make_images, args.train_images, args.batch_size, args.seed, args.fixed_images),
+        batches=image_batches(draw_training, args.train_images, args.batch_size, args.seed, args.fixed_images),
         num_training=args.train_images,
         sides=(train_size, train_size),
+        # Of full size: circles fill more of the small training images, whose grey values differ for that reason.
+        typical=lambda: draw(128, TYPICAL)[0],
         **fields,
     )
 
 
 def split_pictures(args: argparse.Namespace) -> tuple[Classes, list[dict], int]:
-    """The user's classes; the pictures by part, training, validation and test, for each fold; the side of the crops.
-
-    Without `--size`, each region of one or two pictures must have room for a crop: the side is the largest possible.
-    """
+    """The user's classes; the pictures by part, training, validation and test, for each fold; the side of the crops."""
     samples, classes = picture_folders.read_folder(args.images, args.masks, args.classes, args.ignore)
-    least = max(LEAST if len(samples) < 3 else LAB["size"], args.train_size or 0)
-    sizes = [args.size] if args.size else range(LAB["size"], least - 1, -8)
-    return classes, *splits.largest_split(samples, args.seed, sizes, args.folds)
+    least = max(splits.LEAST, args.train_size or 0)
+    return classes, *splits.largest_split(samples, args.seed, args.folds, args.size, LAB["size"], least)
 
 
 def own_pictures(args: argparse.Namespace, classes: Classes, parts: dict[str, list], size: int) -> Source:
     """The user's pictures: random crops to train on, crops on a grid to validate on, whole pictures to test on."""
-    preprocessing, ranged, remark = grey_values.settle(parts, args.grey_range)
-    augment, train_size = patches.vary if args.augment else None, args.train_size or size
+    preprocessing, parts, remark = grey_values.settle(parts, args.grey_range)
+    augment = patches.vary if args.augment else None
 
-    def crops(num, side, *stream):
-        return patches.random_patches(ranged["training"], num, side, (args.seed, *stream), augment, classes.num)
+    def crop(num, *stream, size=size):
+        return patches.random_patches(parts["training"], num, size, (args.seed, *stream), augment, classes.num)
 
-    def grid(samples):
-        return patches.grid_patches(samples, size, args.val_images, classes.num)
-
-    validation = grid(ranged["validation"])
-    return source_of(
-        args,
-        lambda num, *stream: crops(num, train_size, TRAIN, *stream),
-        train_size=train_size,
-        name="own pictures",
-        origin=str(args.images),
-        validation=validation,
-        test=ranged["test"],
-        preprocessing=preprocessing,
-        typical=lambda: crops(128, size, TYPICAL)[0],
-        classes=classes,
-        raw=lambda: [grid(grey_values.raw(ranged["validation"])), grey_values.raw(ranged["test"])],
-        settings={"data": splits.describe(parts), "size": size, **classes.settings()},
-        files=splits.files(ranged, functools.partial(plots.plot_dataset, classes=classes)),
-        remarks=(
-            *splits.describe_parts(parts, validation[1]),
-            remark,
-            *splits.describe_classes(parts, classes),
-        ),
+    own = own_data(
+        parts, classes, (size, size), args.val_images, plots.plot_dataset, settings={"size": size}, remarks=[remark]
     )
+    about = {"name": "own pictures", "origin": str(args.images), "preprocessing": preprocessing}
+    return source_of(args, crop, args.train_size or size, **about, **own)
 
 
 # The command line
@@ -353,24 +294,21 @@ def parse_args(argv=None) -> argparse.Namespace:
     recipes = "sets all flags that have several defaults; report: as in a textbook"
     parser.add_argument("--recipe", choices=RECIPES, help=f"{recipes} (default: lab, with --images own-pictures)")
     parser.add_argument("--shapes", action="store_true", help="draw three classes that differ only in their shape")
-    switch: dict = {"action": argparse.BooleanOptionalAction}
-    add = parser.add_argument_group("your own pictures, in place of circles").add_argument
-    add("--images", type=Path, metavar="DIR", help="folder of pictures: PNG, JPEG, TIFF or BMP, of any size")
-    add(
-        "--masks",
-        type=Path,
-        metavar="DIR",
-        help="folder of their masks, of the same names: black and one other value, or a value or colour for each class",
+    add = command_line.own_data_flags(
+        parser,
+        "pictures",
+        "circles",
+        kinds="PNG, JPEG, TIFF or BMP",
+        masks="black and one other value, or a value or colour for each class",
+        augment="flip, turn, brighten and darken the training crops",
     )
-    command_line.class_flags(add)
-    command_line.grey_range_flag(add)
-    add("--augment", **switch, default=True, help="flip, turn, brighten and darken the training crops")
     add("--folds", type=int, metavar="K", help="train K networks on K splits, each tested on other pictures")
     add("--start-from", type=Path, metavar="MODEL", help="begin with the weights of a model file of the same network")
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-images", type=int, metavar="N", help="training images (or crops of your own) per epoch")
-    chosen("--fixed-images", **switch, help="the same training images every epoch, instead of new ones")
+    fixed = "the same training images every epoch, instead of new ones"
+    chosen("--fixed-images", action=argparse.BooleanOptionalAction, help=fixed)
     chosen("--train-size", type=int, metavar="PIXELS", help="side of the training images, at most --size")
     data("--val-images", type=int, default=64, metavar="N", help="validation images (or crops of your own)")
     tested = "circles or shapes for the final scores; of your own pictures, all test pictures are taken"
@@ -394,9 +332,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError for settings that cannot work, before anything slow begins."""
-    command_line.check_training_flags(args, ("train_images", "val_images", "test_images"))
-    if (args.images is None) != (args.masks is None):
-        raise ValueError("--images and --masks belong together: give both, or neither for circles.")
+    command_line.check_training_flags(args, ("train_images", "val_images", "test_images"), "circles")
     if args.folds is not None and (args.images is None or args.folds < 2):
         raise ValueError(f"--folds must be at least 2, and is for your own pictures (--images); got {args.folds}.")
     if args.folds and args.distributed:
@@ -444,8 +380,7 @@ def check_circles(args: argparse.Namespace) -> None:
 def main(argv=None) -> dict:
     """Train, score, plot and track one network, or one per fold; return the test scores, or their mean over folds."""
     args = parse_args(argv)
-    score = evaluation.of_samples if args.images else evaluation.of_images
-    evaluate = functools.partial(score, settings=vars(args))
+    evaluate = evaluation.of_samples if args.images else evaluation.of_images
     run = functools.partial(experiment.run, EXPERIMENT, args, RECIPES, build=build, evaluate=evaluate)
     if args.images is None:
         drawn = {"shapes": shapes, "photographs": photographs}.get(args.recipe, circles)

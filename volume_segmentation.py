@@ -14,12 +14,8 @@ patches have about 131,000 voxels; with --memory, or on a graphics card, they ar
 
 import argparse
 import functools
-import itertools
-import json
 import math
-import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,19 +23,17 @@ import data_synth
 from lab import command_line, experiment
 from lab.data import grey_values, patches, splits, volumes
 from lab.data.classes import ONE, Classes
-from lab.data.sample import Sample, to_masks
-from lab.data.source import Batch, Source
-from lab.evaluate import ball_fit, evaluation, sample_scores, shape_fit, views
-from lab.model import checkpoints, memory, patch_plan, training
-from lab.system import processes
-from unet_segmentation import build_unet, check_network
+from lab.data.sample import Sample, drawn_samples
+from lab.data.source import TEST, TRAIN, VALIDATION, Source, image_batches, own_data
+from lab.evaluate import ball_fit, evaluation, shape_fit, views
+from lab.model import memory, patch_plan, training
+from lab.model.network_limits import check_network
+from unet_segmentation import build_unet
 
 EXPERIMENT = "3D_Volume_Segmentation"
-TRAIN, VALIDATION, TEST = range(3)  # streams of the seed: sets that share no volume
 DEPTH = 3  # poolings of the network: sides of patches are divisible by 8
 VOLUMES = 8  # of spheres: new ones for every epoch, and as many to validate on
 BODIES = ("ball", "cube", "octahedron")
-NUM_FITTED = 8  # test volumes to which bodies are fitted: each takes 2 seconds
 
 # The settings for spheres and, with --images, for scans; each of these is also a flag. unet_segmentation.py gives the
 # reason for each.
@@ -108,12 +102,6 @@ def make_bodies(args: argparse.Namespace, num_volumes: int, *stream: int) -> lis
     return drawn_samples(*data_synth.make_bodies(num_volumes, args.size, seed=seed, bodies=BODIES, **looks(args)))
 
 
-def drawn_samples(images: np.ndarray, labels: np.ndarray) -> list[Sample]:
-    """Samples of volumes whose grey values are those that a network sees."""
-    absolute = grey_values.range_of(images[:1], grey_values.ABSOLUTE)
-    return [Sample(f"volume {i}", *pair, absolute) for i, pair in enumerate(zip(images, labels, strict=True))]
-
-
 def looks(args: argparse.Namespace) -> dict:
     """How drawn volumes look."""
     return {"radius": args.radius, "contrast": args.contrast, "noise": args.noise}
@@ -121,48 +109,36 @@ def looks(args: argparse.Namespace) -> dict:
 
 def spheres(args: argparse.Namespace) -> Source:
     """Spheres in noise."""
-
-    def likeliest_sphere(test):
-        """The best fit of one sphere, for volumes that are known to hold one."""
-        balls = ball_fit.fit_balls(np.stack([sample.image for sample in test]), **looks(args))
-        fitted = ball_fit.draw_balls(balls, (args.size,) * 3)
-        return {"likeliest sphere": sample_scores.score_samples(test, fitted)[0]}
-
-    return drawn(args, make_spheres, "spheres", ONE, likeliest_sphere if tuple(args.spheres) == (1, 1) else None)
+    is_one = tuple(args.spheres) == (1, 1)
+    references = functools.partial(ball_fit.references, looks=looks(args)) if is_one else None
+    return drawn_volumes(args, make_spheres, "spheres", ONE, references)
 
 
 def bodies(args: argparse.Namespace) -> Source:
     """Balls, cubes and octahedra in noise, one of each in every volume: three classes of one grey value."""
-
-    def references(test):
-        images, labels = (np.stack([getattr(sample, name) for sample in test]) for name in ("image", "labels"))
-        few = slice(NUM_FITTED)
-        return shape_fit.references(images[few], to_masks(labels[few], len(BODIES)), BODIES, looks(args))
-
-    return drawn(args, make_bodies, "bodies", Classes(BODIES, tuple(range(len(BODIES) + 1))), references)
+    references = functools.partial(shape_fit.references, shapes=BODIES, looks=looks(args))
+    return drawn_volumes(args, make_bodies, "bodies", Classes(BODIES, tuple(range(len(BODIES) + 1))), references)
 
 
-def drawn(args: argparse.Namespace, draw: Callable, name: str, classes: Classes, references: Callable | None) -> Source:
-    """Random patches of volumes that `draw(args, num, *stream)` draws, new ones in every epoch; whole ones to test on.
+def drawn_volumes(
+    args: argparse.Namespace, draw: Callable, name: str, classes: Classes, references: Callable | None
+) -> Source:
+    """The source of volumes that `draw(args, num, *stream)` draws, new ones in every epoch.
 
     `references(test)` gives the scores of methods that know the objects.
     """
-    validation, test = draw(args, VOLUMES, VALIDATION), draw(args, args.test_volumes, TEST)
-
-    def batches(epoch):
-        return random_batches(args, draw(args, VOLUMES, TRAIN, epoch), args.patch, epoch, num_classes=classes.num)
-
-    return source_of(
-        args,
-        args.patch,
-        batches,
+    draw_epoch = functools.lru_cache(maxsize=1)(functools.partial(draw, args, VOLUMES, TRAIN))  # once for all batches
+    return Source(
         name=name,
         origin=f"data_synth.{draw.__name__}",
-        validation=patches.grid_patches(validation, args.patch, args.val_patches, classes.num),
-        test=test,
+        batches=patch_batches(args, draw_epoch, args.patch, classes.num),
+        num_training=args.train_patches,
+        sides=args.patch,
+        validation=patches.grid_patches(draw(args, VOLUMES, VALIDATION), args.patch, args.val_patches, classes.num),
+        test=draw(args, args.test_volumes, TEST),
         preprocessing={**grey_values.ABSOLUTE, "spacing": None},
         classes=classes,
-        references=references and functools.partial(references, test),
+        references=references,
         settings={"patch": args.patch},
     )
 
@@ -173,81 +149,49 @@ def split_scans(args: argparse.Namespace) -> tuple[Classes, dict[str, list[Sampl
     return classes, splits.split(samples, args.seed, max(args.patch or (48,))), volumes.describe_grids(samples)
 
 
-def own_scans(args: argparse.Namespace, classes: Classes, split: dict[str, list[Sample]], remarks=()) -> Source:
-    """Random patches of the user's scans; whole scans to test on."""
-    grey, parts, remark = grey_values.settle(split, args.grey_range)
-    patch = args.patch or choose_patch(args, parts["training"])
+def own_scans(args: argparse.Namespace, classes: Classes, parts: dict[str, list[Sample]], remarks=()) -> Source:
+    """The user's scans: random patches to train on, patches on a grid to validate on, whole scans to test on."""
+    preprocessing, parts, remark = grey_values.settle(parts, args.grey_range)
+    patch = args.patch or patch_plan.choose_patch(
+        lambda sides: build_unet((*sides, 1), args.filters, DEPTH, args.skips),
+        parts["training"],
+        args.batch_size,
+        args.optimizer,
+        args.memory,
+        args.out_dir if args.resume else None,
+    )
     augment: Callable | None = None
     if args.augment:
-        changes: dict = ABSOLUTE if grey.get("window") else VARIED
+        changes: dict = ABSOLUTE if preprocessing.get("window") else VARIED
         flips, planes = patches.symmetries(parts["training"], patch)
         augment = functools.partial(patches.vary, flips=flips, planes=planes, **changes)
-
-    def grid(samples):
-        return patches.grid_patches(samples, patch, args.val_patches, classes.num)
-
-    validation = grid(parts["validation"])
-    return source_of(
-        args,
-        patch,
-        lambda epoch: random_batches(args, parts["training"], patch, epoch, augment, classes.num),
+    spacings = {"spacing": args.spacing, "spacings_seen": volumes.spacings_of(parts["training"])}
+    remarks = [*remarks, remark]
+    own = own_data(
+        parts, classes, patch, args.val_patches, views.plot_dataset, settings={"patch": patch}, remarks=remarks
+    )
+    return Source(
         name="own scans",
         origin=str(args.images),
-        validation=validation,
-        test=parts["test"],
-        preprocessing={**grey, "spacing": args.spacing, "spacings_seen": volumes.spacings_of(parts["training"])},
-        classes=classes,
-        raw=lambda: (grid(grey_values.raw(parts["validation"])), grey_values.raw(parts["test"])),
-        learning_rate=RATE_OF_ONE if classes.num == 1 else RATE_OF_SEVERAL,
-        settings={"data": splits.describe(split), "patch": patch, **classes.settings()},
-        files=splits.files(parts, functools.partial(views.plot_dataset, classes=classes)),
-        remarks=(
-            *splits.describe_parts(parts, validation[1]),
-            *remarks,
-            remark,
-            *splits.describe_classes(split, classes),
-        ),
-    )
-
-
-def source_of(args: argparse.Namespace, patch: tuple, batches: Callable, **fields) -> Source:
-    """A source of patches to train on, which `batches(epoch)` yields."""
-    return Source(
-        batches=batches,
+        batches=patch_batches(args, lambda epoch: parts["training"], patch, classes.num, augment),
         num_training=args.train_patches,
         sides=patch,
-        typical=lambda: np.concatenate([images for images, _ in itertools.islice(batches(0), 32)]),
-        **fields,
+        preprocessing={**preprocessing, **spacings},
+        learning_rate=RATE_OF_ONE if classes.num == 1 else RATE_OF_SEVERAL,
+        **own,
     )
 
 
-def random_batches(
-    args: argparse.Namespace, samples: list[Sample], patch: tuple, epoch: int, augment=None, num_classes: int = 1
-) -> Iterator[Batch]:
-    """Yield the images (N, *patch, 1) and masks of one epoch (see `sample.to_masks`)."""
-    for batch, start in enumerate(range(0, args.train_patches, args.batch_size)):
-        num = min(args.batch_size, args.train_patches - start)  # the last batch may be shorter
-        yield patches.random_patches(samples, num, patch, (args.seed, TRAIN, epoch, batch), augment, num_classes)
+def patch_batches(
+    args: argparse.Namespace, samples_of: Callable, patch: tuple, num_classes: int, augment: Callable | None = None
+) -> Callable:
+    """A function epoch -> its batches of random patches, cut from the samples `samples_of(epoch)`."""
 
+    def cut(num, epoch, batch):
+        seed = (args.seed, TRAIN, epoch, batch)
+        return patches.random_patches(samples_of(epoch), num, patch, seed, augment, num_classes)
 
-def choose_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, ...]:
-    """The patch of the run that is resumed, else the largest that pays and fits into the memory.
-
-    Process 0 decides: other processes may have less free memory, or may not see the folder.
-    """
-    former = checkpoints.settings_of_then(args.out_dir).get("patch") if args.resume else None
-    if former:
-        patch = tuple(map(int, re.findall(r"\d+", former)))
-    else:
-        shape = tuple(np.median([sample.labels.shape for sample in samples], axis=0))
-        patch = patch_plan.plan_patch(
-            lambda sides: build_unet((*sides, 1), args.filters, DEPTH, args.skips),
-            shape,
-            args.batch_size,
-            args.optimizer,
-            args.memory,
-        )
-    return tuple(json.loads(processes.from_first_process(json.dumps(patch).encode())))
+    return image_batches(cut, args.train_patches, args.batch_size, args.seed)
 
 
 # The command line
@@ -256,25 +200,21 @@ def choose_patch(args: argparse.Namespace, samples: list[Sample]) -> tuple[int, 
 def parse_args(argv=None) -> argparse.Namespace:
     """Read and check the command line; a bad one ends in one sentence and exit code 2."""
     parser = command_line.make_parser(__doc__)
-    parser.add_argument(
-        "--bodies", action="store_true", help="balls, cubes and octahedra, which differ only in their shape"
+    bodies_help = "balls, cubes and octahedra, which differ only in their shape"
+    parser.add_argument("--bodies", action="store_true", help=bodies_help)
+    add = command_line.own_data_flags(
+        parser,
+        "scans",
+        "spheres",
+        kinds="NIfTI (.nii, .nii.gz) or TIFF stacks",
+        masks="0, and a value per class",
+        augment="flip left and right, vary the grey a little; TIFF stacks are flipped along each axis, and turned",
     )
-    add = parser.add_argument_group("your own scans, in place of spheres").add_argument
-    add("--images", type=Path, metavar="DIR", help="folder of scans: NIfTI (.nii, .nii.gz) or TIFF stacks, of any size")
-    add("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names: 0, and a value per class")
-    command_line.class_flags(add)
-    add(
-        "--spacing",
-        **command_line.one_or_three(float),
-        metavar="MM",
-        help="resample all to this spacing: one number, or depth height width",
-    )
+    resampled = "resample all to this spacing: one number, or depth height width"
+    add("--spacing", **command_line.one_or_three(float), metavar="MM", help=resampled)
     most = "memory of a training step, filled by the largest patch that fits; without it, and without a graphics card, "
     most += f"a patch has at most about {patch_plan.MOST_VOXELS:,} voxels"
     add("--memory", type=float, metavar="GIB", help=most)
-    command_line.grey_range_flag(add)
-    augmented = "flip left and right, vary the grey a little; TIFF stacks are flipped along each axis, and turned"
-    add("--augment", action=argparse.BooleanOptionalAction, default=True, help=augmented)
     data = parser.add_argument_group("data").add_argument
     chosen = functools.partial(command_line.recipe_flag, data, RECIPES)
     chosen("--train-patches", type=int, metavar="N", help="training patches per epoch")
@@ -300,9 +240,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise ValueError for settings that cannot work, before anything slow begins."""
-    command_line.check_training_flags(args, ("train_patches", "val_patches", "test_volumes"))
-    if (args.images is None) != (args.masks is None):
-        raise ValueError("--images and --masks belong together: give both, or neither for spheres.")
+    command_line.check_training_flags(args, ("train_patches", "val_patches", "test_volumes"), "spheres")
     if args.images and args.bodies:
         raise ValueError("--bodies draws its volumes; give it without --images.")
     if args.images is None and (args.spacing, args.memory) != (None, None):
@@ -317,10 +255,7 @@ def check_args(args: argparse.Namespace) -> None:
         if max(args.patch) > args.size:
             raise ValueError(f"--patch {max(args.patch)} is larger than --size {args.size}; take at most that.")
         memory.check_room(4 * 4 * (2 * VOLUMES + args.test_volumes) * args.size**3, "volumes and masks")
-        if args.bodies:
-            data_synth.make_bodies(1, args.size, bodies=BODIES, radius=args.radius, contrast=args.contrast)
-        else:
-            make_spheres(args, 1, TEST)
+        (make_bodies if args.bodies else make_spheres)(args, 1, TEST)
 
 
 @command_line.script
@@ -331,8 +266,7 @@ def main(argv=None) -> dict:
         source = functools.partial(own_scans, args, *split_scans(args))
     else:
         source = functools.partial(bodies if args.bodies else spheres, args)
-    evaluate = functools.partial(evaluation.of_samples, settings=vars(args))
-    return experiment.run(EXPERIMENT, args, RECIPES, source, build, evaluate)
+    return experiment.run(EXPERIMENT, args, RECIPES, source, build, evaluation.of_samples)
 
 
 if __name__ == "__main__":

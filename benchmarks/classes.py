@@ -187,7 +187,7 @@ def run_rare(job: dict) -> dict:
 
     kind, settings = {"even": Sample, "uniform": AimedUniformly}[job["side"]], settings_of(job)
     pictures = draw_pictures(24, kind, settings.seed, unet.TRAIN)
-    (parts,), size = splits.largest_split(pictures, settings.seed, [unet.LAB["size"]], None)
+    parts, size = splits.split(pictures, settings.seed), unet.LAB["size"]
     test = draw_pictures(4 if job["tiny"] else 96, Sample, settings.seed, unet.TEST)
     model, about = train(settings, unet.own_pictures(settings, RARE, {**parts, "test": test}, size))
     images = np.stack([sample.prepare(sample.image) for sample in test])

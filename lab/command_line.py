@@ -223,14 +223,14 @@ def add_training_flags(group, recipes: dict[str, dict], what: str, rate: str = "
     add("--distributed", action="store_true", help="share each batch with processes on other hosts; needs JAX")
 
 
-def grey_range_flag(add: Callable) -> None:
-    """Add the flag that says whether all pictures or scans of a folder share a grey range."""
-    text = "one range of grey values for the folder, or one for each picture; auto: where objects agree better"
-    add("--grey-range", choices=("auto", "folder", "picture"), default="auto", help=text)
+def own_data_flags(parser, what: str, drawn: str, *, kinds: str, masks: str, augment: str) -> Callable:
+    """Add the flags of a user's own data; return the group's `add_argument` for those that only one script has.
 
-
-def class_flags(add: Callable) -> None:
-    """Add the flags that say what the values of the masks mean, and the one that shows them without training."""
+    `what` is "pictures" or "scans", `drawn` what is drawn otherwise; the others are parts of the help.
+    """
+    add = parser.add_argument_group(f"your own {what}, in place of {drawn}").add_argument
+    add("--images", type=Path, metavar="DIR", help=f"folder of {what}: {kinds}, of any size")
+    add("--masks", type=Path, metavar="DIR", help=f"folder of their masks, of the same names: {masks}")
     text = "print what a training would see, write dataset.png and split.json to --out-dir, and end without training"
     add("--check", action="store_true", help=text)
     names = "names of the classes, in the order of the masks' values (default: the names of the folders in --masks, if "
@@ -238,6 +238,10 @@ def class_flags(add: Callable) -> None:
     add("--classes", nargs="+", metavar="NAME", help=names)
     ignored = "value, or #colour, of pixels in masks that are not labelled, often 255"
     add("--ignore", type=_value, metavar="VALUE", help=ignored)
+    text = "one range of grey values for the folder, or one for each picture; auto: where objects agree better"
+    add("--grey-range", choices=("auto", "folder", "picture"), default="auto", help=text)
+    add("--augment", action=argparse.BooleanOptionalAction, default=True, help=augment)
+    return add
 
 
 def _value(text: str) -> int:
@@ -254,8 +258,8 @@ def add_output_flags(add: Callable, folder: str) -> None:
     add("--register", metavar="NAME", help="make the model the newest version of models:/NAME in MLflow")
 
 
-def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> None:
-    """Raise ValueError for numbers that cannot work; `counts` are the flags that count something."""
+def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...], drawn: str) -> None:
+    """Raise ValueError for flags that cannot work: `counts` count something, `drawn` is drawn without --images."""
     backend.refuse_torch()
     check_limits(args, dict.fromkeys((*counts, "epochs", "batch_size"), (1, 10**9)))
     check_limits(args, {"filters": (1, 512), "seed": (0, 2**32 - 1)})
@@ -275,6 +279,8 @@ def check_training_flags(args: argparse.Namespace, counts: tuple[str, ...]) -> N
         raise ValueError("--resume goes on with a stopped run, --overwrite deletes it: give one of them.")
     if args.register is not None and not re.fullmatch(r"\w[\w. -]*", args.register):
         raise ValueError(f"--register takes a name of letters, digits, spaces and _ . -; got {args.register!r}.")
+    if (args.images is None) != (args.masks is None):
+        raise ValueError(f"--images and --masks belong together: give both, or neither for {drawn}.")
 
 
 def check_limits(args: argparse.Namespace, limits: dict[str, tuple[int, int]]) -> None:

@@ -38,7 +38,7 @@ def run(
     recipes: dict[str, dict],
     make_source: Callable[[], Source],
     build: Callable[[argparse.Namespace, Source], Any],
-    evaluate: Callable[[Any, Source, dict], Evaluation],
+    evaluate: Callable[[Any, Source, dict, dict], Evaluation],
     fold: int | None = None,
 ) -> dict[str, float]:
     """Train one network, score it, write its files, track the run, print the results; return the test scores.
@@ -49,7 +49,7 @@ def run(
         recipes: the table that `args.recipe` is a row of.
         make_source: reads or draws the data.
         build: command line, source -> an uncompiled network for images of any size.
-        evaluate: network, source, history -> the evaluation on the test set.
+        evaluate: network, source, history, the flags and their values -> the evaluation on the test set.
         fold: number of the fold, 1 to `args.folds`; its files go to a folder of its own.
     """
     process = processes.connect(args.distributed)
@@ -96,7 +96,8 @@ def run(
                 "provenance": {**backend.provenance(), "precision": precision},
             }
             network = training.detach(model)
-            evaluation, written, failures = write(out, network, source, history, about, evaluate)
+            scored = functools.partial(evaluate, network, source, history, vars(args))
+            evaluation, written, failures = write(out, network, source, history, about, scored)
             log_results(tracked, written, evaluation, about, args.register)
         checkpoint.delete()
     if evaluation:
@@ -237,7 +238,7 @@ def write(out: Path, network, source: Source, history: dict, about: dict, evalua
     """
     with output_files.written_aside(out, FILES) as aside:
         failures = output_files.write_pieces(aside, {"model.keras": functools.partial(save_model, network, source)})
-        evaluation = output_files.attempt("the scores", lambda: evaluate(network, source, history), failures)
+        evaluation = output_files.attempt("the scores", evaluate, failures)
         if evaluation:
             about = {
                 **about,
@@ -261,7 +262,7 @@ def write(out: Path, network, source: Source, history: dict, about: dict, evalua
 
 def save_model(network, source: Source, path: Path) -> None:
     """Write the model file, with the grey values that training saw and with the classes."""
-    seen = grey_values.describe_training(source.typical(), source.preprocessing)
+    seen = grey_values.describe_training(source.typical_images(), source.preprocessing)
     model_file.save_model(network, path, {**seen, **source.classes.stored()})
 
 

@@ -16,7 +16,7 @@ TINY = "--size 16 --train-size 16 --radius 2 5 --filters 1 --val-images 2 --test
 def test_scores_that_fail_leave_the_model_and_end_with_exit_code_1(store, capsys):
     import mlflow
 
-    def fail(network, source, history):
+    def fail(network, source, history, settings):
         raise RuntimeError("no test set")
 
     @command_line.script

@@ -126,7 +126,7 @@ def test_a_dead_server_is_told_before_training(tmp_path, monkeypatch, capsys):
 def test_ordinary_images_are_not_called_strange():
     args = unet.parse_args(["--test-images", "200"])
     source = unet.circles(args)
-    seen = grey_values.describe_training(source.typical(), source.preprocessing)["seen"]
+    seen = grey_values.describe_training(source.typical_images(), source.preprocessing)["seen"]
     images, _ = source.test
     assert [i for i in range(200) if grey_values.describe_strangeness(images[i], seen)] == []
 

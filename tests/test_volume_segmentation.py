@@ -138,7 +138,15 @@ def test_volumes_that_get_2_voxels_deep_are_not_trained_in_bfloat16(patch, expec
 
 
 def planned(samples, *flags):
-    return script.choose_patch(script.parse_args(["--images", "a", "--masks", "b", *flags]), samples)
+    args = script.parse_args(["--images", "a", "--masks", "b", *flags])
+    return patch_plan.choose_patch(
+        lambda sides: script.build_unet((*sides, 1), args.filters, script.DEPTH),
+        samples,
+        args.batch_size,
+        args.optimizer,
+        args.memory,
+        then=None,
+    )
 
 
 def test_more_memory_gives_larger_patches_up_to_the_scans(capsys):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from lab.data import grey_values
 from lab.data.classes import NOT_LABELLED
 from lab.data.grey_values import GreyRange
 
@@ -57,6 +58,12 @@ class Sample:
         """The part at `place`, with a name that says where it lies."""
         name = f"{self.name} ({describe_place(place)})"
         return dataclasses.replace(self, name=name, image=self.image[place], labels=self.labels[place], is_region=True)
+
+
+def drawn_samples(images: np.ndarray, labels: np.ndarray) -> list[Sample]:
+    """Samples of drawn volumes (N, D, H, W, 1) and their labels; a network sees their grey values as they are."""
+    absolute = grey_values.range_of(images[:1], grey_values.ABSOLUTE)
+    return [Sample(f"volume {i}", *pair, absolute) for i, pair in enumerate(zip(images, labels, strict=True))]
 
 
 def describe_place(place: tuple[slice, ...]) -> str:

@@ -8,7 +8,7 @@ The samples are those of `lab/data/sample.py`.
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from lab.data import folders
 from lab.data.classes import Classes
 
+LEAST = 32  # smallest side of crops from small pictures: a smaller crop hardly shows more than one object
 SHARE = 0.15  # of the samples, or of a picture, for validation; the same for the test
 
 
@@ -72,15 +73,21 @@ def folds(samples: list, seed: int, num: int, crop: int = 128) -> list[dict[str,
     return splits
 
 
-def largest_split(samples: list, seed: int, sizes: Sequence[int], num_folds: int | None) -> tuple[list[dict], int]:
-    """The splits, one or `num_folds`, by the first of `sizes` (of crops, falling) with objects in all regions."""
+def largest_split(
+    samples: list, seed: int, num_folds: int | None, size: int | None, usual: int, least: int = LEAST
+) -> tuple[list[dict], int]:
+    """The splits, one or `num_folds`, and the side of their crops: `size`, or the `usual` one.
+
+    Without `size`, crops of one or two samples are smaller, down to `least`, until there are objects in all regions.
+    """
 
     def split_by(size):
         return folds(samples, seed, num_folds, size) if num_folds else [split(samples, seed, size)]
 
-    for size in sizes:
+    sizes = [size] if size else range(usual, least - 1, -8) if len(samples) < 3 else [usual]
+    for side in sizes:
         with contextlib.suppress(ValueError):
-            return split_by(size), size
+            return split_by(side), side
     return split_by(sizes[0]), sizes[0]  # raises its error again
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_synth import BACKGROUND
+from lab.evaluate import sample_scores
 
 STEPS = 0.5 * 0.7 ** np.arange(12)  # of the centre, in pixels; steps that halve sometimes miss the best circle
 CANDIDATES = 2  # best places of the coarse search, where the fine search starts
@@ -79,6 +80,13 @@ def fit_balls(
             climbs.append(_climb(window, place, ratio.shape, radius, margin))
         balls.append(max(climbs)[1:])
     return np.array(balls)
+
+
+def references(test: list, looks: dict) -> dict[str, dict]:
+    """The scores of the fit on samples that hold one sphere each; `looks` are radius, contrast and noise."""
+    images = np.stack([sample.image for sample in test])
+    spheres = draw_balls(fit_balls(images, **looks), images.shape[1:-1])
+    return {"likeliest sphere": sample_scores.score_samples(test, spheres)[0]}
 
 
 def _coarse(ratio, radii):

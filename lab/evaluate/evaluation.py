@@ -71,7 +71,7 @@ def _evaluation(source, history, settings, scores, rows, baselines, pairs, plot_
     for masks, probs in pairs:
         confusion = confusion + scoring.confusion(masks, probs)
         is_finite = is_finite and bool(np.isfinite(probs).all())
-    baselines |= source.references() if source.references else {}
+    baselines |= source.references(source.test) if source.references else {}
     title, file = ("3D U-Net", "per_volume.csv") if len(source.sides) == 3 else ("U-Net", "per_image.csv")
     table = scoring.format_table({**baselines, **scoring.with_classes(title, scores, names)}, *columns)
     num_seen = len(history["loss"]) * source.num_training

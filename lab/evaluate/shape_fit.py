@@ -17,6 +17,7 @@ from lab.evaluate import scoring
 from lab.evaluate.ball_fit import ball_sums, log_likelihood_ratio
 
 ROUND = {2: "disc", 3: "ball"}
+NUM_FITTED = {2: 64, 3: 8}  # test images and volumes to fit: each takes a quarter of a second, or 2 seconds
 NUM_TURNS = {2: 48, 3: 128}  # random turns of a shape at the start of a climb, in 2 and in 3 dimensions
 NUM_MOVES = {2: 32, 3: 64}  # random moves of the best so far, at each step
 NUM_STARTS = 2  # climbs, each from the best of other random turns
@@ -63,17 +64,22 @@ def fit_shapes(
     return labels
 
 
-def references(images: np.ndarray, masks: np.ndarray, shapes: Sequence[str], looks: dict) -> dict[str, dict]:
-    """The scores of two references for images (N, *sides, 1) of shapes with their masks (N, *sides, K + 1).
+def references(test, shapes: Sequence[str], looks: dict) -> dict[str, dict]:
+    """The scores of two references for a test set: (images, masks) of shapes, or samples of bodies.
 
     They are the highest Dice of any rule per pixel, 1 / K, because all shapes have one grey value and equal areas; and
-    the fit, with `looks` (radius, contrast, noise) for its arguments.
+    the fit, with `looks` (radius, contrast, noise) for its arguments, on the first NUM_FITTED images.
     """
+    if isinstance(test, tuple):
+        images, masks = (array[: NUM_FITTED[2]] for array in test)
+        pixel, title = "pixel", f"likeliest shapes, {len(images)} images"
+    else:
+        images = np.stack([sample.image for sample in test[: NUM_FITTED[3]]])
+        masks = to_masks(np.stack([sample.labels for sample in test[: NUM_FITTED[3]]]), len(shapes))
+        pixel, title = "voxel", f"likeliest bodies, {len(images)} volumes"
     fitted = to_masks(fit_shapes(images, shapes=shapes, **looks), len(shapes))
-    what = ("shapes", "images") if images.ndim == 4 else ("bodies", "volumes")
-    title = "likeliest {}, {num} {}".format(*what, num=len(images))
-    bound = f"any rule per {'pixel' if images.ndim == 4 else 'voxel'}, at most"
-    return {bound: {"image_dice": 1 / len(shapes)}, title: scoring.score(masks, fitted, shapes)[0]}
+    bound = {f"any rule per {pixel}, at most": {"image_dice": 1 / len(shapes)}}
+    return {**bound, title: scoring.score(masks, fitted, shapes)[0]}
 
 
 def _find_discs(ratio, shapes, radius):

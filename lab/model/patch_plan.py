@@ -1,11 +1,14 @@
 """The patch of scans to train on, planned for the time and the memory of a training step."""
 
+import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from lab.model import memory
-from lab.system import backend
+from lab.model import checkpoints, memory
+from lab.system import backend, processes
 
 DIVISOR = 8  # of the sides: three poolings of the network halve them
 LARGEST = 128  # side of the largest patch: larger ones would take minutes per step
@@ -13,6 +16,22 @@ LARGEST = 128  # side of the largest patch: larger ones would take minutes per s
 # blocks of a brain: 1,350 steps of 24 x 64 x 64 in 5 minutes give a Dice of 0.96 (benchmarks/grey_values.py). On a
 # processor without AVX-512 the largest patches, 32 x 128 x 104, took 21 minutes.
 MOST_VOXELS = 2**17
+
+
+def choose_patch(
+    build: Callable, samples: list, batch_size: int, optimizer: str, budget_gib: float | None, then: Path | None
+) -> tuple[int, ...]:
+    """The patch of the training in the folder `then`, if one is resumed, else that of `plan_patch` for the samples.
+
+    Process 0 decides: other processes may have less free memory, or may not see the folder.
+    """
+    former = checkpoints.settings_of_then(then).get("patch") if then else None
+    if former:
+        patch = tuple(map(int, re.findall(r"\d+", former)))
+    else:
+        shape = tuple(np.median([sample.labels.shape for sample in samples], axis=0))
+        patch = plan_patch(build, shape, batch_size, optimizer, budget_gib)
+    return tuple(json.loads(processes.from_first_process(json.dumps(patch).encode())))
 
 
 def plan_patch(

@@ -177,7 +177,7 @@ def settle(parts: dict[str, list], wanted: str) -> tuple[dict, dict[str, list], 
         settings = {**STRETCHED, "window": [window.low.tolist(), window.high.tolist()]}
         with_window = functools.partial(dataclasses.replace, grey_range=window)
         parts = {name: list(map(with_window, samples)) for name, samples in parts.items()}
-        ends = ", ".join(f"{low:.4g} to {high:.4g}" for low, high in zip(window.low, window.high, strict=True))
+        ends = ", ".join(f"{low:g} to {high:g}" for low, high in zip(window.low, window.high, strict=True))
         remark = f"one range for the folder, {ends}"
     else:
         settings, remark = dict(STRETCHED), "a range for each picture"

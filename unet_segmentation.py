@@ -310,8 +310,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     fixed = "the same training images every epoch, instead of new ones"
     chosen("--fixed-images", action=argparse.BooleanOptionalAction, help=fixed)
     chosen("--train-size", type=int, metavar="PIXELS", help="side of the training images, at most --size")
-    # Of circles, 64 are a quarter of an epoch's arithmetic, and give the mean Dice with a standard error of 0.0004, about
-    # what seeds differ by; 16 would give it with one of 0.0009.
+    # Of circles, 64 are a quarter of an epoch's arithmetic, and give the mean Dice with a standard error of 0.0004,
+    # about what seeds differ by; 16 would give it with one of 0.0009.
     data("--val-images", type=int, default=64, metavar="N", help="validation images (or crops of your own)")
     tested = "circles or shapes for the final scores; of your own pictures, all test pictures are taken"
     data("--test-images", type=int, default=512, metavar="N", help=tested)

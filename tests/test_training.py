@@ -312,6 +312,19 @@ def test_what_lies_outside_a_small_picture_changes_no_weight_no_loss_and_no_scor
     np.testing.assert_allclose(found[2], found[0], rtol=1e-5, atol=1e-6)
 
 
+def test_a_line_of_an_epoch_has_the_means_and_the_history_each_class_too(capsys):
+    rng, classes = np.random.default_rng(0), ("cell", "wall")
+    masks = np.eye(3, dtype=np.float32)[rng.integers(0, 3, (4, 8, 8))]
+    images = masks.argmax(axis=-1)[..., None].astype(np.float32)
+    output = keras.layers.Conv2D(3, 1, activation="softmax")
+    model = keras.Sequential([keras.Input((8, 8, 1)), output])
+    model.compile(keras.optimizers.SGD(0.1), training.choose_loss("ce"), metrics=training.make_metrics(classes))
+    history = training.fit(model, lambda epoch: [(images, masks)], epochs=2, steps=1, validation=(images, masks))
+    shown = capsys.readouterr().out
+    assert "val_image_dice: " in shown and "Epoch 2/2" in shown
+    assert "image_dice/" not in shown and len(history["val_image_dice/wall"]) == 2
+
+
 def test_the_share_at_which_a_network_begins_is_that_of_the_labelled_pixels():
     masks = np.full((1, 4, 4, 1), -1, np.float32)
     masks[:, :2], masks[:, 0, 0] = 0, 1

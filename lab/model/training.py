@@ -174,6 +174,18 @@ def fit(
                 checkpoint.save(model, history, timestamps)
             report(logs, epoch + 1, timestamps[-1])
 
+    class Progress(keras.callbacks.ProgbarLogger):
+        """Keras's line of an epoch without the scores of each class: with ten classes it would have 120 numbers."""
+
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, without_classes(logs))
+
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, without_classes(logs))
+
+    def without_classes(logs):
+        return {name: value for name, value in (logs or {}).items() if "/" not in name}
+
     for i, epoch in enumerate(history["epoch"]):
         report({name: values[i] for name, values in history.items() if name != "epoch"}, epoch, timestamps[i])
     first = len(history["epoch"])
@@ -191,7 +203,7 @@ def fit(
             steps_per_epoch=steps,
             validation_data=validation,
             validation_batch_size=processes.local_batch(PREDICT_BATCH),
-            callbacks=[keras.callbacks.TerminateOnNaN(), EachEpoch()],
+            callbacks=[keras.callbacks.TerminateOnNaN(), EachEpoch(), Progress()],
             shuffle=False,  # the batches are in their order
             verbose=1 if sys.stdout.isatty() else 2,  # no progress bar in a pipe: it would be full of backspaces
         )

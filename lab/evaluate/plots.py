@@ -73,7 +73,8 @@ def _scale(axes, title: str, shown: list[float], last: list[float]) -> None:
     if title == "Loss":
         if shown and min(shown) > 0 and max(shown) > 10 * min(shown):  # else a log scale has hardly a tick
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            few = max(shown) > 1000 * min(shown)  # else the numbers would lie on each other
+            axes.yaxis.set_major_locator(LogLocator(subs=(1,) if few else (1, 2, 5)))
             plain_ticks(axes.yaxis)
     else:  # so that 0.99 and 0.995 are apart
         axes.set_yscale("logit")

@@ -13,7 +13,7 @@ from lab.model import checkpoints, model_file, timing, training
 TINY = "--size 16 --train-size 16 --radius 2 5 --filters 1 --val-images 2 --test-images 2 --train-images 4 --epochs 1"
 
 
-def test_scores_that_fail_leave_the_model_and_end_with_exit_code_1(store, capsys):
+def test_scores_that_fail_leave_the_model_and_end_with_exit_code_1(store, quick_training, capsys):
     import mlflow
 
     def fail(network, source, history):
@@ -51,7 +51,9 @@ def test_who_takes_part_trains_only_if_the_first_process_does(monkeypatch):
         assert experiment.follow("args", None, None) == {} and trained == [("model", "source", "args", 7)]
 
 
-def test_minutes_are_a_number_of_epochs_that_stays_and_gives_the_bits_of_epochs(store, monkeypatch, capsys):
+def test_minutes_are_a_number_of_epochs_that_stays_and_gives_the_bits_of_epochs(
+    store, quick_training, monkeypatch, capsys
+):
     real, save = training.measure, checkpoints.Checkpoint.save
 
     def measure(*arguments):

@@ -209,6 +209,7 @@ def test_study_measures_the_grid_as_children_of_one_run(store, monkeypatch):
     grid = [{**CONFIG, "filters": 8}, {**CONFIG, "input_shape": (4096, 4096, 4096, 1)}]
     monkeypatch.setattr(memory_study, "FreshProcess", process)
     monkeypatch.setattr(memory_study, "study_grid", lambda: grid)
+    monkeypatch.setattr(memory_study, "UNET_STEPS", 2)
     monkeypatch.setattr(memory_study, "UNETS", [(16, 2, 1, "float32")])
     monkeypatch.setattr(memory_study, "WITHOUT_ONEDNN", [{"input_shape": (16, 16, 16, 1), "filters": 2}])
     monkeypatch.setattr(_common, "RESULTS", store)

@@ -51,14 +51,16 @@ def test_who_takes_part_trains_only_if_the_first_process_does(monkeypatch):
         assert experiment.follow("args", None, None) == {} and trained == [("model", "source", "args", 7)]
 
 
+@pytest.mark.slow
 def test_minutes_are_a_number_of_epochs_that_stays_and_gives_the_bits_of_epochs(
     store, quick_training, monkeypatch, capsys
 ):
     real, save = training.measure, checkpoints.Checkpoint.save
+    pace = timing.Pace(step=1, validation=1, start=6)
 
     def measure(*arguments):
         real(*arguments)  # steps are made, but on every machine they take as long
-        return timing.Pace(step=1, validation=1, start=6)
+        return pace
 
     def stop(self, *arguments):
         save(self, *arguments)
@@ -73,9 +75,10 @@ def test_minutes_are_a_number_of_epochs_that_stays_and_gives_the_bits_of_epochs(
         assert ended.value.code == code
         return capsys.readouterr()
 
-    monkeypatch.setattr(training, "measure", measure)
+    monkeypatch.setattr(training, "measure", lambda *arguments: pace)
     errors = train("--minutes 0.1", "none", code=2).err
     assert "error: --minutes 0.1 is too little for one epoch; give at least 0.2." in errors
+    monkeypatch.setattr(training, "measure", measure)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoint, "save", stop)
         said = train("--minutes 0.2", "out", code=130)  # 0.95 * 12 s - 6 s, for epochs of a step and a validation

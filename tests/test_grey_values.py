@@ -261,6 +261,7 @@ def test_a_small_object_is_told_from_clutter_that_is_less_bright(look):
 SHORT = "--size 64 --filters 8 --epochs 10 --train-images 96 --learning-rate 1e-2 --precision float32"
 
 
+@pytest.mark.slow
 def test_a_network_finds_bright_objects_among_clutter(store, quick_training, tmp_path, capsys):
     rng = np.random.default_rng(1)
     images = [scene(rng, 26, side=192) for _ in range(9)]

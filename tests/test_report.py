@@ -504,6 +504,7 @@ def test_a_training_of_the_report_is_the_scripts_own(store, quick_training):
     assert model.count_params() == experiments.unet.build_unet((64, 64, 1), 2).count_params()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_slices_and_volumes_are_scored_per_volume(store, quick_training, monkeypatch, ndim):
     monkeypatch.setattr(experiments, "TRAIN_VOLUMES", 4)

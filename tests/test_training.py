@@ -73,6 +73,7 @@ def stopped(folders, tmp_path):
     return lambda num_epochs: shutil.copytree(folders[num_epochs], tmp_path, dirs_exist_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_epochs", [1, 3])
 def test_a_stopped_training_goes_on_to_the_same_bits(undisturbed, stopped, tmp_path, num_epochs):
     stopped(num_epochs)

@@ -42,6 +42,7 @@ def scan_folders(tmp_path):
     return images, masks
 
 
+@pytest.mark.slow
 def test_spheres_are_trained_on_scored_and_tracked(store, capsys):
     flags = ["--size", "24", "--radius", "4", "7", "--spheres", "1", "1", "--test-volumes", "2"]
     scores = run(store / "out", *flags)

@@ -210,6 +210,8 @@ def test_study_measures_the_grid_as_children_of_one_run(store, monkeypatch):
     monkeypatch.setattr(memory_study, "FreshProcess", process)
     monkeypatch.setattr(memory_study, "study_grid", lambda: grid)
     monkeypatch.setattr(memory_study, "UNET_STEPS", 2)
+    panels = {title: (key, values[:2]) for title, (key, values) in memory_study.PANELS.items()}
+    monkeypatch.setattr(memory_study, "PANELS", panels)
     monkeypatch.setattr(memory_study, "UNETS", [(16, 2, 1, "float32")])
     monkeypatch.setattr(memory_study, "WITHOUT_ONEDNN", [{"input_shape": (16, 16, 16, 1), "filters": 2}])
     monkeypatch.setattr(_common, "RESULTS", store)

@@ -480,10 +480,17 @@ def test_pictures_smaller_than_a_crop_are_counted(store, own_pictures):
 
 
 def test_a_training_starts_from_another_ones_weights_and_refuses_another_network(store, own_pictures, capsys):
-    unet.main([*own_pictures.split(), "--out-dir", "first"])
-    flags = [*own_pictures.split(), "--start-from", "first/model.keras", "--learning-rate", "1e-12"]
+    import keras
+
+    args = unet.parse_args(own_pictures.split())
+    classes, folds, size = unet.split_pictures(args)
+    source = unet.own_pictures(args, classes, folds[0], size)
+    keras.utils.set_random_seed(99)  # unlike the seed of the second training
+    first = unet.build(args, source)
+    experiment.save_model(first, source, Path("first.keras"))  # as a training does
+    flags = [*own_pictures.split(), "--start-from", "first.keras", "--learning-rate", "1e-12"]
     unet.main([*flags, "--out-dir", "second"])
-    first, second = (model_file.load_model(Path(f"{name}/model.keras")).network for name in ("first", "second"))
+    second = model_file.load_model(Path("second/model.keras")).network
     for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     with pytest.raises(SystemExit) as stop:

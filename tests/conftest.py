@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import functools
 import os
 import shutil
 import sys
@@ -24,6 +25,22 @@ def float32_again():
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def quick_training(monkeypatch):
+    """A U-Net of the scripts has one pooling, and two of its steps are timed: TensorFlow compiles it in half the time.
+
+    For laws that hold for a network of any depth.
+    """
+    import unet_segmentation
+    import volume_segmentation
+    from lab.model import training
+
+    shallow = functools.partial(unet_segmentation.build_unet, depth=1)
+    monkeypatch.setattr(unet_segmentation, "build_unet", shallow)
+    monkeypatch.setattr(volume_segmentation, "DEPTH", 1)
+    monkeypatch.setattr(training, "MOST", 2)
 
 
 @pytest.fixture(scope="session")

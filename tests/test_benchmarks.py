@@ -303,7 +303,7 @@ def test_parts_are_told_as_soon_as_they_are_recorded():
 
 
 @pytest.mark.parametrize("part", ["rare", "imbalance"])
-def test_a_small_training_on_several_classes_gives_a_row(part):
+def test_a_small_training_on_several_classes_gives_a_row(quick_training, part):
     job = {"part": part, "side": classes.SIDES[part][0], "seed": 0, "rate": 3e-3, "tiny": True}
     row = json.loads(json.dumps(classes.RUNS[part](job)))
     assert {"test", "objects", "never_found", "val_dice", "training_seconds"} <= row.keys()

@@ -13,7 +13,7 @@ from lab.model import checkpoints, model_file, timing, training
 TINY = "--size 16 --train-size 16 --radius 2 5 --filters 1 --val-images 2 --test-images 2 --train-images 4 --epochs 1"
 
 
-def test_scores_that_fail_leave_the_model_and_end_with_exit_code_1(store, capsys):
+def test_scores_that_fail_leave_the_model_and_end_with_exit_code_1(store, quick_training, capsys):
     import mlflow
 
     def fail(network, source, history, settings):
@@ -51,12 +51,16 @@ def test_who_takes_part_trains_only_if_the_first_process_does(monkeypatch):
         assert experiment.follow("args", None, None) == {} and trained == [("model", "source", "args", 7)]
 
 
-def test_minutes_are_a_number_of_epochs_that_stays_and_gives_the_bits_of_epochs(store, monkeypatch, capsys):
+@pytest.mark.slow
+def test_minutes_are_a_number_of_epochs_that_stays_and_gives_the_bits_of_epochs(
+    store, quick_training, monkeypatch, capsys
+):
     real, save = training.measure, checkpoints.Checkpoint.save
+    pace = timing.Pace(step=1, validation=1, start=6)
 
     def measure(*arguments):
         real(*arguments)  # steps are made, but on every machine they take as long
-        return timing.Pace(step=1, validation=1, start=6)
+        return pace
 
     def stop(self, *arguments):
         save(self, *arguments)
@@ -71,9 +75,10 @@ def test_minutes_are_a_number_of_epochs_that_stays_and_gives_the_bits_of_epochs(
         assert ended.value.code == code
         return capsys.readouterr()
 
-    monkeypatch.setattr(training, "measure", measure)
+    monkeypatch.setattr(training, "measure", lambda *arguments: pace)
     errors = train("--minutes 0.1", "none", code=2).err
     assert "error: --minutes 0.1 is too little for one epoch; give at least 0.2." in errors
+    monkeypatch.setattr(training, "measure", measure)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoint, "save", stop)
         said = train("--minutes 0.2", "out", code=130)  # 0.95 * 12 s - 6 s, for epochs of a step and a validation

@@ -258,10 +258,11 @@ def test_a_small_object_is_told_from_clutter_that_is_less_bright(look):
     assert scoring.best_threshold(clipped, masks, absolute=False)[1] < 0.2
 
 
-SHORT = "--size 64 --filters 8 --epochs 14 --train-images 96 --precision float32"
+SHORT = "--size 64 --filters 8 --epochs 10 --train-images 96 --learning-rate 1e-2 --precision float32"
 
 
-def test_a_network_finds_bright_objects_among_clutter(tmp_path, capsys):
+@pytest.mark.slow
+def test_a_network_finds_bright_objects_among_clutter(store, quick_training, tmp_path, capsys):
     rng = np.random.default_rng(1)
     images = [scene(rng, 26, side=192) for _ in range(9)]
     flags = write_folder(tmp_path, [(image.astype(np.uint8), mask) for image, mask in images])
@@ -274,7 +275,7 @@ def test_a_network_finds_bright_objects_among_clutter(tmp_path, capsys):
 TINY_SCANS = "--patch 8 --filters 2 --epochs 1 --train-patches 2 --grey-range folder"
 
 
-def test_the_folders_range_travels_in_the_model_file(tmp_path):
+def test_the_folders_range_travels_in_the_model_file(store, quick_training, tmp_path):
     """A scan is prepared as in training, also where its own percentiles would say something else."""
     (tmp_path / "scans").mkdir(), (tmp_path / "masks").mkdir()
     rng = np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """README.md and benchmarks/README.md say what was recorded, and name what is there."""
 
+import ast
+import functools
 import importlib.util
 import json
 import re
@@ -51,6 +53,9 @@ def test_what_is_not_recorded_is_said_to_be(monkeypatch, tmp_path):
 
 
 def test_what_changed_since_a_record_is_looked_for_in_what_made_it(monkeypatch):
+    monkeypatch.setattr(ast, "parse", functools.cache(ast.parse))  # most records are made by the same files
+    monkeypatch.setattr(ast, "walk", functools.cache(lambda tree, walk=ast.walk: [*walk(tree)]))
+    monkeypatch.setattr(summary, "code_of", functools.cache(summary.code_of))
     monkeypatch.setattr(summary, "changed_code", lambda commit, code: code if len(commit) == 40 else [])
     found = summary.changes_since()
     assert found.keys() == {name for name in summary.QUESTIONS if _common.read(name)}

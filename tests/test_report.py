@@ -501,7 +501,7 @@ def test_a_cell_is_of_other_code_where_a_file_that_made_it_has_changed(tmp_path,
     assert build.of_other_code(results) == {"e2/a": ["lab/model/training.py"]}
 
 
-def test_a_training_of_the_report_is_the_scripts_own(store):
+def test_a_training_of_the_report_is_the_scripts_own(store, quick_training):
     flags = "--epochs 2 --train-images 8 --test-images 6 --val-images 4 --filters 2 --radius 4 12"
     masks, probs, history, scores, seconds, model = repeats.trained("test", 0, flags)
     assert masks.shape == probs.shape == (6, 64, 64, 1)
@@ -510,8 +510,9 @@ def test_a_training_of_the_report_is_the_scripts_own(store):
     assert model.count_params() == experiments.unet.build_unet((64, 64, 1), 2).count_params()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_slices_and_volumes_are_scored_per_volume(store, monkeypatch, ndim):
+def test_slices_and_volumes_are_scored_per_volume(store, quick_training, monkeypatch, ndim):
     monkeypatch.setattr(experiments, "TRAIN_VOLUMES", 4)
     found = experiments.volume_training(ndim, 1, 2, "low", 0)
     assert 0 <= found["dice_min"] <= found["dice"] <= 1 and found["seconds"] > 0

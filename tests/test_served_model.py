@@ -326,7 +326,7 @@ def test_what_is_downloaded_is_checked_like_a_file(logged, capfd):
         mlflow.pyfunc.load_model(name)
 
 
-def test_a_training_registers_its_model(store, capsys):
+def test_a_training_registers_its_model(store, capsys, quick_training):
     import mlflow
 
     small = "--size 16 --train-size 16 --radius 2 5 --filters 1 --val-images 2 --test-images 2 --train-images 4"

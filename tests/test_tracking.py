@@ -178,6 +178,7 @@ def processes(tmp_path_factory, migrated_database):
 
 
 @POSIX
+@pytest.mark.slow
 def test_processes_that_are_stopped_leave_killed_runs_and_the_usual_exit_codes(processes):
     started, _, folder = processes
     ends = []

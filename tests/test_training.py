@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -44,10 +45,6 @@ def fit(model, checkpoint=None, batches=batches, **options):
     )  # fmt: skip
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.fixture(scope="module")
 def undisturbed():
     model = compiled()
@@ -55,22 +52,31 @@ def undisturbed():
     return history, model.get_weights()
 
 
-def stop(folder, num_epochs, optimizer="muon"):
-    """Train and stop in the epoch after `num_epochs`."""
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folder of a training as it is after each epoch: {1: ..., 2: ..., 3: ..., 4: ...}."""
+    folder, found = tmp_path_factory.mktemp("training"), {}
 
-    class Stop(checkpoints.Checkpoint):
+    class Copied(checkpoints.Checkpoint):
         def save(self, model, history, timestamps):
             super().save(model, history, timestamps)
-            if history["epoch"][-1] == num_epochs:
-                raise Killed
+            epoch = history["epoch"][-1]
+            found[epoch] = shutil.copytree(folder, folder.with_name(f"after-{epoch}"))
 
-    with pytest.raises(Killed):
-        fit(compiled(optimizer), Stop(folder, SETTINGS))
+    fit(compiled(), Copied(folder, SETTINGS))
+    return found
 
 
+@pytest.fixture
+def stopped(folders, tmp_path):
+    """Fill the test's folder with what a training leaves that is killed right after `num_epochs`."""
+    return lambda num_epochs: shutil.copytree(folders[num_epochs], tmp_path, dirs_exist_ok=True)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("num_epochs", [1, 3])
-def test_a_stopped_training_goes_on_to_the_same_bits(undisturbed, tmp_path, num_epochs):
-    stop(tmp_path, num_epochs)
+def test_a_stopped_training_goes_on_to_the_same_bits(undisturbed, stopped, tmp_path, num_epochs):
+    stopped(num_epochs)
     checkpoint = checkpoints.Checkpoint(tmp_path, SETTINGS)
     assert checkpoint.begin(resume=True, overwrite=False, scores=tmp_path / "scores.json") is None
     keras.utils.set_random_seed(99)  # nothing may depend on where the process's random numbers stand
@@ -83,8 +89,8 @@ def test_a_stopped_training_goes_on_to_the_same_bits(undisturbed, tmp_path, num_
     assert [stamp for _, stamp in reported] == sorted(stamp for _, stamp in reported)
 
 
-def test_a_finished_training_is_not_trained_again(undisturbed, tmp_path):
-    stop(tmp_path, 4)
+def test_a_finished_training_is_not_trained_again(undisturbed, stopped, tmp_path):
+    stopped(4)
     checkpoint = checkpoints.Checkpoint(tmp_path, SETTINGS)
     assert checkpoint.find() == 4
     model = compiled()
@@ -96,8 +102,8 @@ def test_a_finished_training_is_not_trained_again(undisturbed, tmp_path):
     np.testing.assert_array_equal(model.get_weights()[0], undisturbed[1][0])
 
 
-def test_the_newest_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, capsys):
-    stop(tmp_path, 3)
+def test_the_newest_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(stopped, tmp_path, capsys):
+    stopped(3)
     newest, before = checkpoints.Checkpoint(tmp_path, SETTINGS).files()
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1  # a single bit
@@ -109,14 +115,14 @@ def test_the_newest_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tm
     assert sorted(path.name for path in tmp_path.iterdir()) == [before.name, newest.name]
 
 
-def test_other_settings_are_named_and_refused(tmp_path):
-    stop(tmp_path, 1)
+def test_other_settings_are_named_and_refused(stopped, tmp_path):
+    stopped(1)
     with pytest.raises(ValueError, match="filters was 2, is 4.*--overwrite"):
         checkpoints.Checkpoint(tmp_path, {**SETTINGS, "filters": 4}).find()
 
 
-def test_a_run_never_goes_on_or_deletes_by_itself(tmp_path):
-    stop(tmp_path, 1)
+def test_a_run_never_goes_on_or_deletes_by_itself(stopped, tmp_path):
+    stopped(1)
     checkpoint, scores = checkpoints.Checkpoint(tmp_path, SETTINGS), tmp_path / "scores.json"
     with pytest.raises(ValueError, match="--resume.*--overwrite"):
         checkpoint.begin(False, False, scores)
@@ -144,11 +150,11 @@ def test_a_run_that_failed_is_not_called_finished(results, words, tmp_path):
         checkpoint.begin(True, False, scores)
 
 
-def test_the_settings_of_then_are_those_of_the_newest_checkpoint_or_of_the_scores(tmp_path):
+def test_the_settings_of_then_are_those_of_the_newest_checkpoint_or_of_the_scores(stopped, tmp_path):
     assert checkpoints.settings_of_then(tmp_path) == {}
     (tmp_path / "scores.json").write_text(json.dumps({"settings": {"seed": 7}}))
     assert checkpoints.settings_of_then(tmp_path) == {"seed": 7}
-    stop(tmp_path, 1)
+    stopped(1)
     assert checkpoints.settings_of_then(tmp_path) == {name: str(value) for name, value in SETTINGS.items()}
 
 
@@ -300,7 +306,9 @@ def test_what_lies_outside_a_small_picture_changes_no_weight_no_loss_and_no_scor
         keras.utils.set_random_seed(0)
         output = keras.layers.Conv2D(masks.shape[-1], 1, activation="sigmoid" if num_classes == 1 else "softmax")
         model = keras.Sequential([keras.Input((None, None, 1)), output])
-        model.compile(keras.optimizers.SGD(1.0), training.choose_loss(name), metrics=training.make_metrics())
+        model.compile(
+            keras.optimizers.SGD(1.0), training.choose_loss(name), metrics=training.make_metrics(), run_eagerly=True
+        )
         start = np.concatenate([weight.ravel() for weight in model.get_weights()])
         said = model.test_on_batch(image, mask, return_dict=True)
         rows = scoring.rows_of_images(mask, training.predict(model, image), ("a", "b")[:num_classes])

@@ -42,6 +42,7 @@ def scan_folders(tmp_path):
     return images, masks
 
 
+@pytest.mark.slow
 def test_spheres_are_trained_on_scored_and_tracked(store, capsys):
     flags = ["--size", "24", "--radius", "4", "7", "--spheres", "1", "1", "--test-volumes", "2"]
     scores = run(store / "out", *flags)
@@ -66,7 +67,7 @@ def test_spheres_are_trained_on_scored_and_tracked(store, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
-def test_a_planned_patch_is_that_of_then_when_a_run_goes_on(store, scan_folders, monkeypatch, capsys):
+def test_a_planned_patch_is_that_of_then_when_a_run_goes_on(store, quick_training, scan_folders, monkeypatch, capsys):
     """With less memory free a smaller one would be planned, and the checkpoint refused."""
     flags = ["--images", str(scan_folders[0]), "--masks", str(scan_folders[1]), "--spacing", "1.5", "--filters", "2"]
     flags += ["--epochs", "1", "--train-patches", "2", "--out-dir", str(store / "out")]
@@ -76,7 +77,7 @@ def test_a_planned_patch_is_that_of_then_when_a_run_goes_on(store, scan_folders,
     assert script.main([*flags, "--resume"]) == scores and "is finished" in capsys.readouterr().out
 
 
-def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, scan_folders, capsys):
+def test_own_scans_are_trained_on_and_predicted_on_their_own_grid(store, quick_training, scan_folders, capsys):
     images, masks = scan_folders
     flags = ["--images", str(images), "--masks", str(masks), "--spacing", "1.5"]
     run(store / "out", *flags)

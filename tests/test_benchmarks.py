@@ -103,7 +103,7 @@ def test_every_training_that_is_run_is_one_that_the_script_understands(flags):
     unet.parse_args([*flags.split(), "--seed", "1"])
 
 
-def test_a_training_takes_as_many_steps_as_fill_its_time_and_follows_a_machine_that_slows_down(monkeypatch):
+def test_a_training_takes_as_many_steps_as_fill_its_time(monkeypatch):
     clock, todo, speeds = [0.0], [], iter([0.1, 0.1, 0.2, 0.2])  # seconds a step: two trials, two trainings
     monkeypatch.setattr(brain.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(brain, "score", lambda test, probs: {})
@@ -345,7 +345,7 @@ def test_of_monais_rates_the_best_of_the_first_seed_goes_on():
 
 
 @pytest.mark.parametrize("side", ["windows", "UNet", "DynUNet"])
-def test_a_side_of_the_structures_trains_on_one_half_and_is_scored_on_the_other_by_structure(side, monkeypatch):
+def test_a_side_of_the_structures_trains_on_one_half_and_is_scored_on_the_other(side, monkeypatch):
     if side != "windows":
         pytest.importorskip("monai")
     labels = 5 * np.arange(32**3).reshape(32, 32, 32) // 32**3 + 1  # slabs

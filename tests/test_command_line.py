@@ -209,7 +209,7 @@ SCRIPTS = ("unet_segmentation", "volume_segmentation", "conv3d_analysis", "predi
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_shows_each_default_once_as_it_is_typed_then_two_commands_and_the_exit_codes(name, capsys):
+def test_help_shows_each_default_once_as_it_is_typed_and_ends_with_examples(name, capsys):
     script = importlib.import_module(name)
     with pytest.raises(SystemExit):
         script.parse_args(["--help"])

@@ -60,7 +60,7 @@ def test_costs_of_the_unet_are_those_of_a_hand_count():
     assert sum(row["parameters"] for row in rows) == 1_925_025
 
 
-def test_a_training_step_is_three_forward_passes_but_for_the_layer_that_reads_the_images():
+def test_a_training_step_is_three_forward_passes_but_for_the_first_layer():
     model = unet.build_unet((16, 16, 16, 1), filters=2)
     rows = {row["name"]: row["multiply_adds"] for row in memory.layer_costs(model, 5)}
     assert train_step.training_multiply_adds(model, 5) == 3 * sum(rows.values()) - rows["encoder1_conv1"]

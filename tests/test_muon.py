@@ -66,7 +66,7 @@ def test_orthogonalize_stays_bounded_where_products_are_rounded_to_bfloat16(shap
         assert np.linalg.svd(result, compute_uv=False).max() < 1.3
 
 
-def test_the_first_step_is_the_orthogonalized_gradient_for_kernels_and_adams_for_biases():
+def test_the_first_step_is_the_orthogonalized_gradient_or_adams_for_biases():
     rng = np.random.default_rng(1)
     kernel, bias = keras.Variable(np.zeros((3, 3, 2, 4))), keras.Variable(np.zeros(4))
     gradient = rng.standard_normal((3, 3, 2, 4)).astype("float32")

@@ -68,7 +68,7 @@ def test_the_same_columns_hold_a_volume_with_its_third_axis_and_millimetres():
     assert {*row} <= {*objects.COLUMNS} and "area_mm2" not in row
 
 
-def test_where_a_microscope_names_the_pixels_size_objects_have_an_area_and_a_place_in_mm(model_path, tmp_path):
+def test_objects_have_an_area_in_mm2_where_a_microscope_names_the_pixels_size(model_path, tmp_path):
     image = np.zeros((20, 30), np.uint8)
     image[2:5, 10:16] = 240
     sides = {"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm"}

@@ -209,7 +209,7 @@ def test_signed_values_that_are_not_negative_are_read_as_they_are(tmp_path):
         np.testing.assert_array_equal(pictures.read_picture(tmp_path / "a.tif")[0, :, 0], np.arange(100))
 
 
-def test_a_small_file_that_unpacks_to_a_large_transparent_picture_takes_little_memory(tmp_path):
+def test_a_small_file_of_a_large_transparent_picture_takes_little_memory(tmp_path):
     """4,000 x 4,000 pixels are 64 MB when they are decoded; the result, in grey, is 16 MB."""
     Image.new("RGBA", (4000, 4000), (9, 9, 9, 0)).save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size < 200_000

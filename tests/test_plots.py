@@ -41,7 +41,7 @@ def holds(picture, colour):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_one_class_is_tinted_by_a_quarter_and_outlined_whether_it_comes_as_mask_or_labels(channels):
+def test_one_class_is_tinted_by_a_quarter_and_outlined(channels):
     rng = np.random.default_rng(0)
     image, mask = rng.random((30, 50, channels), np.float32), rng.random((30, 50)) < 0.7
     line = np.array([230, 159, 0] if channels == 1 else [50, 255, 50], np.float32)
@@ -144,7 +144,7 @@ def test_of_a_large_picture_the_part_around_the_object_is_drawn_and_named(sides,
 
 
 @pytest.mark.parametrize("num", [2, 15, 33])
-def test_a_confusion_matrix_is_drawn_for_few_and_many_classes_and_for_one_without_pixels(num, tmp_path):
+def test_a_confusion_matrix_is_drawn_for_few_and_many_classes(num, tmp_path):
     found = np.random.default_rng(0).integers(1, 1000, (num, num))
     found[1] = 0
     plots.plot_confusion(found, [f"a class of a long name {k}" for k in range(num)], tmp_path / "a.png")

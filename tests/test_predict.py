@@ -343,7 +343,7 @@ def test_the_table_has_the_median_diameter_of_the_objects(model_path, tmp_path):
     assert row["objects"] == "3" and float(row["diameter"]) == pytest.approx(2 * math.sqrt(16 / math.pi))
 
 
-def test_a_picture_is_looked_at_in_the_size_that_was_asked_for_or_that_the_model_is_surest_of(tmp_path, capsys):
+def test_a_picture_is_looked_at_in_the_wanted_size_or_the_surest_one(tmp_path, capsys):
     """The network finds where the mean of 5 x 5 pixels is bright: of small squares nothing, unless enlarged."""
     inputs = keras.Input((None, None, 1))
     x = layers.AveragePooling2D(5, strides=1, padding="same")(inputs)

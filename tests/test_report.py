@@ -430,13 +430,13 @@ def test_own_data_are_compared_by_split_at_the_rate_that_went_on():
     assert records.own_data(RECORDS["own_data"])["num_rates"] == 2
 
 
-def test_the_volumes_scores_are_told_beside_both_references_whatever_the_filters_width():
+def test_the_volumes_scores_are_told_beside_both_references():
     found = records.commands(RECORDS["commands"])
     assert (found["network"]["min"], found["network"]["max"]) == (0.91, 0.92)
     assert found["filter"]["values"] == [0.8, 0.8] and found["threshold"]["mean"] == pytest.approx(0.1)
 
 
-def test_confused_objects_and_the_small_class_by_loss_are_those_of_the_seeds_that_chose_nothing():
+def test_classes_are_told_by_the_seeds_that_chose_nothing():
     found = records.classes(RECORDS["classes"])
     assert (found["objects"], found["confused"], found["dice"]["values"]) == (60, 3, [0.98, 0.99])
     assert found["confusion"]["square"] == {"background": 3 / 57, "disc": 0, "square": 54 / 57, "triangle": 0}

@@ -78,7 +78,7 @@ def test_signal_that_foreign_code_swallows_is_raised_at_the_next_look_or_at_the_
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_signal_that_foreign_code_makes_an_error_of_is_a_signal_again_and_keeps_the_errors_notes():
+def test_signal_that_foreign_code_makes_an_error_of_is_a_signal_again():
     with pytest.raises(Stopped) as stop, signals_raise():
         with pytest.raises(Stopped), signals_raise():  # within a block, so that a run in it is closed as KILLED
             try:

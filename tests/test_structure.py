@@ -83,3 +83,13 @@ def test_nobody_imports_tensorflow_where_keras_has_the_call():
         if module_of(path).startswith("lab") or module_of(path) in SCRIPTS:
             text = path.read_text(encoding="utf-8")
             assert module_of(path) in allowed or "import tensorflow" not in text, path
+
+
+def test_a_tests_name_fits_on_a_line():
+    names = [
+        node.name
+        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert names and [name for name in names if len(name) > 79] == []

@@ -723,9 +723,7 @@ def test_server_that_is_no_mlflow_is_one_error(store, monkeypatch, health):
             open_store("Lab")
 
 
-def test_server_that_dies_mid_run_costs_seconds_and_two_lines_of_which_the_last_names_the_command(
-    store, monkeypatch, capfd
-):
+def test_server_that_dies_mid_run_costs_seconds_and_two_lines(store, monkeypatch, capfd):
     with serving() as (address, end):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         begin = time.monotonic()
@@ -783,7 +781,7 @@ def dump():
         return list(database.iterdump())
 
 
-def test_after_a_failure_nothing_is_sent_until_the_end_unless_another_start_sends_it(store, capfd):
+def test_after_a_failure_nothing_is_sent_until_the_end_or_another_start(store, capfd):
     with tracked_run("Lab", folder=store) as run:
         run.metrics({"loss": 1.0}, step=1)
         assert unsent_files() == []
@@ -811,7 +809,7 @@ def test_database_that_vanishes_mid_run_does_not_hide_the_scripts_own_error(stor
     assert "the end of the run (FAILED)" in line and "file is not a database" in line
 
 
-def test_command_sends_all_that_an_outage_missed_and_sending_it_twice_changes_nothing(store, capfd):
+def test_command_sends_what_an_outage_missed_and_twice_changes_nothing(store, capfd):
     Path("out").mkdir()
     model, *_ = model_file_in(store / "out")
     Path("out/curves.png").write_bytes(b"png")
@@ -899,9 +897,7 @@ def test_resumed_run_keeps_its_id_its_params_and_what_could_not_yet_be_sent(stor
     assert steps(run) == [1, 2] and only_run().data.params == {"epochs": "3"} and only_run().info.status == "FINISHED"
 
 
-def test_what_another_store_does_not_know_is_kept_and_named_and_no_later_file_is_taken_for_its_own(
-    store, monkeypatch, migrated_database, capfd
-):
+def test_what_another_store_does_not_know_is_kept_and_named(store, monkeypatch, migrated_database, capfd):
     Path("curves.png").write_bytes(b"of the first run")
     with tracked_run("Lab", folder=store) as run:
         mend = spoil()

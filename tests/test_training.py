@@ -213,7 +213,7 @@ def test_the_estimate_compiles_what_the_training_then_runs(monkeypatch):
     assert with_estimate == num_traced()
 
 
-def test_a_training_says_beforehand_what_it_takes_and_a_long_one_after_each_epoch_what_is_left(monkeypatch, capsys):
+def test_a_training_says_what_it_takes_and_a_long_one_what_is_left(monkeypatch, capsys):
     monkeypatch.setattr(timing, "LONG", 0)
     fit(compiled())
     printed, clock = capsys.readouterr().out, r"until (\d+ \w+ )?\d\d:\d\d\n"

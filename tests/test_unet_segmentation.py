@@ -185,7 +185,7 @@ LITTLE = "training images of 64x64 pixels suit one circle that covers at most a 
         ("--size 32 --radius 2 6 --recipe report", "--train-size 128 is larger than --size 32; take at most that."),
     ],
 )
-def test_a_training_size_that_does_not_suit_the_circles_is_refused_with_the_one_that_does(flags, sentence, capsys):
+def test_a_training_size_that_does_not_suit_the_circles_is_refused(flags, sentence, capsys):
     with pytest.raises(SystemExit) as stop:
         unet.parse_args(flags.split())
     assert stop.value.code == 2 and sentence in capsys.readouterr().err

@@ -70,7 +70,7 @@ RECIPES = {
 # 0.950 at 3e-3. Five structures of a brain, 700 steps: mean test Dice 0.47 at 6e-3, 0.81 at 3e-3 (seed 0 each).
 RATE_OF_ONE, RATE_OF_SEVERAL = 6e-3, 3e-3
 # How much the grey values of scans are varied, beside flips and turns. The larger changes of pictures would make
-# tissues look alike (250 steps at 6e-3 on the data of benchmarks/brain.py, one seed: Dice 0.82, without it 0.90).
+# tissues look alike (250 steps at 6e-3 on grey matter of a brain, one seed: Dice 0.82, without it 0.90).
 VARIED = {"contrast": 0.05, "brightness": 0.03, "noise": 0.05}
 # Where the folder has one range, grey values are absolute and are not varied (six blocks as above, 1,350 steps at
 # 4e-3: test Dice 0.949 varied as above, 0.957 nearly as they are).

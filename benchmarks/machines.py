@@ -184,14 +184,15 @@ def times_table(rows: list[dict], recorded: list[dict]) -> str:
     """Seconds of the README's commands: medians of what `benchmarks.commands` `recorded`, and on each kind."""
 
     def line(provenance, more, bfloat16, seconds):
-        side = f"{provenance['device']}{more}, {'bfloat16' if bfloat16 else 'float32'}"
+        device = provenance["device"].replace("(R)", "").replace(" Processor", "")
+        side = f"{device}{more}, {'bfloat16' if bfloat16 else 'float32'}"
         return [side, *(f"{seconds[name]:.0f} s" if name in seconds else "" for name in commands.COMMANDS)]
 
     bfloat16 = any(flag.endswith("bf16") for flag in recorded[0]["machine"]["flags"])
     lines = [line(recorded[0]["provenance"], "", bfloat16, commands.times(recorded))]
     for row in rows:
         if row["part"] == "commands":
-            more = f", told to use {row['kind']}" if row["emulated"] else ""
+            more = f", {row['kind']}" + " (emulated)" * row["emulated"]
             lines.append(line(row["provenance"], more, "bf16" in KINDS[row["kind"]][2], row["seconds"]))
     titles = [f"`{' '.join(command)}`" for command in commands.COMMANDS.values()]
     return _common.table(["from start to end", *titles], lines)

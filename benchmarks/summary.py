@@ -13,7 +13,6 @@ import statistics
 
 from benchmarks import (
     ablation,
-    brain,
     classes,
     commands,
     deep_structures,
@@ -53,9 +52,8 @@ QUESTIONS = {  # what each benchmark asks, by its record
     "object_sizes": "and objects of other sizes than those that it has seen?",
     "own_data": "eight labelled crops of a real picture: what helps, and what do MONAI's networks reach?",
     "grey_values": "are small bright objects told from clutter that is less bright, and tissue from tissue?",
-    "brain": "does a 3D U-Net find grey matter in a brain template, beside MONAI's networks?",
     "classes": "are several classes told apart by shape, rare ones too, and by which loss?",
-    "deep_structures": "and five structures of a brain, beside MONAI's networks?",
+    "deep_structures": "does a 3D U-Net find five structures deep in a brain, beside MONAI's networks?",
     "faults": "what of kills, signals, dead servers, full disks and bad input is survived?",
     "shared_server": "is everything there when four scripts at once write to one server?",
     "same_bits": "does the code of now give the bits of the record?",
@@ -372,7 +370,6 @@ PIECES = {  # name: the record that must be there, and what the page says of it
     "object_sizes": ("object_sizes", object_sizes.describe),
     "grey_values": ("grey_values", lambda found: grey_values.scores_table(found["rows"])),
     "own_data": ("own_data", lambda found: own_data.scores_table(found["rows"])),
-    "brain": ("brain", lambda found: brain.scores_table(found["rows"], "back-front")),
     "classes": ("classes", several_classes),
     "losses": ("classes", lambda found: classes.losses_table(found["rows"])),
     "deep_structures": ("deep_structures", lambda found: deep_structures.scores_table(found["rows"])),

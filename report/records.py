@@ -30,39 +30,6 @@ def object_sizes(found: dict) -> dict:
     return {"images": found["images"], "rows": [{key: row[key] for key in kept} for row in found["rows"]]}
 
 
-def brain(found: dict) -> dict:
-    """Of the split back-front: Dice and surface distance by side and budget; of MONAI's rates as `brain.best_rates`."""
-    groups = {}
-    for row in found["rows"]:
-        if row["halves"] == "back-front":
-            of_side = groups.setdefault((row["side"], f"{row['budget']:g}"), {})
-            of_side.setdefault(row.get("rate"), []).append(row)
-    sides, rates = {}, set()
-    for (side, budget), of_rate in groups.items():
-        rates |= {rate for rate in of_rate if rate}
-        best = max(of_rate, key=lambda rate: (len(of_rate[rate]), statistics.mean(r["dice"] for r in of_rate[rate])))
-        some = of_rate[best]
-        sides.setdefault(side, {})[budget] = {
-            "dice": over_seeds(row["dice"] for row in some),
-            "surface": over_seeds(row["surface"] for row in some),
-            "seeds": len(some),
-        }
-    budgets = sorted({budget for side, row in sides.items() if side != "interval" for budget in row}, key=float)
-    first = {side: {r["seed"]: r["dice"] for r in groups[side, budgets[0]][None]} for side in ("lab", "slices")}
-    both = sorted(first["lab"].keys() & first["slices"].keys())
-    overruns = [r["seconds"] / r["budget"] - 1 for of in groups.values() for r in of.get(None, ()) if r["budget"]]
-    return {
-        "sides": sides,
-        "parameters": {
-            side: next(r["parameters"] for r in of[None]) for (side, _), of in groups.items() if side in first
-        },
-        "budgets": budgets,
-        "num_rates": len(rates),
-        "slices_ahead": paired(*([of[seed] for seed in both] for of in first.values())),
-        "overrun": max(overruns),
-    }
-
-
 def commands(found: dict) -> dict:
     """The longest time of each command; of volume_segmentation.py mean Dice over the seeds, beside two references."""
     rows = [row for row in found["rows"] if row["name"] == "volumes"]
@@ -174,7 +141,19 @@ def deep_structures(found: dict) -> dict:
     sides = {row["side"]: 0 if row["side"] == "windows" else budget for row in found["rows"]}
     best = {side: benchmark.best_rates(found["rows"], side, seconds) for side, seconds in sides.items()}
     seconds = statistics.mean(row["seconds"] for row in best["ours"])
-    return {"seconds": seconds, **{side: over_seeds(row["dice"] for row in rows) for side, rows in best.items()}}
+    return {
+        "seconds": seconds,
+        "num_rates": len(benchmark.RATES),
+        "sides": {
+            side: {
+                "dice": over_seeds(row["dice"] for row in rows),
+                "structures": {
+                    _key(name): over_seeds(row["structures"][name] for row in rows) for name in benchmark.STRUCTURES
+                },
+            }
+            for side, rows in best.items()
+        },
+    }
 
 
 READERS = {
@@ -184,7 +163,6 @@ READERS = {
     "object_sizes": object_sizes,
     "own_data": own_data,
     "grey_values": grey_values,
-    "brain": brain,
     "commands": commands,
     "faults": faults,
     "processors": processors.compared,
@@ -206,7 +184,7 @@ def compute() -> list[dict]:
         return row.get("wall_seconds") or row.get("training_seconds") or row.get("seconds") or 0
 
     sums = {}
-    for name in ("scores", "ablation", "noise", "time_to_score", "own_data", "brain"):
+    for name in ("scores", "ablation", "noise", "time_to_score", "own_data", "deep_structures"):
         rows = trainings(name)
         if rows:
             sums[name] = (len(rows), sum(map(seconds, rows)))
@@ -221,16 +199,9 @@ def compute() -> list[dict]:
 
 
 def trainings(name: str) -> list[dict]:
-    """The rows of a record that are trainings of their own: no score of a threshold, nor of a run at another time."""
-    again = ("Otsu", "interval", "mean of weights", "flips")  # the last two are scores of the training of `ours`
-    rows = [row for row in _common.rows(name) if row.get("side") not in again]
-    if name != "brain":
-        return rows
-    # MONAI's networks, which have a rate, are scored at several times of one training.
-    kept = {}
-    for row in sorted(rows, key=lambda row: row["budget"]):
-        kept[row["side"], row["halves"], row["seed"], row.get("rate") or row["budget"]] = row
-    return list(kept.values())
+    """The rows of a record that are trainings of their own: no score of a threshold, nor of another row's training."""
+    again = ("Otsu", "windows", "mean of weights", "flips")  # the last two are scores of the training of `ours`
+    return [row for row in _common.rows(name) if row.get("side") not in again]
 
 
 def _key(name: str) -> str:

@@ -1,6 +1,7 @@
 """The benchmarks' small helpers by arithmetic, their commands, their records."""
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -11,7 +12,6 @@ import time
 import zipfile
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +20,6 @@ import unet_segmentation as unet
 from benchmarks import (
     _common,
     ablation,
-    brain,
     classes,
     commands,
     deep_structures,
@@ -104,21 +103,15 @@ def test_every_training_that_is_run_is_one_that_the_script_understands(flags):
 
 
 def test_a_training_takes_as_many_steps_as_fill_its_time(monkeypatch):
-    clock, todo, speeds = [0.0], [], iter([0.1, 0.1, 0.2, 0.2])  # seconds a step: two trials, two trainings
-    monkeypatch.setattr(brain.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(brain, "score", lambda test, probs: {})
-
-    def prepare(steps):
-        todo.append(steps)
-        return SimpleNamespace(count_params=lambda: 7), fit
+    clock, todo, speeds = [0.0], [], iter([0.1, 0.1, 0.2])  # seconds a step: two trials, and the training
+    monkeypatch.setattr(deep_structures.time, "perf_counter", lambda: clock[0])
 
     def fit():
         clock[0] += 5 + todo[-1] * next(speeds)  # 5 s to trace
 
-    args = SimpleNamespace(budgets=[40, 90])
-    first, second = brain.train_for_budgets(prepare, lambda model: None, None, args)
-    assert todo[:2] == [1, 100] and first["steps"] == 349 and first["seconds"] == pytest.approx(5 + 69.8)
-    assert second["seconds"] == pytest.approx(90, rel=0.01)
+    found, row = deep_structures.train_for(40, lambda steps: todo.append(steps) or (f"of {steps} steps", fit))
+    assert todo == [1, 100, 349] and found == "of 349 steps"
+    assert row == {"steps": 349, "seconds": pytest.approx(5 + 69.8)}
 
 
 def test_the_commands_of_the_readme_are_told_by_their_medians_and_their_seeds():
@@ -127,7 +120,7 @@ def test_the_commands_of_the_readme_are_told_by_their_medians_and_their_seeds():
     of_kind = {**here, "kind": "AMX", "part": "commands", "emulated": True, "seconds": {"circles": 91.4}}
     *_, first, second = machines.times_table([of_kind], rows).splitlines()
     assert first == "| a CPU, 2 cores, float32 |  |  |  | 6 s |"
-    assert second == "| a CPU, 2 cores, told to use AMX, bfloat16 | 91 s |  |  |  |"
+    assert second == "| a CPU, 2 cores, AMX (emulated), bfloat16 | 91 s |  |  |  |"
     for seed, width, dice in ((1, 1.5, 0.9), (2, 2, 0.8)):
         filtered = {f"Gaussian filter of {width:g}, threshold": {"image_dice": 0.7}}
         found = {"test": {"image_dice": dice}, "baselines": filtered}
@@ -203,17 +196,12 @@ def test_a_collapsed_run_is_told_and_not_in_the_means():
 
 def test_of_a_networks_rates_the_one_of_most_seeds_goes_into_the_table():
     def rows(rate, *found):
-        more = {"halves": "back-front", "side": "UNet", "budget": 40, "rate": rate}
+        more = {"halves": "left-right", "side": "UNet", "budget": 40, "rate": rate}
         return [{**more, "seed": seed, "dice": dice} for seed, dice in enumerate(found)]
 
-    assert brain.best_rates([*rows(1e-3, 0.9), *rows(3e-3, 0.8, 0.7)]) == rows(3e-3, 0.8, 0.7)
-    assert brain.best_rates([*rows(1e-3, 0.9), *rows(3e-3, 0.8)]) == rows(1e-3, 0.9)
-
-
-def test_a_cell_says_of_how_many_seeds_it_is_if_not_of_all():
-    rows = [{"dice": dice, "surface": surface, "steps": 9} for dice, surface in ((0.5, 2.0), (0.7, None))]
-    assert brain.describe(rows, 2) == "0.6000 (2.00 mm, 9 steps)"
-    assert brain.describe(rows[1:], 2) == "0.7000 (9 steps, 1 of the seeds)" and brain.describe([], 2) == ""
+    best = functools.partial(deep_structures.best_rates, side="UNet", budget=40)
+    assert best([*rows(1e-3, 0.9), *rows(3e-3, 0.8, 0.7)]) == rows(3e-3, 0.8, 0.7)
+    assert best([*rows(1e-3, 0.9), *rows(3e-3, 0.8)]) == rows(1e-3, 0.9)
 
 
 def test_every_fiftieth_object_is_of_the_rare_class_and_no_two_touch():

@@ -2,7 +2,6 @@
 
 import collections
 import importlib.util
-import itertools
 import json
 import re
 import shlex
@@ -17,7 +16,7 @@ from PIL import Image
 
 import metrics
 from benchmarks import _common, ablation, processors, repeats
-from benchmarks.brain import RATES, best_rates
+from benchmarks.deep_structures import RATES, STRUCTURES, best_rates
 from benchmarks.intervals import paired, wilson
 from lab.model.memory import MARGIN
 from report import build, experiments, figures, records, screenshot, textbook
@@ -42,18 +41,6 @@ def copy(tmp_path_factory):
 
 
 RECORDS = {  # of the shape that benchmarks/ records, for those that may be missing
-    "brain": {
-        "rows": [
-            {"halves": "back-front", "side": side, "budget": budget, "seed": seed, "dice": dice, "surface": 1.5 - dice}
-            | ({"rate": rate} if rate else {"seconds": budget + seed, "parameters": 350457})
-            for side, budget, seed, rate, dice in [
-                ("interval", 0, 0, None, 0.6),
-                *((side, b, s, None, 0.7 + s / 100) for side in ("lab", "slices") for b in (40, 90) for s in (0, 1)),
-                *(("UNet", b, s, r, 0.5 + r) for b in (40, 90) for s in (0, 1) for r in (0.01, 0.1)),
-            ]
-        ]
-        + [{"halves": "left-right", "side": "lab", "budget": 40, "seed": 0, "dice": 0.99, "surface": 0.1}]
-    },
     "classes": {
         "rows": [
             {"part": "shapes", "side": "lab", "seed": seed, "rate": None, "test": {"image_dice": 0.98 + seed / 100}}
@@ -75,7 +62,7 @@ RECORDS = {  # of the shape that benchmarks/ records, for those that may be miss
     "deep_structures": {
         "rows": [
             {"halves": "left-right", "side": side, "budget": budget, "seed": seed, "rate": rate}
-            | {"seconds": budget + seed, "dice": dice + seed / 10}
+            | {"seconds": budget + seed, "dice": dice + seed / 10, "structures": dict.fromkeys(STRUCTURES, dice)}
             for side, budget, rate, dice in [
                 ("windows", 0, None, 0.1),
                 ("ours", 9, None, 0.8),
@@ -201,7 +188,7 @@ def test_the_editions_have_the_same_sections_figures_tables_commands_and_citatio
 def test_what_is_not_recorded_is_left_out_and_what_is_recorded_is_there(copy):
     results = json.loads((copy / "report" / "results.json").read_text())
     labels = {figure.get("label") for figure in ask(copy, "en", "figure")}
-    for name in ("brain", "faults", "photographs", "own_data"):
+    for name in ("deep_structures", "faults", "photographs", "own_data"):
         assert (f"<tab-{name.replace('_', '-')}>" in labels) == (name in results["records"])
 
 
@@ -367,18 +354,12 @@ def test_the_text_claims_the_differences_that_the_records_carry():
     assert rare["dice"]["k"] - rare["dice_tiny"]["k"] > rare["pooled_dice_one"]["k"] - rare["pooled_dice"]["k"]
     for share in ("10", "1"):
         assert all(results["e3"][share][loss]["failed"]["k"] == 0 for loss in ("bce", *losses))
-    brain = results["records"]["brain"]["sides"]
-    (interval,) = (found["dice"]["mean"] for found in brain.pop("interval").values())
-    assert all(found["dice"]["mean"] < interval for of_time in brain.values() for found in of_time.values())
-    ends = brain["lab"][results["records"]["brain"]["budgets"][-1]]["dice"]
-    assert ends["min"] < min(brain["lab"]["90"]["dice"]["values"]) and ends["max"] > interval
-    rows = [row for row in _common.rows("brain") if row["side"] in ("UNet", "DynUNet")]
-    for side, budget in itertools.product(("UNet", "DynUNet"), (40, 90)):
-        seeds = collections.Counter(r["rate"] for r in rows if (r["side"], r["budget"]) == (side, budget))
-        (led,) = best_rates([row for row in rows if (row["side"], row["budget"], row["seed"]) == (side, budget, 0)])
-        assert seeds[led["rate"]] == 3 and list(seeds.values()).count(3) in (2, 3)
-    (largest,) = {row["rate"] for row in best_rates(rows) if (row["side"], row["budget"]) == ("UNet", 90)}
-    assert largest == max(RATES)
+    structures = results["records"]["deep_structures"]["sides"]
+    assert structures["windows"]["dice"]["max"] < 0.1
+    for name, found in structures["absent"]["structures"].items():
+        assert (found["max"] < 0.01) == (name in ("amygdala", "accumbens")), "which of them are lost"
+    best = {side: best_rates(_common.rows("deep_structures"), side, 300)[0]["rate"] for side in ("UNet", "DynUNet")}
+    assert best["DynUNet"] == max(RATES) and min(RATES) < best["UNet"] < max(RATES)
     missing = {row["attack"]: sum(n - k for k, n in row["outcomes"].values()) for row in _common.rows("faults")}
     assert missing.pop("signals") == 1 and not any(missing.values())
     assert results["e8"]["full"]["same"]
@@ -409,13 +390,6 @@ def test_an_interval_of_a_share_is_that_of_wilson():
     assert wilson(1, 2)["low"] + wilson(1, 2)["high"] == pytest.approx(1)
 
 
-def test_of_the_rates_of_a_network_the_one_with_the_best_mean_is_taken():
-    found = records.brain(RECORDS["brain"])
-    assert found["sides"]["UNet"]["40"]["dice"]["mean"] == pytest.approx(0.6) and found["num_rates"] == 2
-    assert found["sides"]["lab"]["40"]["seeds"] == 2 and found["budgets"] == ["40", "90"]  # not the easy split's
-    assert found["slices_ahead"]["mean"] == 0 and found["overrun"] == pytest.approx(1 / 40)
-
-
 def test_processors_are_named_plainly_and_the_largest_step_is_found():
     found = processors.compared(RECORDS["processors"])
     assert (found["here"], found["there"]) == ("AMD EPYC", "Intel Xeon") and found["same"]["k"] == 1
@@ -442,7 +416,8 @@ def test_classes_are_told_by_the_seeds_that_chose_nothing():
     assert found["confusion"]["square"] == {"background": 3 / 57, "disc": 0, "square": 54 / 57, "triangle": 0}
     assert found["losses"]["dice_ce"]["values"] == [0.5, 0.6] and "ce_weights" not in found["losses"]
     structures = records.deep_structures(RECORDS["deep_structures"])
-    assert structures["seconds"] == 9.5 and structures["ours"]["values"] == pytest.approx([0.8, 0.9])
+    assert structures["seconds"] == 9.5 and structures["sides"]["ours"]["dice"]["values"] == pytest.approx([0.8, 0.9])
+    assert structures["sides"]["absent"]["structures"]["brain_stem"]["mean"] == 0.5
 
 
 def test_a_record_that_is_missing_has_no_paragraph(monkeypatch, tmp_path):
@@ -455,11 +430,10 @@ def test_a_record_that_is_missing_has_no_paragraph(monkeypatch, tmp_path):
 
 def test_a_training_is_counted_once(monkeypatch, tmp_path):
     monkeypatch.setattr(records._common, "RESULTS", tmp_path)
-    for name in ("brain", "own_data"):
+    for name in ("deep_structures", "own_data"):
         (tmp_path / f"{name}.json").write_text(json.dumps(RECORDS[name]))
     runs = {row["record"]: row["runs"] for row in records.compute()}
-    # Of the lab's sides one for each time and seed, of MONAI's one for each rate and seed, scored at both times.
-    assert runs == {"brain": 8 + 4 + 1, "own_data": 2 * (3 + 3 + 1 + 3 + 3)}
+    assert runs == {"deep_structures": 4 * 2, "own_data": 2 * (3 + 3 + 1 + 3 + 3)}  # windows are not trained
 
 
 def test_every_cell_is_recorded_with_its_circumstances():

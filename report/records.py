@@ -118,9 +118,11 @@ def classes(found: dict) -> dict:
         "dice": over_seeds(row["test"]["image_dice"] for row in shapes),
         **{what: benchmark.count(shapes, what, names) for what in ("objects", "confused")},
     }
-    if all("confusion" in row for row in shapes):
-        counts = np.sum([row["confusion"] for row in shapes], axis=0)
+    matrices = [row["confusion"] for row in shapes if "confusion" in row]
+    if matrices:
+        counts = np.sum(matrices, axis=0)
         titles, shares = ("background", *names), counts / counts.sum(axis=1, keepdims=True)
+        result["confusion_seeds"] = len(matrices)
         result["confusion"] = {
             true: dict(zip(titles, line.tolist(), strict=True)) for true, line in zip(titles, shares, strict=True)
         }

@@ -175,7 +175,7 @@ def fit(
             report(logs, epoch + 1, timestamps[-1])
 
     class Progress(keras.callbacks.ProgbarLogger):
-        """Keras's line of an epoch without the scores of each class: with ten classes it would have 120 numbers."""
+        """Keras's line of an epoch without the scores of each class: with ten classes it would have 50 numbers."""
 
         def on_train_batch_end(self, batch, logs=None):
             super().on_train_batch_end(batch, without_classes(logs))
